@@ -1,0 +1,108 @@
+//! What changes in the kernel: the output of the pure half of sluice and the input of
+//! `datapath::Datapath::apply`.
+//!
+//! Everything is a keyed upsert or delete, so that applying a delta twice is harmless, and a full
+//! state is a delta from nothing.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::model::{Backend, Identity, Protocol};
+use crate::policy::map_state::SubjectDelta;
+
+/// All changes of one transaction. The datapath applies them in an order in which no packet finds
+/// a hole: addresses and classes first, then policies, then endpoints and Services, then removals.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Delta {
+    /// Policy revision that these changes realize.
+    pub revision: u64,
+    pub ipcache: Vec<(IpNet, Option<IpcacheEntry>)>,
+    /// Prefix -> class identity, for `ipBlock` and `networks` rules.
+    pub address_classes: Vec<(IpNet, Option<Identity>)>,
+    pub policies: Vec<SubjectDelta>,
+    pub endpoints: Vec<EndpointChange>,
+    pub services: Vec<(ServiceFrontend, Option<ServiceEntry>)>,
+    pub node: Option<NodeSettings>,
+}
+
+impl Delta {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ipcache.is_empty()
+            && self.address_classes.is_empty()
+            && self.policies.is_empty()
+            && self.endpoints.is_empty()
+            && self.services.is_empty()
+            && self.node.is_none()
+    }
+}
+
+/// What an address prefix stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpcacheEntry {
+    pub identity: Identity,
+    /// The node that a remote pod is behind.
+    pub tunnel_endpoint: Option<IpAddr>,
+    pub class: AddressKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressKind {
+    Pod,
+    Node,
+    /// Inside the cluster's pod range, but of no pod that we know: unknown, never world.
+    ClusterRange,
+    World,
+}
+
+/// A local pod appears, changes or goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointChange {
+    /// Keyed by `namespace/name`. The device is found by the datapath's own registry: the endpoint
+    /// room knows it from `endpoint add`, CNI or the lab.
+    Upsert {
+        pod: String,
+        addresses: Vec<IpAddr>,
+        identity: Identity,
+    },
+    Remove {
+        pod: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceFrontend {
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// `namespace/name`, for tables.
+    pub service: String,
+    /// Empty: connections are rejected.
+    pub backends: Vec<Backend>,
+    /// `sessionAffinity: ClientIP` timeout.
+    pub affinity_secs: Option<u32>,
+}
+
+/// Switches and addresses of the node itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeSettings {
+    pub addresses: Vec<IpAddr>,
+    pub host_firewall: bool,
+    pub deny_response: DenyResponse,
+}
+
+/// What the sender of a denied packet gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DenyResponse {
+    /// Silence.
+    #[default]
+    Drop,
+    /// TCP RST, or ICMP "administratively prohibited".
+    Reject,
+}

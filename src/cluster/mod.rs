@@ -1,0 +1,50 @@
+//! One node's view of the cluster. PURE: objects in, a [`delta::Delta`] for the datapath out.
+//!
+//! The agent and the offline judge run this same code, so that what a test says is what the node
+//! does. See [`delta`] for the output.
+
+pub mod delta;
+
+use crate::model::{Kind, Object, ObjectRef};
+use crate::policy::rule::{CidrGroup, Policy};
+
+/// Anything that a manifest can hold, validated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resource {
+    Object(Object),
+    Policy(Policy),
+    CidrGroup(CidrGroup),
+    Secret(Secret),
+}
+
+/// A Secret, for `headerMatches.secret`. Its values are never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    pub namespace: String,
+    pub name: String,
+    pub data: std::collections::BTreeMap<String, Vec<u8>>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret {}/{} ({} keys)", self.namespace, self.name, self.data.len())
+    }
+}
+
+impl Resource {
+    pub fn reference(&self) -> ObjectRef {
+        match self {
+            Resource::Object(object) => object.reference(),
+            Resource::Policy(policy) => policy.object.clone(),
+            Resource::CidrGroup(group) => ObjectRef::new(Kind::CiliumCIDRGroup, "", &group.name),
+            Resource::Secret(secret) => ObjectRef::new(Kind::Secret, &secret.namespace, &secret.name),
+        }
+    }
+}
+
+/// One step of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Upsert(Resource),
+    Delete(ObjectRef),
+}

@@ -1,0 +1,11 @@
+//! sluice: zero-trust pod networking in one binary.
+//!
+//! `ARCHITECTURE.md` says which room a line of code lives in and who may call whom.
+
+#![deny(unsafe_code)]
+#![warn(missing_debug_implementations)]
+
+pub mod cluster;
+pub mod datapath;
+pub mod model;
+pub mod policy;

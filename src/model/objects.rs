@@ -1,0 +1,130 @@
+//! Pods, namespaces, nodes and Services in our own words: what is left of a Kubernetes object
+//! once `k8s` has validated it. Policies have their own types in `policy::rule`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::{Kind, ObjectRef, Protocol};
+
+/// Plain Kubernetes labels (no source).
+pub type KubeLabels = BTreeMap<String, String>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    pub name: String,
+    /// As in the API server: includes `kubernetes.io/metadata.name`.
+    pub labels: KubeLabels,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerPort {
+    pub name: Option<String>,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub labels: KubeLabels,
+    /// Empty while unscheduled.
+    pub node: Option<String>,
+    /// Empty until an address is assigned.
+    pub addresses: Vec<IpAddr>,
+    pub host_network: bool,
+    /// `default` when the object says nothing.
+    pub service_account: String,
+    pub ports: Vec<ContainerPort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: String,
+    pub labels: KubeLabels,
+    /// InternalIP and ExternalIP addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    Number(u16),
+    Name(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    pub name: Option<String>,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub target: TargetPort,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub namespace: String,
+    pub name: String,
+    pub labels: KubeLabels,
+    /// Empty for headless Services and for ones that wait for an address.
+    pub cluster_ips: Vec<IpAddr>,
+    pub headless: bool,
+    /// `None`: endpoints are managed by hand.
+    pub selector: Option<KubeLabels>,
+    pub ports: Vec<ServicePort>,
+    /// `sessionAffinity: ClientIP` timeout in seconds.
+    pub affinity_secs: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    pub addresses: Vec<IpAddr>,
+    pub ready: bool,
+    pub node: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    pub name: Option<String>,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// An EndpointSlice; `v1` Endpoints are converted to this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub namespace: String,
+    pub name: String,
+    /// From the label `kubernetes.io/service-name` (Endpoints: the object's own name).
+    pub service: String,
+    pub endpoints: Vec<SliceEndpoint>,
+    pub ports: Vec<SlicePort>,
+}
+
+/// One address and port behind a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+/// Any cluster object that is not a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    Namespace(Namespace),
+    Pod(Pod),
+    Node(Node),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+}
+
+impl Object {
+    pub fn reference(&self) -> ObjectRef {
+        match self {
+            Object::Namespace(o) => ObjectRef::new(Kind::Namespace, "", &o.name),
+            Object::Pod(o) => ObjectRef::new(Kind::Pod, &o.namespace, &o.name),
+            Object::Node(o) => ObjectRef::new(Kind::Node, "", &o.name),
+            Object::Service(o) => ObjectRef::new(Kind::Service, &o.namespace, &o.name),
+            Object::EndpointSlice(o) => ObjectRef::new(Kind::EndpointSlice, &o.namespace, &o.name),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Layer 7 rules, as types. All regular expressions are already compiled once by `k8s` for
+//! validation; here they are text, so that rules can be compared and hashed.
+
+use std::sync::Arc;
+
+/// The L7 part of one `toPorts` element: one protocol each.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum L7Rules {
+    /// ORed; never empty.
+    Http(Vec<HttpRule>),
+    /// ORed; never empty.
+    Dns(Vec<DnsPattern>),
+    /// `serverNames`; ORed; never empty.
+    Tls(Vec<DnsPattern>),
+}
+
+/// Members are ANDed; an absent member matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HttpRule {
+    /// Regular expressions that must match the whole value.
+    pub method: Option<Arc<str>>,
+    pub path: Option<Arc<str>>,
+    pub host: Option<Arc<str>>,
+    pub headers: Vec<HeaderMatch>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HeaderMatch {
+    /// Lower case.
+    pub name: Arc<str>,
+    pub value: HeaderValue,
+    pub mismatch: Mismatch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HeaderValue {
+    Present,
+    Exact(Arc<str>),
+    /// Value from a Secret (`headerMatches.secret`): namespace, name, key.
+    Secret {
+        namespace: Arc<str>,
+        name: Arc<str>,
+        key: Option<Arc<str>>,
+    },
+}
+
+/// What happens when the header does not match (`headerMatches.mismatch`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mismatch {
+    /// The rule does not match.
+    Deny,
+    Log,
+    Add,
+    Delete,
+    Replace,
+}
+
+/// `matchName` or `matchPattern` of DNS, FQDN and SNI rules, canonical: lower case, ASCII, no
+/// trailing dot, neighbouring stars collapsed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DnsPattern {
+    Name(Arc<str>),
+    Pattern(Arc<str>),
+}

@@ -1,0 +1,136 @@
+//! The compiled policy of one subject: what a packet is looked up in.
+//!
+//! A verdict is the best entry of at most nine cells:
+//!
+//! ```text
+//! {peer identity, address class of the peer, any} x {(protocol, port), (protocol, any), (any, any)}
+//! ```
+//!
+//! Each cell holds at most one entry with two slots. Among the admin slots of the cells found the
+//! highest precedence decides; `Pass` or nothing leaves it to the highest precedence of the normal
+//! slots (baseline rules are normal slots with lower precedences); nothing there leaves it to the
+//! default of the direction. Because a slot holds the maximum over all rules of its cell, and a
+//! packet's cells together cover exactly the rules that match it, the maximum over the cells is the
+//! maximum over all matching rules: no rule order, prefix length or port width can hide a deny.
+//!
+//! Port ranges: the ports of a protocol are cut into classes that no rule tells apart. A port that
+//! no range covers is its own class (`PortClass::Exact`).
+
+use crate::model::{Direction, Identity, PortRange, Protocol};
+
+/// The port member of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PortClass {
+    /// Every port (and, with `protocol: None`, every protocol).
+    Any,
+    /// A destination port, or an ICMP type.
+    Exact(u16),
+    /// Ports covered by the same set of ranges; numbered for each subject.
+    Class(u32),
+}
+
+/// A cell. `protocol: None` goes with `PortClass::Any` only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PolicyKey {
+    pub direction: Direction,
+    /// Peer identity or address class; [`Identity::UNKNOWN`] (0) is any peer.
+    pub identity: Identity,
+    pub protocol: Option<Protocol>,
+    pub port: PortClass,
+}
+
+/// Higher wins. 0 is never used. Inside the normal tier: deny, redirect, allow, then baseline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Precedence(pub u32);
+
+/// Which rules an entry came from: index into the engine's table, and of the kernel's hit counters.
+/// 0 is no rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleSetId(pub u32);
+
+/// Which proxy takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Proxy {
+    Http,
+    Dns,
+    Tls,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SlotAction {
+    Allow,
+    Deny,
+    /// Admin slot only.
+    Pass,
+    Redirect(Proxy),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub precedence: Precedence,
+    pub action: SlotAction,
+    pub rules: RuleSetId,
+}
+
+/// Never both `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyEntry {
+    pub admin: Option<Slot>,
+    pub normal: Option<Slot>,
+}
+
+/// Facts about one direction of a subject's policy that the datapath keeps beside the entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirectionInfo {
+    /// Nothing matched: drop.
+    pub default_deny: bool,
+    /// Some entry's identity is an address class.
+    pub address_classes: bool,
+    /// Some entry's port is a `PortClass::Class`.
+    pub ranges: bool,
+    /// Which kinds of cells exist (a lookup skips the others).
+    pub cells: CellKinds,
+}
+
+/// See `SLUICE_PF_*`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CellKinds {
+    pub id_exact: bool,
+    pub id_protocol: bool,
+    pub id_any: bool,
+    pub any_exact: bool,
+    pub any_protocol: bool,
+    pub any_any: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyInfo {
+    pub ingress: DirectionInfo,
+    pub egress: DirectionInfo,
+}
+
+/// Ports `range` of `protocol` belong to class `class`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortClassRange {
+    pub direction: Direction,
+    pub protocol: Protocol,
+    pub range: PortRange,
+    pub class: u32,
+}
+
+/// Change of one subject's compiled policy. Applied in this order, so that at every moment a
+/// packet meets the old rules, the new rules, or their union (which passes nothing that both deny
+/// and drops nothing that both allow): port classes and upserts, then the info, then deletes, then
+/// the epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubjectDelta {
+    /// Identity of the endpoints that have this policy; [`Identity::HOST`] for the node itself.
+    pub subject: Identity,
+    pub info: PolicyInfo,
+    pub upserts: Vec<(PolicyKey, PolicyEntry)>,
+    pub deletes: Vec<PolicyKey>,
+    pub class_upserts: Vec<PortClassRange>,
+    pub class_deletes: Vec<PortClassRange>,
+    /// The subject is gone: everything of it is to be deleted.
+    pub removed: bool,
+}

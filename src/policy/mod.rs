@@ -1,0 +1,14 @@
+//! The policy engine. PURE: identities and rules in, map states and verdicts out.
+//!
+//! - [`rule`]: what a policy says, in types; `k8s` produces it, nothing here knows YAML.
+//! - [`selector`]: label selectors.
+//! - [`l7`]: HTTP, DNS and TLS rules (types here, matching in the same module).
+//! - [`map_state`]: the compiled form: keys, entries, precedence; `datapath` converts it.
+//! - [`engine`]: repository, selector cache and resolved subjects, kept up to date by deltas.
+//! - [`decision`]: verdicts with the rules behind them.
+
+pub mod decision;
+pub mod l7;
+pub mod map_state;
+pub mod rule;
+pub mod selector;
