@@ -5,7 +5,11 @@
 #![deny(unsafe_code)]
 #![warn(missing_debug_implementations)]
 
+pub mod cli;
 pub mod cluster;
 pub mod datapath;
 pub mod model;
 pub mod policy;
+
+#[cfg(test)]
+mod rooms;

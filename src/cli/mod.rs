@@ -1,0 +1,137 @@
+//! Arguments in, an exit code out: parses, calls one room, prints.
+//!
+//! Exit codes (documented in `docs/cli.md`): 0 done; 1 the answer is no (a test failed, a check
+//! found a problem, the thing asked for is not there); 2 the input is invalid or the command line
+//! is wrong; 3 the agent or server cannot be reached; 4 not permitted.
+
+mod style;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// What a command ends with.
+pub type CliResult = Result<Exit, CliError>;
+
+/// The ordinary ends of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Done,
+    /// The answer is no.
+    Negative,
+    /// Invalid input; every problem has been printed.
+    Invalid,
+}
+
+/// A failure, with the exit code that scripts may rely on.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("{0}")]
+    NotPermitted(String),
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+impl CliError {
+    fn code(&self) -> u8 {
+        match self {
+            CliError::Failed(_) => 1,
+            CliError::Invalid(_) => 2,
+            CliError::Unreachable(_) => 3,
+            CliError::NotPermitted(_) => 4,
+        }
+    }
+}
+
+/// Zero-trust pod networking in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version = version(), about, help_template = style::TEMPLATE, after_help = style::TOUR,
+          disable_help_subcommand = true, arg_required_else_help = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print a shell completion script
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Manpages { directory: std::path::PathBuf },
+}
+
+/// Parses the process's arguments and runs the command.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // Nothing can be done about a closed terminal.
+            error.print().ok();
+            return ExitCode::from(code);
+        }
+    };
+    match run(cli.command) {
+        Ok(Exit::Done) => ExitCode::SUCCESS,
+        Ok(Exit::Negative) => ExitCode::from(1),
+        Ok(Exit::Invalid) => ExitCode::from(2),
+        Err(error) => {
+            anstream::eprintln!("{}error:{} {error}", style::ERROR, style::RESET);
+            ExitCode::from(error.code())
+        }
+    }
+}
+
+fn run(command: Command) -> CliResult {
+    match command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut std::io::stdout());
+            Ok(Exit::Done)
+        }
+        Command::Manpages { directory } => manpages(&directory),
+    }
+}
+
+fn manpages(directory: &std::path::Path) -> CliResult {
+    use anyhow::Context as _;
+    std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    clap_mangen::generate_to(Cli::command(), directory)
+        .with_context(|| format!("write man pages into {}", directory.display()))?;
+    Ok(Exit::Done)
+}
+
+/// `0.1.0 (commit 0123456789ab, BPF ABI 1)`.
+fn version() -> String {
+    format!(
+        "{} (commit {}, BPF ABI {})",
+        env!("CARGO_PKG_VERSION"),
+        env!("SLUICE_COMMIT"),
+        crate::datapath::abi::ABI_VERSION
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_tour_names_every_command() {
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            let line = format!("\n  {} ", command.get_name());
+            assert!(style::TOUR.contains(&line), "`sluice --help` does not mention {}", command.get_name());
+        }
+    }
+}
