@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod cluster;
 pub mod datapath;
+pub mod flow;
 pub mod model;
 pub mod policy;
 
