@@ -168,8 +168,8 @@ struct node_config { /* sl_config: ARRAY[1] */
 	__u16 nat_port_min; /* masquerade ports */
 	__u16 nat_port_max;
 	__u8 router_mac[6]; /* source MAC towards pods */
-	__u8 pad[2];
-	__u32 pad2;
+	__u16 tunnel_port; /* UDP port of the VXLAN device: its outer packets are not the node's own traffic */
+	__u32 pad;
 };
 
 struct ipcache_entry { /* sl_ipcache_exact: HASH by sluice_addr; sl_ipcache_lpm: LPM_TRIE */
@@ -215,7 +215,7 @@ struct policy_entry {
 	struct policy_slot normal; /* baseline rules too: below every normal precedence */
 };
 
-struct policy_info { /* sl_policy_info: ARRAY by policy_id */
+struct policy_info { /* sl_policy_info: ARRAY by policy_id; id 0 is never used, it means "no policy" */
 	__u32 epoch;	 /* never 0 once loaded; drawn from one node-wide counter, so that equal epoch means same policy, same content */
 	__u32 flags[2];	 /* by direction, SLUICE_PF_* */
 	__u32 subject_identity;
@@ -256,9 +256,13 @@ struct ct_key {
 #define SLUICE_CT_HAIRPIN 0x0400u
 #define SLUICE_CT_SYN_ONLY 0x0800u	/* TCP, no answer seen yet */
 
+#define SLUICE_CT_TUNNEL 0x1000u	/* the other node is reached through the tunnel */
+
 struct ct_side {
-	__u32 epoch;	 /* policy_info.epoch under which this side's policy allowed the flow; 0: side is not local */
-	__u32 policy_id; /* policy of the local endpoint on this side */
+	__u32 epoch;	   /* policy_info.epoch under which this side's policy allowed the flow; 0 for the
+				  * host side while the host firewall is off */
+	__u16 policy_id;   /* policy of the local endpoint on this side; 0: side is not local */
+	__u16 endpoint_id; /* of sl_ep_stats */
 	__u32 ifindex;	 /* its device; 0: not local */
 	__u32 identity;
 };
