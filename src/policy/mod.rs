@@ -5,10 +5,13 @@
 //! - [`l7`]: HTTP, DNS and TLS rules (types here, matching in the same module).
 //! - [`map_state`]: the compiled form: keys, entries, precedence; `datapath` converts it.
 //! - [`engine`]: repository, selector cache and resolved subjects, kept up to date by deltas.
+//! - [`named_port`]: port names as identity labels.
 //! - [`decision`]: verdicts with the rules behind them.
 
 pub mod decision;
+pub mod engine;
 pub mod l7;
 pub mod map_state;
+pub mod named_port;
 pub mod rule;
 pub mod selector;
