@@ -1,5 +1,15 @@
-//! Layer 7 rules, as types. All regular expressions are already compiled once by `k8s` for
-//! validation; here they are text, so that rules can be compared and hashed.
+//! Layer 7 rules, as types, and the matchers that the proxies and the offline judge share.
+//!
+//! All regular expressions are already compiled once by `k8s` for validation; in the types they
+//! are text, so that rules can be compared and hashed.
+//!
+//! - [`target`]: what a request target means before it is matched (dot segments, escapes);
+//! - [`http`]: a set of HTTP rules compiled to one matcher;
+//! - [`names`]: DNS names, patterns and sets of them, for DNS rules, `toFQDNs` and `serverNames`.
+
+pub mod http;
+pub mod names;
+pub mod target;
 
 use std::sync::Arc;
 

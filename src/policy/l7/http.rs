@@ -1,0 +1,473 @@
+//! A set of HTTP rules, compiled to one matcher.
+//!
+//! Contract (policy semantics, section 6): `method`, `path` and `host` are regular expressions that
+//! must match the whole value; members of a rule are ANDed, rules ORed. The path is the normalised
+//! request target, query included ([`super::target`]); the host is the authority as sent. A header
+//! that is sent several times is compared as its values joined by commas, as Envoy does, so that
+//! a second value never hides behind a first. A header with a `mismatch` action other than `Deny`
+//! does not decide whether its rule matches: it says what is forwarded.
+//!
+//! The cost of a request does not grow with the number of rules: literal expressions are found by
+//! a hash, all others run as one automaton.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use regex_automata::meta;
+use regex_automata::util::syntax;
+use regex_automata::{Input, PatternSet};
+
+use super::{HeaderMatch, HeaderValue, HttpRule, Mismatch};
+
+/// Largest compiled size of one rule set's automaton, in bytes.
+const SIZE_LIMIT: usize = 32 << 20;
+/// Largest cache of lazily built states, in bytes, for each automaton.
+const CACHE_LIMIT: usize = 4 << 20;
+
+/// A regular expression that sluice does not take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("regular expression {expression:?}: {problem}")]
+pub struct ExpressionError {
+    pub expression: String,
+    pub problem: String,
+}
+
+/// The parts of a request that rules look at.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    pub method: &'a str,
+    /// Normalised, query included.
+    pub path: &'a str,
+    /// `Host` or `:authority` as sent, port included.
+    pub host: &'a str,
+    /// In the order they were sent; names in any case.
+    pub headers: &'a [(&'a str, &'a [u8])],
+}
+
+/// What a matching rule does to the request on its way.
+#[derive(Clone, PartialEq, Eq)]
+pub enum HeaderEdit {
+    /// Recorded only.
+    Log {
+        name: Arc<str>,
+    },
+    Add {
+        name: Arc<str>,
+        value: Vec<u8>,
+    },
+    Delete {
+        name: Arc<str>,
+    },
+    Replace {
+        name: Arc<str>,
+        value: Vec<u8>,
+    },
+}
+
+impl std::fmt::Debug for HeaderEdit {
+    /// Without values: they may come from a Secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (action, name) = match self {
+            HeaderEdit::Log { name } => ("log", name),
+            HeaderEdit::Add { name, .. } => ("add", name),
+            HeaderEdit::Delete { name } => ("delete", name),
+            HeaderEdit::Replace { name, .. } => ("replace", name),
+        };
+        write!(f, "{action} {name}")
+    }
+}
+
+/// A rule that admits a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpMatch<'a, V> {
+    /// What the caller stored beside the rule.
+    pub rule: &'a V,
+    pub edits: Vec<HeaderEdit>,
+}
+
+/// Where `headerMatches.secret` values come from: namespace, name and key (`None`: the only key).
+pub type Secrets<'a> = dyn Fn(&str, &str, Option<&str>) -> Option<Vec<u8>> + 'a;
+
+/// Compiled rules, each with a value of the caller (usually the `RuleRef` it came from).
+#[derive(Debug)]
+pub struct HttpRules<V> {
+    rules: Vec<Compiled<V>>,
+    methods: Expressions,
+    hosts: Expressions,
+    paths: Expressions,
+    /// Rules by their path expression; rules without one.
+    by_path: HashMap<usize, Vec<usize>>,
+    any_path: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Compiled<V> {
+    value: V,
+    method: Option<usize>,
+    host: Option<usize>,
+    headers: Vec<CompiledHeader>,
+}
+
+struct CompiledHeader {
+    name: Arc<str>,
+    expected: Expected,
+    mismatch: Mismatch,
+}
+
+impl std::fmt::Debug for CompiledHeader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({:?})", self.name, self.mismatch)
+    }
+}
+
+enum Expected {
+    Present,
+    Exactly(Vec<u8>),
+    /// A Secret that is not there: nothing is equal to it.
+    Missing,
+}
+
+impl<V> HttpRules<V> {
+    /// Fails on the first expression that does not compile or is too large.
+    pub fn compile<'r>(
+        rules: impl IntoIterator<Item = (V, &'r HttpRule)>,
+        secrets: &Secrets<'_>,
+    ) -> Result<HttpRules<V>, ExpressionError> {
+        let mut methods = ExpressionsBuilder::default();
+        let mut hosts = ExpressionsBuilder::default();
+        let mut paths = ExpressionsBuilder::default();
+        let mut by_path: HashMap<usize, Vec<usize>> = HashMap::new();
+        let mut any_path = Vec::new();
+        let mut compiled = Vec::new();
+        for (value, rule) in rules {
+            let index = compiled.len();
+            match &rule.path {
+                Some(path) => by_path.entry(paths.add(path)).or_default().push(index),
+                None => any_path.push(index),
+            }
+            compiled.push(Compiled {
+                value,
+                method: rule.method.as_deref().map(|text| methods.add(text)),
+                host: rule.host.as_deref().map(|text| hosts.add(text)),
+                headers: rule.headers.iter().map(|header| CompiledHeader::new(header, secrets)).collect(),
+            });
+        }
+        Ok(HttpRules {
+            rules: compiled,
+            methods: methods.build()?,
+            hosts: hosts.build()?,
+            paths: paths.build()?,
+            by_path,
+            any_path,
+        })
+    }
+
+    /// The first rule, in the order of compilation, that admits the request.
+    pub fn decide(&self, request: &Request<'_>) -> Option<HttpMatch<'_, V>> {
+        let mut candidates = self.any_path.clone();
+        for path in self.paths.matches(request.path) {
+            candidates.extend(self.by_path.get(&path).into_iter().flatten());
+        }
+        if candidates.is_empty() {
+            return None;
+        }
+        candidates.sort_unstable();
+        let methods = self.methods.matches(request.method);
+        let hosts = self.hosts.matches(request.host);
+        candidates.into_iter().find_map(|index| {
+            let rule = &self.rules[index];
+            if rule.method.is_some_and(|method| !methods.contains(&method))
+                || rule.host.is_some_and(|host| !hosts.contains(&host))
+            {
+                return None;
+            }
+            let mut edits = Vec::new();
+            for header in &rule.headers {
+                edits.extend(header.judge(request.headers)?);
+            }
+            Some(HttpMatch { rule: &rule.value, edits })
+        })
+    }
+}
+
+impl CompiledHeader {
+    fn new(header: &HeaderMatch, secrets: &Secrets<'_>) -> CompiledHeader {
+        let expected = match &header.value {
+            HeaderValue::Present => Expected::Present,
+            HeaderValue::Exact(value) => Expected::Exactly(value.as_bytes().to_vec()),
+            HeaderValue::Secret { namespace, name, key } => match secrets(namespace, name, key.as_deref()) {
+                Some(value) => Expected::Exactly(value),
+                None => Expected::Missing,
+            },
+        };
+        CompiledHeader { name: header.name.clone(), expected, mismatch: header.mismatch }
+    }
+
+    /// `None`: the rule does not match. Otherwise the edit that the header asks for.
+    fn judge(&self, headers: &[(&str, &[u8])]) -> Option<Option<HeaderEdit>> {
+        let sent = joined(headers, &self.name);
+        let matches = match (&self.expected, &sent) {
+            (Expected::Present, sent) => sent.is_some(),
+            (Expected::Exactly(value), Some(sent)) => value == sent,
+            (Expected::Exactly(_), None) | (Expected::Missing, _) => false,
+        };
+        if matches {
+            return Some(None);
+        }
+        let name = self.name.clone();
+        let value = match &self.expected {
+            Expected::Exactly(value) => Some(value.clone()),
+            Expected::Present | Expected::Missing => None,
+        };
+        match self.mismatch {
+            Mismatch::Deny => None,
+            Mismatch::Log => Some(Some(HeaderEdit::Log { name })),
+            Mismatch::Delete => Some(Some(HeaderEdit::Delete { name })),
+            // Without a value there is nothing to add; what did not match must still not pass.
+            Mismatch::Add => Some(value.map(|value| HeaderEdit::Add { name, value })),
+            Mismatch::Replace => Some(Some(match value {
+                Some(value) => HeaderEdit::Replace { name, value },
+                None => HeaderEdit::Delete { name },
+            })),
+        }
+    }
+}
+
+/// All values of a header, joined by commas.
+fn joined(headers: &[(&str, &[u8])], name: &str) -> Option<Vec<u8>> {
+    let mut values = headers.iter().filter(|(sent, _)| sent.eq_ignore_ascii_case(name));
+    let mut out = values.next()?.1.to_vec();
+    for (_, value) in values {
+        out.push(b',');
+        out.extend_from_slice(value);
+    }
+    Some(out)
+}
+
+/// Distinct expressions, numbered; a lookup gives the numbers of those that match a whole text.
+#[derive(Debug)]
+struct Expressions {
+    literals: HashMap<String, usize>,
+    /// Pattern of the automaton -> number.
+    numbers: Vec<usize>,
+    automaton: Option<meta::Regex>,
+}
+
+#[derive(Default)]
+struct ExpressionsBuilder {
+    known: HashMap<String, usize>,
+    order: Vec<String>,
+}
+
+impl ExpressionsBuilder {
+    fn add(&mut self, expression: &str) -> usize {
+        if let Some(number) = self.known.get(expression) {
+            return *number;
+        }
+        let number = self.order.len();
+        self.known.insert(expression.to_owned(), number);
+        self.order.push(expression.to_owned());
+        number
+    }
+
+    fn build(self) -> Result<Expressions, ExpressionError> {
+        let mut literals = HashMap::new();
+        let mut numbers = Vec::new();
+        let mut patterns = Vec::new();
+        for (number, expression) in self.order.into_iter().enumerate() {
+            if is_literal(&expression) {
+                literals.insert(expression, number);
+            } else {
+                check_expression(&expression)?;
+                patterns.push(anchored(&expression));
+                numbers.push(number);
+            }
+        }
+        let automaton = match patterns.len() {
+            0 => None,
+            _ => Some(
+                compile(&patterns)
+                    .map_err(|problem| ExpressionError { expression: patterns.join(" | "), problem })?,
+            ),
+        };
+        Ok(Expressions { literals, numbers, automaton })
+    }
+}
+
+impl Expressions {
+    fn matches(&self, text: &str) -> Vec<usize> {
+        let mut found: Vec<usize> = self.literals.get(text).copied().into_iter().collect();
+        if let Some(automaton) = &self.automaton {
+            let mut patterns = PatternSet::new(automaton.pattern_len());
+            automaton.which_overlapping_matches(&Input::new(text), &mut patterns);
+            found.extend(patterns.iter().map(|pattern| self.numbers[pattern.as_usize()]));
+        }
+        found
+    }
+}
+
+/// An expression without any special character matches itself.
+fn is_literal(expression: &str) -> bool {
+    !expression.is_empty()
+        && expression.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_~!@%&=:;,'\" ".contains(&byte))
+}
+
+/// An expression is valid by itself, so that the group around it cannot be left from inside.
+pub fn check_expression(expression: &str) -> Result<(), ExpressionError> {
+    let error = |problem| ExpressionError { expression: expression.to_owned(), problem };
+    compile(&[expression.to_owned()]).map_err(error)?;
+    compile(&[anchored(expression)]).map(drop).map_err(error)
+}
+
+fn anchored(expression: &str) -> String {
+    format!(r"\A(?:{expression})\z")
+}
+
+/// ASCII classes and bytes, as RE2 has them.
+fn compile(patterns: &[String]) -> Result<meta::Regex, String> {
+    meta::Regex::builder()
+        .configure(
+            meta::Regex::config()
+                .match_kind(regex_automata::MatchKind::All)
+                .nfa_size_limit(Some(SIZE_LIMIT))
+                .hybrid_cache_capacity(CACHE_LIMIT),
+        )
+        .syntax(syntax::Config::new().unicode(false).utf8(false))
+        .build_many(patterns)
+        .map_err(|error| match error.syntax_error() {
+            Some(syntax) => syntax.to_string(),
+            None if error.size_limit().is_some() => "too large".to_owned(),
+            None => error.to_string(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn no_secrets(_: &str, _: &str, _: Option<&str>) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn rule(method: &str, path: &str) -> HttpRule {
+        HttpRule { method: Some(method.into()), path: Some(path.into()), ..HttpRule::default() }
+    }
+
+    fn header(name: &str, value: HeaderValue, mismatch: Mismatch) -> HeaderMatch {
+        HeaderMatch { name: name.into(), value, mismatch }
+    }
+
+    fn decide(rules: &[HttpRule], method: &str, path: &str, headers: &[(&str, &str)]) -> Option<usize> {
+        decide_with_edits(rules, method, path, headers).map(|(rule, _)| rule)
+    }
+
+    fn decide_with_edits(
+        rules: &[HttpRule],
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Option<(usize, Vec<HeaderEdit>)> {
+        let compiled = HttpRules::compile(rules.iter().enumerate(), &no_secrets).unwrap();
+        let headers: Vec<(&str, &[u8])> =
+            headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+        let request = Request { method, path, host: "backend:8080", headers: &headers };
+        compiled.decide(&request).map(|found| (*found.rule, found.edits))
+    }
+
+    #[test]
+    fn the_whole_value_must_match() {
+        let rules = [rule("GET", "/api"), rule("POST|PUT", "/items/.*"), rule("GET", "/v[0-9]+")];
+        assert_eq!(decide(&rules, "GET", "/api", &[]), Some(0));
+        assert_eq!(decide(&rules, "GET", "/api/x", &[]), None);
+        assert_eq!(decide(&rules, "GET", "/api?x=1", &[]), None);
+        assert_eq!(decide(&rules, "get", "/api", &[]), None);
+        assert_eq!(decide(&rules, "PUT", "/items/7", &[]), Some(1));
+        assert_eq!(decide(&rules, "PUTS", "/items/7", &[]), None);
+        assert_eq!(decide(&rules, "GET", "/v12", &[]), Some(2));
+        assert_eq!(decide(&rules, "GET", "/v12x", &[]), None);
+        assert_eq!(decide(&[HttpRule::default()], "BREW", "/anything", &[]), Some(0));
+    }
+
+    #[test]
+    fn an_alternative_that_is_shorter_does_not_hide_a_longer_one() {
+        assert_eq!(decide(&[rule("GET", "/a|/ab")], "GET", "/ab", &[]), Some(0));
+    }
+
+    #[test]
+    fn a_dot_matches_any_character_and_no_newline_slips_through() {
+        assert_eq!(decide(&[rule("GET", "/a.c")], "GET", "/abc", &[]), Some(0));
+        assert_eq!(decide(&[rule("GET", "/a")], "GET", "/a\n", &[]), None);
+        assert_eq!(decide(&[rule("GET", "/a.*")], "GET", "/a\nb", &[]), None);
+    }
+
+    #[test]
+    fn the_host_is_matched_with_its_port() {
+        let host = |text: &str| HttpRule { host: Some(text.into()), ..HttpRule::default() };
+        assert_eq!(decide(&[host("backend:8080")], "GET", "/", &[]), Some(0));
+        assert_eq!(decide(&[host("backend")], "GET", "/", &[]), None);
+        assert_eq!(decide(&[host("back.*")], "GET", "/", &[]), Some(0));
+    }
+
+    #[test]
+    fn a_repeated_header_is_compared_as_one_value() {
+        let approved = HttpRule {
+            headers: vec![header("x-approved", HeaderValue::Exact("yes".into()), Mismatch::Deny)],
+            ..HttpRule::default()
+        };
+        let rules = [approved];
+        assert_eq!(decide(&rules, "GET", "/", &[("X-Approved", "yes")]), Some(0));
+        assert_eq!(decide(&rules, "GET", "/", &[("X-Approved", "YES")]), None);
+        assert_eq!(decide(&rules, "GET", "/", &[]), None);
+        assert_eq!(decide(&rules, "GET", "/", &[("X-Approved", "no"), ("x-approved", "yes")]), None);
+    }
+
+    #[test]
+    fn a_mismatch_action_edits_and_does_not_refuse() {
+        let with = |value, mismatch| {
+            [HttpRule { headers: vec![header("x-tenant", value, mismatch)], ..HttpRule::default() }]
+        };
+        let exact = || HeaderValue::Exact("blue".into());
+        let sent = [("X-Tenant", "red")];
+        let edits = |rules: &[HttpRule]| decide_with_edits(rules, "GET", "/", &sent).unwrap().1;
+        let name: Arc<str> = "x-tenant".into();
+        assert_eq!(edits(&with(exact(), Mismatch::Log)), [HeaderEdit::Log { name: name.clone() }]);
+        assert_eq!(edits(&with(exact(), Mismatch::Delete)), [HeaderEdit::Delete { name: name.clone() }]);
+        let value = b"blue".to_vec();
+        assert_eq!(
+            edits(&with(exact(), Mismatch::Add)),
+            [HeaderEdit::Add { name: name.clone(), value: value.clone() }]
+        );
+        assert_eq!(edits(&with(exact(), Mismatch::Replace)), [HeaderEdit::Replace { name, value }]);
+        assert_eq!(decide(&with(exact(), Mismatch::Deny), "GET", "/", &sent), None);
+    }
+
+    #[test]
+    fn a_secret_that_is_missing_equals_nothing() {
+        let secret = HeaderValue::Secret { namespace: "n".into(), name: "s".into(), key: None };
+        let rules =
+            [HttpRule { headers: vec![header("x-key", secret, Mismatch::Deny)], ..HttpRule::default() }];
+        assert_eq!(decide(&rules, "GET", "/", &[("x-key", "")]), None);
+        let compiled = HttpRules::compile([((), &rules[0])], &|_, _, _| Some(b"k".to_vec())).unwrap();
+        let request = Request { method: "GET", path: "/", host: "", headers: &[("x-key", b"k")] };
+        assert!(compiled.decide(&request).is_some());
+    }
+
+    #[test]
+    fn expressions_that_break_out_or_explode_are_errors() {
+        for expression in ["a)|(?:b", "(", "a{1000}{1000}{1000}", "(?=x)", "(?x)a #"] {
+            assert!(check_expression(expression).is_err(), "{expression}");
+            assert!(
+                HttpRules::compile([((), &rule("GET", expression))], &no_secrets).is_err(),
+                "{expression}"
+            );
+        }
+    }
+
+    #[test]
+    fn rules_keep_their_order_whatever_finds_them() {
+        let rules = [rule("GET", "/a.*"), rule("GET", "/ab"), HttpRule::default()];
+        assert_eq!(decide(&rules, "GET", "/ab", &[]), Some(0));
+        assert_eq!(decide(&rules[1..], "GET", "/ab", &[]), Some(0));
+        assert_eq!(decide(&rules, "PUT", "/ab", &[]), Some(2));
+    }
+}
