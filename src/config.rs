@@ -1,0 +1,402 @@
+//! The agent's configuration: flags over environment over file over defaults, parsed in two steps.
+//!
+//! Step one collects text ([`AgentSettings`], the same keys everywhere: a flag `--node-name` is the
+//! environment variable `SLUICE_NODE_NAME` and the key `node-name` of the file). Step two
+//! ([`AgentConfig::resolve`]) validates the whole and reports every problem before a socket is bound or
+//! a program loaded.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use crate::cluster::delta::DenyResponse;
+
+/// What was written, before validation. An absent member is not set at this level.
+#[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct AgentSettings {
+    /// Name of this node as the cluster knows it [default: the host name]
+    #[arg(long, env = "SLUICE_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Name of the cluster (label io.cilium.k8s.policy.cluster) [default: default]
+    #[arg(long, env = "SLUICE_CLUSTER_NAME", value_name = "NAME")]
+    pub cluster_name: Option<String>,
+    /// Where state is kept [default: /var/lib/sluice]
+    #[arg(long, env = "SLUICE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where sockets are [default: /run/sluice]
+    #[arg(long, env = "SLUICE_RUN_DIR", value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// BPF file system directory for pinned programs and maps [default: /sys/fs/bpf/sluice]
+    #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR")]
+    pub bpffs: Option<PathBuf>,
+    /// Join this sluice server (https://HOST:7443) instead of keeping state alone
+    #[arg(long, env = "SLUICE_URL", value_name = "URL", conflicts_with = "kubernetes")]
+    pub server: Option<String>,
+    /// File with the join token of the server
+    #[arg(long, env = "SLUICE_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Watch the Kubernetes API (in-cluster, or $KUBECONFIG): in-cluster, or the path of a kubeconfig
+    #[arg(long, env = "SLUICE_KUBERNETES", value_name = "SOURCE")]
+    pub kubernetes: Option<String>,
+    /// Device towards other nodes and the world
+    #[arg(long, env = "SLUICE_UPLINK", value_name = "DEVICE")]
+    pub uplink: Option<String>,
+    /// How pods of other nodes are reached: tunnel (VXLAN) or routes [default: tunnel]
+    #[arg(long, env = "SLUICE_ROUTING", value_name = "MODE")]
+    pub routing: Option<String>,
+    /// Pod traffic to the outside gets the node's address: on or off [default: on]
+    #[arg(long, env = "SLUICE_MASQUERADE", value_name = "on|off")]
+    pub masquerade: Option<String>,
+    /// Address ranges of all pods of the cluster (repeat or comma separated)
+    #[arg(long, env = "SLUICE_POD_CIDR", value_name = "CIDR", value_delimiter = ',')]
+    pub pod_cidr: Option<Vec<String>>,
+    /// The node's own addresses [default: those of the uplink]
+    #[arg(long, env = "SLUICE_NODE_ADDRESS", value_name = "IP", value_delimiter = ',')]
+    pub node_address: Option<Vec<String>>,
+    /// default, always (every pod is default-deny) or never [default: default]
+    #[arg(long, env = "SLUICE_POLICY_ENFORCEMENT", value_name = "MODE")]
+    pub policy_enforcement: Option<String>,
+    /// Traffic of the node to its own pods: always allowed, or under policy [default: always]
+    #[arg(long, env = "SLUICE_ALLOW_LOCALHOST", value_name = "always|policy")]
+    pub allow_localhost: Option<String>,
+    /// What CIDR rules of Cilium policies select besides the world: nothing, or nodes
+    #[arg(long, env = "SLUICE_CIDR_MATCH_MODE", value_name = "nodes", value_delimiter = ',')]
+    pub cidr_match_mode: Option<Vec<String>>,
+    /// What the sender of a denied packet gets: drop (silence) or reject (RST, ICMP) [default: drop]
+    #[arg(long, env = "SLUICE_DENY_RESPONSE", value_name = "drop|reject")]
+    pub deny_response: Option<String>,
+    /// `ingress: []` of a Cilium policy turns default deny on (deny) or does nothing (ignore) [default: deny]
+    #[arg(long, env = "SLUICE_EMPTY_RULE_LISTS", value_name = "deny|ignore")]
+    pub empty_rule_lists: Option<String>,
+    /// Enforce CiliumClusterwideNetworkPolicies with a nodeSelector on this node: on or off [default: off]
+    #[arg(long, env = "SLUICE_HOST_FIREWALL", value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
+    pub host_firewall: Option<String>,
+    /// Flows kept in memory [default: 65536]
+    #[arg(long, env = "SLUICE_FLOW_BUFFER", value_name = "COUNT")]
+    pub flow_buffer: Option<usize>,
+    /// Log lines: text or json [default: text]
+    #[arg(long, env = "SLUICE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// Log level or filter, such as info or sluice=debug [default: info]
+    #[arg(long, env = "SLUICE_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// This agent alone: `sluice policy apply` writes into its own store.
+    Standalone,
+    Server {
+        url: String,
+        /// Needed for the first join only.
+        token_file: Option<PathBuf>,
+    },
+    /// `None`: in-cluster configuration.
+    Kubernetes { kubeconfig: Option<PathBuf> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    Tunnel,
+    Routes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforcement {
+    Default,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllowLocalhost {
+    Always,
+    Policy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmptyRuleLists {
+    Deny,
+    Ignore,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+impl Switch {
+    pub fn is_on(self) -> bool {
+        self == Switch::On
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// The validated configuration of an agent.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    pub node_name: String,
+    pub cluster_name: String,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub bpffs: PathBuf,
+    pub source: Source,
+    pub uplink: Option<String>,
+    pub routing: Routing,
+    pub masquerade: Switch,
+    pub pod_cidrs: Vec<IpNet>,
+    pub node_addresses: Vec<IpAddr>,
+    pub enforcement: Enforcement,
+    pub allow_localhost: AllowLocalhost,
+    pub cidr_matches_nodes: Switch,
+    pub deny_response: DenyResponse,
+    pub empty_rule_lists: EmptyRuleLists,
+    pub host_firewall: Switch,
+    pub flow_buffer: usize,
+    pub log_format: LogFormat,
+    pub log: String,
+}
+
+/// Everything that is wrong, one line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+impl AgentSettings {
+    /// Reads the file. Unknown keys are errors with line and column.
+    pub fn read(path: &Path) -> Result<AgentSettings, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError(vec![format!("{}: {error}", path.display())]))?;
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(AgentSettings::default());
+        }
+        serde_saphyr::from_str(&text)
+            .map_err(|error| ConfigError(vec![format!("{}: {error}", path.display())]))
+    }
+
+    /// What is set here, else what is set in `lower`.
+    pub fn over(self, lower: AgentSettings) -> AgentSettings {
+        macro_rules! layered {
+            ($($field:ident),* $(,)?) => { AgentSettings { $($field: self.$field.or(lower.$field)),* } };
+        }
+        layered!(
+            node_name,
+            cluster_name,
+            state_dir,
+            run_dir,
+            bpffs,
+            server,
+            token_file,
+            kubernetes,
+            uplink,
+            routing,
+            masquerade,
+            pod_cidr,
+            node_address,
+            policy_enforcement,
+            allow_localhost,
+            cidr_match_mode,
+            deny_response,
+            empty_rule_lists,
+            host_firewall,
+            flow_buffer,
+            log_format,
+            log,
+        )
+    }
+}
+
+/// Collects problems while values are looked up.
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn choice<T: Copy>(&mut self, key: &str, value: Option<&str>, choices: &[(&str, T)]) -> T {
+        let Some(text) = value else { return choices[0].1 };
+        match choices.iter().find(|(name, _)| *name == text) {
+            Some((_, chosen)) => *chosen,
+            None => {
+                let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+                self.0.push(format!("{key}: {text:?}: expected one of {}", names.join(", ")));
+                choices[0].1
+            }
+        }
+    }
+
+    fn list<T: FromStr>(&mut self, key: &str, values: Option<&[String]>, expected: &str) -> Vec<T> {
+        let mut parsed = Vec::new();
+        for text in values.unwrap_or_default() {
+            match text.trim().parse() {
+                Ok(value) => parsed.push(value),
+                Err(_) => self.0.push(format!("{key}: {text:?}: expected {expected}")),
+            }
+        }
+        parsed
+    }
+}
+
+impl AgentConfig {
+    /// Validates everything; on failure every problem is listed.
+    pub fn resolve(settings: AgentSettings, host_name: &str) -> Result<AgentConfig, ConfigError> {
+        let mut problems = Problems(Vec::new());
+        let p = &mut problems;
+        let routing = p.choice(
+            "routing",
+            settings.routing.as_deref(),
+            &[("tunnel", Routing::Tunnel), ("routes", Routing::Routes)],
+        );
+        let on = &[("on", Switch::On), ("off", Switch::Off), ("true", Switch::On), ("false", Switch::Off)];
+        let off = &[("off", Switch::Off), ("on", Switch::On), ("true", Switch::On), ("false", Switch::Off)];
+        let masquerade = p.choice("masquerade", settings.masquerade.as_deref(), on);
+        let host_firewall = p.choice("host-firewall", settings.host_firewall.as_deref(), off);
+        let enforcement = p.choice(
+            "policy-enforcement",
+            settings.policy_enforcement.as_deref(),
+            &[
+                ("default", Enforcement::Default),
+                ("always", Enforcement::Always),
+                ("never", Enforcement::Never),
+            ],
+        );
+        let allow_localhost = p.choice(
+            "allow-localhost",
+            settings.allow_localhost.as_deref(),
+            &[("always", AllowLocalhost::Always), ("policy", AllowLocalhost::Policy)],
+        );
+        let deny_response = p.choice(
+            "deny-response",
+            settings.deny_response.as_deref(),
+            &[("drop", DenyResponse::Drop), ("reject", DenyResponse::Reject)],
+        );
+        let empty_rule_lists = p.choice(
+            "empty-rule-lists",
+            settings.empty_rule_lists.as_deref(),
+            &[("deny", EmptyRuleLists::Deny), ("ignore", EmptyRuleLists::Ignore)],
+        );
+        let log_format = p.choice(
+            "log-format",
+            settings.log_format.as_deref(),
+            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+        );
+        let mut cidr_matches_nodes = Switch::Off;
+        for mode in settings.cidr_match_mode.iter().flatten().filter(|mode| !mode.is_empty()) {
+            cidr_matches_nodes = p.choice("cidr-match-mode", Some(mode), &[("nodes", Switch::On)]);
+        }
+        let pod_cidrs = p.list("pod-cidr", settings.pod_cidr.as_deref(), "a CIDR such as 10.244.0.0/16");
+        let node_addresses = p.list("node-address", settings.node_address.as_deref(), "an IP address");
+        let source = match (&settings.server, &settings.kubernetes) {
+            (Some(_), Some(_)) => {
+                p.0.push("server, kubernetes: at most one of them may be set".to_owned());
+                Source::Standalone
+            }
+            (Some(url), None) => {
+                if !url.starts_with("https://") {
+                    p.0.push(format!("server: {url:?}: expected https://HOST:PORT"));
+                }
+                Source::Server { url: url.clone(), token_file: settings.token_file.clone() }
+            }
+            (None, Some(kubernetes)) => Source::Kubernetes {
+                kubeconfig: (kubernetes != "in-cluster").then(|| PathBuf::from(kubernetes)),
+            },
+            (None, None) => Source::Standalone,
+        };
+        let node_name = settings.node_name.unwrap_or_else(|| host_name.to_owned());
+        if node_name.is_empty() || node_name.len() > 253 {
+            p.0.push(format!("node-name: {node_name:?}: expected 1 to 253 characters"));
+        }
+        let flow_buffer = settings.flow_buffer.unwrap_or(65_536);
+        if !(1..=16_777_216).contains(&flow_buffer) {
+            p.0.push(format!("flow-buffer: {flow_buffer}: expected 1 to 16777216"));
+        }
+        let log = settings.log.unwrap_or_else(|| "info".to_owned());
+        if let Err(error) = log.parse::<tracing_subscriber::filter::Targets>() {
+            p.0.push(format!("log: {log:?}: {error}"));
+        }
+        let absolute = |p: &mut Problems, key: &str, path: Option<PathBuf>, default: &str| {
+            let path = path.unwrap_or_else(|| PathBuf::from(default));
+            if !path.is_absolute() {
+                p.0.push(format!("{key}: {}: expected an absolute path", path.display()));
+            }
+            path
+        };
+        let state_dir = absolute(p, "state-dir", settings.state_dir, "/var/lib/sluice");
+        let run_dir = absolute(p, "run-dir", settings.run_dir, "/run/sluice");
+        let bpffs = absolute(p, "bpffs", settings.bpffs, "/sys/fs/bpf/sluice");
+        if !problems.0.is_empty() {
+            return Err(ConfigError(problems.0));
+        }
+        Ok(AgentConfig {
+            node_name,
+            cluster_name: settings.cluster_name.unwrap_or_else(|| "default".to_owned()),
+            state_dir,
+            run_dir,
+            bpffs,
+            source,
+            uplink: settings.uplink,
+            routing,
+            masquerade,
+            pod_cidrs,
+            node_addresses,
+            enforcement,
+            allow_localhost,
+            cidr_matches_nodes,
+            deny_response,
+            empty_rule_lists,
+            host_firewall,
+            flow_buffer,
+            log_format,
+            log,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        let config = AgentConfig::resolve(AgentSettings::default(), "node1").unwrap();
+        assert_eq!(config.node_name, "node1");
+        assert_eq!(config.source, Source::Standalone);
+        assert_eq!(config.host_firewall, Switch::Off);
+    }
+
+    #[test]
+    fn every_problem_is_listed_at_once() {
+        let settings = AgentSettings {
+            routing: Some("carrier-pigeon".into()),
+            pod_cidr: Some(vec!["10.244.0.0/99".into()]),
+            state_dir: Some("relative".into()),
+            ..AgentSettings::default()
+        };
+        let ConfigError(problems) = AgentConfig::resolve(settings, "node1").unwrap_err();
+        assert_eq!(problems.len(), 3, "{problems:?}");
+    }
+
+    #[test]
+    fn flags_stand_above_the_file() {
+        let flags = AgentSettings { node_name: Some("flag".into()), ..AgentSettings::default() };
+        let file: AgentSettings = serde_saphyr::from_str("node-name: file\ncluster-name: lab\n").unwrap();
+        let config = AgentConfig::resolve(flags.over(file), "host").unwrap();
+        assert_eq!((config.node_name.as_str(), config.cluster_name.as_str()), ("flag", "lab"));
+    }
+
+    #[test]
+    fn an_unknown_key_of_the_file_is_an_error_with_its_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        std::fs::write(&path, "node-name: a\nnode-nam: b\n").unwrap();
+        let error = AgentSettings::read(&path).unwrap_err().to_string();
+        assert!(error.contains("node-nam") && error.contains("line 2"), "{error}");
+    }
+}
