@@ -1,0 +1,267 @@
+//! The admin API: routes, status codes and JSON over a [`Backend`].
+//!
+//! | method and path | answer |
+//! | --- | --- |
+//! | `GET /v1/status` | [`types::Status`](super::types::Status) |
+//! | `POST /v1/objects[?dry-run=true]` | manifest in, [`types::Applied`](super::types::Applied) out; all or nothing |
+//! | `GET /v1/objects[?kind=&namespace=]` | stored objects |
+//! | `DELETE /v1/objects/{kind}/{namespace or -}/{name}` | |
+//! | `GET`, `PUT /v1/endpoints`, `DELETE /v1/endpoints/{namespace}/{pod}` | local pods |
+//! | `GET /v1/identities`, `/v1/ipcache`, `/v1/services` | what user space knows |
+//! | `GET /v1/kernel/{policy,ct,ipcache,services,metrics,diff}[?endpoint=]` | what the kernel holds |
+//! | `GET /v1/explain?from=&to=&port=&protocol=` | verdict and reasons |
+//! | `GET /v1/flows[?follow=true&last=N&...]` | JSON lines, see [`super::flow_query`] |
+//!
+//! Failures are [`types::Failure`](super::types::Failure) with 400 (not understood), 404, 409, 422 (invalid objects) or 500.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::backend::{ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
+use super::types::{EndpointRequest, Failure};
+use super::{flow_json, flow_query};
+use crate::flow::filter::Filter;
+use crate::model::{Kind, ObjectRef, Protocol};
+
+/// Manifests above this are refused before they are read.
+const MAX_BODY: usize = 32 * 1024 * 1024;
+
+type Shared = State<Arc<dyn Backend>>;
+type Parameters = Query<Vec<(String, String)>>;
+
+/// The router; serve it with [`axum::serve`] on a socket from [`super::unix`].
+pub fn router(backend: Arc<dyn Backend>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/objects", post(apply).get(objects))
+        .route("/v1/objects/{kind}/{namespace}/{name}", delete(delete_object))
+        .route("/v1/endpoints", get(endpoints).put(add_endpoint))
+        .route("/v1/endpoints/{namespace}/{pod}", delete(remove_endpoint))
+        .route("/v1/identities", get(identities))
+        .route("/v1/ipcache", get(ipcache))
+        .route("/v1/services", get(services))
+        .route("/v1/kernel/{table}", get(kernel))
+        .route("/v1/explain", get(explain))
+        .route("/v1/flows", get(flows))
+        .fallback(|| async {
+            failure(StatusCode::NOT_FOUND, "no such path; see `sluice --help`".into(), vec![])
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(backend)
+}
+
+fn failure(status: StatusCode, error: String, problems: Vec<String>) -> Response {
+    (status, Json(Failure { error, problems })).into_response()
+}
+
+fn bad_request(error: impl Into<String>) -> Response {
+    failure(StatusCode::BAD_REQUEST, error.into(), Vec::new())
+}
+
+fn answer<T: Serialize>(result: Result<T, Refusal>) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(Refusal::Invalid { message, problems }) => {
+            failure(StatusCode::UNPROCESSABLE_ENTITY, message, problems)
+        }
+        Err(Refusal::NotFound(message)) => failure(StatusCode::NOT_FOUND, message, Vec::new()),
+        Err(Refusal::Conflict(message)) => failure(StatusCode::CONFLICT, message, Vec::new()),
+        Err(Refusal::Failed(message)) => failure(StatusCode::INTERNAL_SERVER_ERROR, message, Vec::new()),
+    }
+}
+
+fn parameter<'a>(parameters: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+/// A kind by its name, in any case.
+pub fn parse_kind(text: &str) -> Option<Kind> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned()))
+        .ok()
+        .or_else(|| ALL_KINDS.iter().copied().find(|kind| kind.to_string().eq_ignore_ascii_case(text)))
+}
+
+const ALL_KINDS: &[Kind] = &[
+    Kind::NetworkPolicy,
+    Kind::CiliumNetworkPolicy,
+    Kind::CiliumClusterwideNetworkPolicy,
+    Kind::CiliumCIDRGroup,
+    Kind::ClusterNetworkPolicy,
+    Kind::Namespace,
+    Kind::Pod,
+    Kind::Node,
+    Kind::Service,
+    Kind::Endpoints,
+    Kind::EndpointSlice,
+    Kind::Secret,
+];
+
+async fn status(State(backend): Shared) -> Response {
+    answer(backend.status().await)
+}
+
+async fn apply(State(backend): Shared, Query(parameters): Parameters, body: Bytes) -> Response {
+    let Ok(manifest) = String::from_utf8(body.to_vec()) else {
+        return bad_request("the manifest is not UTF-8");
+    };
+    let mode = match parameter(&parameters, "dry-run") {
+        None | Some("false") => ApplyMode::Commit,
+        Some("true") => ApplyMode::DryRun,
+        Some(other) => return bad_request(format!("dry-run={other}: expected true or false")),
+    };
+    answer(backend.apply(manifest, mode).await)
+}
+
+async fn objects(State(backend): Shared, Query(parameters): Parameters) -> Response {
+    let kind = match parameter(&parameters, "kind") {
+        None => None,
+        Some(text) => match parse_kind(text) {
+            Some(kind) => Some(kind),
+            None => return bad_request(format!("kind={text}: not a kind that sluice knows")),
+        },
+    };
+    answer(backend.objects(kind, parameter(&parameters, "namespace").map(str::to_owned)).await)
+}
+
+async fn delete_object(
+    State(backend): Shared,
+    Path((kind, namespace, name)): Path<(String, String, String)>,
+) -> Response {
+    let Some(kind) = parse_kind(&kind) else {
+        return bad_request(format!("{kind}: not a kind that sluice knows"));
+    };
+    let namespace = if kind.is_namespaced() && namespace != "-" { namespace.as_str() } else { "" };
+    answer(backend.delete(ObjectRef::new(kind, namespace, &name)).await)
+}
+
+async fn endpoints(State(backend): Shared) -> Response {
+    answer(backend.endpoints().await)
+}
+
+async fn add_endpoint(State(backend): Shared, body: Bytes) -> Response {
+    match serde_json::from_slice::<EndpointRequest>(&body) {
+        Ok(request) => answer(backend.add_endpoint(request).await),
+        Err(error) => bad_request(error.to_string()),
+    }
+}
+
+async fn remove_endpoint(State(backend): Shared, Path((namespace, pod)): Path<(String, String)>) -> Response {
+    answer(backend.remove_endpoint(format!("{namespace}/{pod}")).await)
+}
+
+async fn identities(State(backend): Shared) -> Response {
+    answer(backend.identities().await)
+}
+
+async fn ipcache(State(backend): Shared) -> Response {
+    answer(backend.ipcache().await)
+}
+
+async fn services(State(backend): Shared) -> Response {
+    answer(backend.services().await)
+}
+
+async fn kernel(
+    State(backend): Shared,
+    Path(table): Path<String>,
+    Query(parameters): Parameters,
+) -> Response {
+    let table = match table.as_str() {
+        "policy" => KernelTable::Policy,
+        "ct" => KernelTable::Conntrack,
+        "ipcache" => KernelTable::Ipcache,
+        "services" => KernelTable::Services,
+        "metrics" => KernelTable::Metrics,
+        "diff" => KernelTable::Diff,
+        other => {
+            return bad_request(format!("{other}: expected policy, ct, ipcache, services, metrics or diff"));
+        }
+    };
+    answer(backend.kernel(table, parameter(&parameters, "endpoint").map(str::to_owned)).await)
+}
+
+async fn explain(State(backend): Shared, Query(parameters): Parameters) -> Response {
+    let (Some(from), Some(to)) = (parameter(&parameters, "from"), parameter(&parameters, "to")) else {
+        return bad_request("from and to are needed");
+    };
+    let Ok(port) = parameter(&parameters, "port").unwrap_or("0").parse() else {
+        return bad_request("port: expected a number below 65536");
+    };
+    let protocol = match parameter(&parameters, "protocol").unwrap_or("TCP").to_ascii_uppercase().as_str() {
+        "TCP" => Protocol::Tcp,
+        "UDP" => Protocol::Udp,
+        "SCTP" => Protocol::Sctp,
+        "ICMP" => Protocol::Icmp,
+        "ICMPV6" => Protocol::Icmpv6,
+        other => return bad_request(format!("protocol={other}: expected TCP, UDP, SCTP, ICMP or ICMPv6")),
+    };
+    answer(backend.explain(ExplainQuery { from: from.to_owned(), to: to.to_owned(), port, protocol }).await)
+}
+
+async fn flows(State(backend): Shared, Query(parameters): Parameters) -> Response {
+    let reserved = ["follow", "last"];
+    let others = parameters.iter().filter(|(key, _)| !reserved.contains(&key.as_str()));
+    let filter = match flow_query::filter(others.map(|(key, value)| (key.as_str(), value.as_str()))) {
+        Ok(filter) => filter,
+        Err(error) => return bad_request(error.to_string()),
+    };
+    let last = match parameter(&parameters, "last").map(str::parse::<usize>) {
+        None => usize::MAX,
+        Some(Ok(last)) => last,
+        Some(Err(_)) => return bad_request("last: expected a number"),
+    };
+    // Subscribed before the past is read, so that nothing falls between the two.
+    let live = (parameter(&parameters, "follow") == Some("true")).then(|| backend.follow());
+    let past = backend.flows(0, usize::MAX).flows;
+    let mut matching: Vec<_> = past.iter().rev().filter(|flow| filter.matches(flow)).take(last).collect();
+    matching.reverse();
+    let mut head = String::new();
+    for flow in matching {
+        head.push_str(&flow_json::to_json(flow).to_string());
+        head.push('\n');
+    }
+    let body = match live {
+        None => Body::from(head),
+        Some(live) => Body::from_stream(futures::stream::unfold(
+            (Some(head), live, filter, past.last().map(|flow| flow.time_ns).unwrap_or(0)),
+            follow_step,
+        )),
+    };
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+type FollowState = (Option<String>, tokio::sync::broadcast::Receiver<Arc<crate::flow::Flow>>, Filter, u64);
+
+async fn follow_step(
+    (head, mut live, filter, seen_ns): FollowState,
+) -> Option<(Result<String, std::convert::Infallible>, FollowState)> {
+    if let Some(head) = head {
+        return Some((Ok(head), (None, live, filter, seen_ns)));
+    }
+    loop {
+        match live.recv().await {
+            // Between subscribing and reading the past a flow is in both.
+            Ok(flow) if flow.time_ns <= seen_ns || !filter.matches(&flow) => {}
+            Ok(flow) => {
+                let line = format!("{}\n", flow_json::to_json(&flow));
+                return Some((Ok(line), (None, live, filter, seen_ns)));
+            }
+            Err(RecvError::Lagged(lost)) => {
+                let line = format!(
+                    "{}\n",
+                    serde_json::json!({"lost_events": {"source": "HUBBLE_RING_BUFFER", "num_events_lost": lost}})
+                );
+                return Some((Ok(line), (None, live, filter, seen_ns)));
+            }
+            Err(RecvError::Closed) => return None,
+        }
+    }
+}

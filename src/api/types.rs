@@ -1,0 +1,213 @@
+//! JSON forms of the admin API, used by the agent to answer and by the command line to read.
+//!
+//! Names are camelCase. Members are only ever added; an absent optional member means "not known".
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Direction, Labels, ObjectRef};
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    pub version: String,
+    pub node: String,
+    pub cluster: String,
+    /// `standalone`, `server URL` or `kubernetes`.
+    pub source: String,
+    /// Seconds since the agent started.
+    pub uptime_seconds: u64,
+    pub revision: Revision,
+    /// Worst of the components: `ok`, `degraded` or `failed`.
+    pub health: String,
+    pub components: Vec<Component>,
+    pub counts: Counts,
+    /// Kernel features and whether they are used.
+    pub features: Vec<Feature>,
+    pub options: BTreeMap<String, String>,
+    pub resident_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Revision {
+    /// Revision of the objects that the agent knows.
+    pub desired: u64,
+    /// Revision that the kernel enforces.
+    pub realized: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Component {
+    pub name: String,
+    /// `ok`, `degraded` or `failed`.
+    pub state: String,
+    pub message: String,
+    /// Failures since the start.
+    pub failures: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Counts {
+    pub endpoints: usize,
+    pub endpoints_ready: usize,
+    pub identities: usize,
+    pub policies: usize,
+    pub services: usize,
+    pub ipcache: usize,
+    pub policy_entries: usize,
+    pub flows_seen: u64,
+    pub flows_lost: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Feature {
+    pub name: String,
+    pub state: String,
+    pub detail: String,
+}
+
+/// One line of `POST /v1/objects` or `DELETE`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectResult {
+    pub object: ObjectRef,
+    /// `created`, `configured`, `unchanged` or `deleted`.
+    pub action: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Applied {
+    pub revision: u64,
+    pub results: Vec<ObjectResult>,
+    pub warnings: Vec<String>,
+}
+
+/// Body of every answer that is not 2xx.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Failure {
+    pub error: String,
+    /// For invalid input: every problem, with file, line, column and field path.
+    pub problems: Vec<String>,
+}
+
+/// An object of the store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredObject {
+    pub object: ObjectRef,
+    /// The text that was applied.
+    pub manifest: String,
+    /// Policies: local endpoints that it selects.
+    #[serde(default)]
+    pub selects: Option<usize>,
+}
+
+/// `PUT /v1/endpoints`: a local pod's device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointRequest {
+    /// `namespace/name`.
+    pub pod: String,
+    /// Network namespace of the pod (a path); its device `interface` is a veth whose other end is in the
+    /// agent's namespace.
+    #[serde(default)]
+    pub netns: Option<String>,
+    /// Device in the pod's namespace [eth0].
+    #[serde(default)]
+    pub interface: Option<String>,
+    /// Or: the device on the node's side.
+    #[serde(default)]
+    pub host_interface: Option<String>,
+    /// For pods that no object describes: their labels and addresses.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    pub id: u16,
+    pub pod: String,
+    pub interface: String,
+    pub ifindex: u32,
+    pub mac: String,
+    pub addresses: Vec<IpAddr>,
+    pub identity: u32,
+    pub labels: Labels,
+    /// `ready`, `waiting-for-identity`, `waiting-for-device` or `failed`.
+    pub state: String,
+    pub ingress: Enforcement,
+    pub egress: Enforcement,
+    pub policy_entries: usize,
+}
+
+/// How one direction of an endpoint is governed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Enforcement {
+    pub default_deny: bool,
+    /// Objects that select the endpoint in this direction.
+    pub policies: Vec<ObjectRef>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentityInfo {
+    pub id: u32,
+    pub labels: Labels,
+    /// `reserved`, `cluster`, `cidr`, `node` or `address-class`.
+    pub scope: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IpcacheInfo {
+    pub prefix: String,
+    pub identity: u32,
+    pub labels: Labels,
+    pub tunnel_endpoint: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceInfo {
+    pub service: String,
+    pub frontend: String,
+    pub protocol: String,
+    pub backends: Vec<String>,
+    pub affinity_seconds: Option<u32>,
+}
+
+/// `GET /v1/explain`: what happens to a connection, and why.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainAnswer {
+    /// `allowed`, `denied` or `redirected`.
+    pub verdict: String,
+    pub sides: Vec<ExplainSide>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainSide {
+    pub direction: Direction,
+    pub verdict: String,
+    /// `rules`, `default-deny`, `no-policy`, `allow-localhost` or `hairpin`.
+    pub because: String,
+    /// Deciding objects (for default deny: those that turned it on).
+    pub objects: Vec<ObjectRef>,
+    pub rules: Vec<String>,
+    /// The rule that came closest, and what it missed by.
+    pub near_miss: Option<String>,
+}
