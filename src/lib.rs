@@ -11,8 +11,12 @@ pub mod cluster;
 pub mod config;
 pub mod datapath;
 pub mod flow;
+pub mod fqdn;
+pub mod identity;
+pub mod ipcache;
 pub mod model;
 pub mod policy;
+pub mod service;
 
 #[cfg(test)]
 mod rooms;

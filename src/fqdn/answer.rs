@@ -1,0 +1,110 @@
+//! Which addresses of an answer belong to the name that was asked for.
+//!
+//! Contract: the asked name owns the addresses at the end of its CNAME chain; the other names of
+//! the chain own nothing, and records outside of the chain are ignored, so that an answer cannot
+//! smuggle in addresses for names that nobody asked for. An address is fresh for the smallest TTL
+//! on its way. Loops and records of other types give nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::policy::l7::names::canonical;
+
+/// One record of the answer section. Names may have any case and a trailing dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub owner: String,
+    pub ttl: Duration,
+    pub data: RecordData,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordData {
+    Address(IpAddr),
+    Cname(String),
+}
+
+/// Addresses that an answer gives to the name that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learned {
+    /// Canonical: lower case, no trailing dot.
+    pub name: Arc<str>,
+    pub addresses: Vec<(IpAddr, Duration)>,
+}
+
+impl Learned {
+    /// Follows the chain from `queried` through the answer section.
+    pub fn from_answer(queried: &str, records: &[Record]) -> Learned {
+        let name = canonical(queried);
+        let mut by_owner: BTreeMap<String, Vec<&Record>> = BTreeMap::new();
+        for record in records {
+            by_owner.entry(canonical(&record.owner)).or_default().push(record);
+        }
+        let mut addresses: BTreeMap<IpAddr, Duration> = BTreeMap::new();
+        let mut seen = BTreeSet::from([name.clone()]);
+        let mut todo = vec![(name.clone(), Duration::MAX)];
+        while let Some((owner, limit)) = todo.pop() {
+            for record in by_owner.get(&owner).into_iter().flatten() {
+                let ttl = record.ttl.min(limit);
+                match &record.data {
+                    RecordData::Address(address) => {
+                        let known = addresses.entry(*address).or_insert(ttl);
+                        *known = ttl.max(*known);
+                    }
+                    RecordData::Cname(target) => {
+                        let target = canonical(target);
+                        if seen.insert(target.clone()) {
+                            todo.push((target, ttl));
+                        }
+                    }
+                }
+            }
+        }
+        Learned { name: name.into(), addresses: addresses.into_iter().collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(owner: &str, ttl: u64, address: &str) -> Record {
+        let data = RecordData::Address(address.parse().unwrap());
+        Record { owner: owner.into(), ttl: Duration::from_secs(ttl), data }
+    }
+
+    fn cname(owner: &str, ttl: u64, target: &str) -> Record {
+        Record { owner: owner.into(), ttl: Duration::from_secs(ttl), data: RecordData::Cname(target.into()) }
+    }
+
+    #[test]
+    fn the_queried_name_owns_the_end_of_the_chain_for_the_smallest_ttl() {
+        let learned = Learned::from_answer(
+            "WWW.Example.",
+            &[
+                cname("www.example.", 60, "b.cdn."),
+                cname("B.cdn", 5, "c.cdn"),
+                address("c.cdn", 300, "192.0.2.1"),
+            ],
+        );
+        assert_eq!(&*learned.name, "www.example");
+        assert_eq!(learned.addresses, [("192.0.2.1".parse().unwrap(), Duration::from_secs(5))]);
+    }
+
+    #[test]
+    fn records_that_nobody_asked_for_are_ignored() {
+        let learned = Learned::from_answer(
+            "a.example",
+            &[address("a.example", 1, "192.0.2.1"), address("bank.example", 1, "192.0.2.66")],
+        );
+        assert_eq!(learned.addresses.len(), 1);
+    }
+
+    #[test]
+    fn a_loop_ends() {
+        let learned = Learned::from_answer("a", &[cname("a", 1, "b"), cname("b", 1, "a")]);
+        assert!(learned.addresses.is_empty());
+    }
+}
