@@ -17,6 +17,7 @@ pub mod ipcache;
 pub mod model;
 pub mod policy;
 pub mod service;
+pub mod store;
 
 #[cfg(test)]
 mod rooms;
