@@ -4,7 +4,14 @@
 //! found a problem, the thing asked for is not there); 2 the input is invalid or the command line
 //! is wrong; 3 the agent or server cannot be reached; 4 not permitted.
 
+mod connect;
+mod endpoint;
+mod objects;
+mod observe;
+mod print;
+mod status;
 mod style;
+mod tables;
 
 use std::process::ExitCode;
 
@@ -58,6 +65,27 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Manage and test policies
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
+    /// Show whether the agent is well
+    Status(status::StatusArgs),
+    /// Local pods under policy
+    Endpoint(endpoint::EndpointArgs),
+    /// Security identities
+    Identity(tables::IdentityArgs),
+    /// Addresses and their identities
+    Ipcache(tables::ListArgs),
+    /// Service frontends and backends
+    Service(tables::ListArgs),
+    /// What is really in the kernel
+    Bpf(tables::BpfArgs),
+    /// Print flows, from memory or as they come
+    Observe(Box<observe::ObserveArgs>),
+    /// Print drops and verdicts as they come
+    Monitor(observe::MonitorArgs),
     /// Print a shell completion script
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -66,6 +94,18 @@ enum Command {
     /// Write the man pages into a directory
     #[command(hide = true)]
     Manpages { directory: std::path::PathBuf },
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Apply manifests: all of them, or nothing
+    Apply(objects::ApplyArgs),
+    /// List policies, or print one
+    Get(objects::GetArgs),
+    /// Delete an object
+    Delete(objects::DeleteArgs),
+    /// Say what happens to a connection, and why
+    Explain(objects::ExplainArgs),
 }
 
 /// Parses the process's arguments and runs the command.
@@ -92,6 +132,20 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> CliResult {
     match command {
+        Command::Policy { command } => match command {
+            PolicyCommand::Apply(args) => objects::apply(args),
+            PolicyCommand::Get(args) => objects::get(args),
+            PolicyCommand::Delete(args) => objects::delete(args),
+            PolicyCommand::Explain(args) => objects::explain(args),
+        },
+        Command::Status(args) => status::run(args),
+        Command::Endpoint(args) => endpoint::run(args),
+        Command::Identity(args) => tables::identity(args),
+        Command::Ipcache(args) => tables::ipcache(args),
+        Command::Service(args) => tables::service(args),
+        Command::Bpf(args) => tables::bpf(args),
+        Command::Observe(args) => observe::observe(*args),
+        Command::Monitor(args) => observe::monitor(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut std::io::stdout());
             Ok(Exit::Done)

@@ -7,9 +7,28 @@ pub const TEMPLATE: &str = "{about-with-newline}\n{usage-heading} sluice COMMAND
 
 /// The commands in groups, in the order in which a new user meets them.
 pub const TOUR: &str = "\
+Policy:
+  policy         apply, get, delete and explain policies
+
+Operate:
+  status         is everything well, and if not, what
+  endpoint       local pods and their devices
+  identity       security identities and their labels
+  ipcache        addresses and their identities
+  service        Service frontends and backends
+  bpf            what is really in the kernel, and what should be
+  observe        flows with verdict and the policy that decided
+  monitor        drops and verdicts as they come
+
 This tool:
   completions    print a shell completion script
 
 Options:
   -h, --help     print help; `sluice COMMAND --help` says more about a command
-  -V, --version  print version, commit and the version of the BPF ABI";
+  -V, --version  print version, commit and the version of the BPF ABI
+
+Examples:
+  sluice policy apply default-deny.yaml
+  sluice policy explain shop/frontend shop/backend:8080
+  sluice observe --verdict DROPPED --follow
+  sluice monitor --type drop --related-to shop/frontend";
