@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The programs. Each is a tc program on one kind of device; all of them parse, look at what is special to
+ * their place, and hand over to flow().
+ */
+#include "lib/flow.h"
+#include "lib/neighbour.h"
+
+/* Ingress of the host side of a pod's veth: what the pod sends. */
+SEC("classifier")
+int from_container(struct __sk_buff *skb)
+{
+	struct work *w;
+	struct ethhdr *eth;
+	int reason;
+
+	/* Our own answers to what the node sent to the pod (see reject.h). A pod cannot set marks: they do
+	 * not cross network namespaces. */
+	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT)
+		return TC_ACT_OK;
+	w = work_begin(skb, SLUICE_OBS_FROM_CONTAINER, SLUICE_DIR_EGRESS);
+	if (!w)
+		return TC_ACT_SHOT;
+	eth = header(skb, 0, sizeof(*eth));
+	if (!eth)
+		return drop(skb, w, SLUICE_DROP_INVALID_PACKET);
+	if (skb->vlan_present || eth->h_proto == ETH_P_8021Q_BE || eth->h_proto == ETH_P_8021AD_BE)
+		return drop(skb, w, SLUICE_DROP_VLAN_FILTERED);
+	if (eth->h_proto == bpf_htons(ETH_P_ARP)) {
+		reason = neighbour_arp(skb);
+		return reason >= SLUICE_FIRST_DROP_REASON ? drop(skb, w, reason) : reason;
+	}
+	reason = parse(skb, &w->pkt, sizeof(*eth), eth->h_proto);
+	if (reason == PARSE_NOT_IP)
+		return drop(skb, w, SLUICE_DROP_UNSUPPORTED_L3);
+	if (reason)
+		return drop(skb, w, reason);
+	if (w->pkt.flags & PKT_NEIGHBOUR) {
+		reason = neighbour_nd(skb, w);
+		return reason >= SLUICE_FIRST_DROP_REASON ? drop(skb, w, reason) : reason;
+	}
+	return flow(skb, w);
+}
+
+/* Egress of the same device: what the node's stack sends to the pod. */
+SEC("classifier")
+int to_container(struct __sk_buff *skb)
+{
+	struct work *w;
+	struct ethhdr *eth;
+	int reason;
+
+	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT)
+		return TC_ACT_OK;
+	w = work_begin(skb, SLUICE_OBS_TO_CONTAINER, SLUICE_DIR_INGRESS);
+	if (!w)
+		return TC_ACT_SHOT;
+	eth = header(skb, 0, sizeof(*eth));
+	if (!eth)
+		return drop(skb, w, SLUICE_DROP_INVALID_PACKET);
+	if (eth->h_proto == bpf_htons(ETH_P_ARP))
+		return TC_ACT_OK;
+	reason = parse(skb, &w->pkt, sizeof(*eth), eth->h_proto);
+	if (reason == PARSE_NOT_IP)
+		return drop(skb, w, SLUICE_DROP_UNSUPPORTED_L3);
+	if (reason)
+		return drop(skb, w, reason);
+	if (w->pkt.flags & PKT_NEIGHBOUR)
+		return TC_ACT_OK;
+	return flow(skb, w);
+}
+
+/* Ingress of the uplink. */
+SEC("classifier")
+int from_network(struct __sk_buff *skb)
+{
+	struct work *w;
+	struct ethhdr *eth;
+	int reason;
+
+	w = work_begin(skb, SLUICE_OBS_FROM_NETWORK, SLUICE_DIR_INGRESS);
+	if (!w)
+		return TC_ACT_SHOT;
+	eth = header(skb, 0, sizeof(*eth));
+	if (!eth)
+		return drop(skb, w, SLUICE_DROP_INVALID_PACKET);
+	reason = parse(skb, &w->pkt, sizeof(*eth), eth->h_proto);
+	if (reason == PARSE_NOT_IP)
+		return TC_ACT_OK;
+	if (reason)
+		return drop(skb, w, reason);
+	party_resolve(&w->dst, &w->pkt.daddr);
+	if (!(w->dst.flags & (PARTY_LOCAL | PARTY_HOST)))
+		return TC_ACT_OK;
+	if (w->pkt.flags & PKT_NEIGHBOUR)
+		return TC_ACT_OK;
+	return flow(skb, w);
+}
+
+/* Egress of the uplink. */
+SEC("classifier")
+int to_network(struct __sk_buff *skb)
+{
+	struct work *w;
+	struct ethhdr *eth;
+	int reason;
+
+	w = work_begin(skb, SLUICE_OBS_TO_NETWORK, SLUICE_DIR_EGRESS);
+	if (!w)
+		return TC_ACT_SHOT;
+	eth = header(skb, 0, sizeof(*eth));
+	if (!eth)
+		return TC_ACT_SHOT;
+	reason = parse(skb, &w->pkt, sizeof(*eth), eth->h_proto);
+	if (reason == PARSE_NOT_IP)
+		return TC_ACT_OK;
+	if (reason)
+		return drop(skb, w, reason);
+	if (w->pkt.flags & PKT_NEIGHBOUR)
+		return TC_ACT_OK;
+	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT)
+		return TC_ACT_OK;
+	party_resolve(&w->src, &w->pkt.saddr);
+	if (!(w->src.flags & PARTY_HOST))
+		return TC_ACT_OK;
+	return flow(skb, w);
+}
+
+/* Ingress of the VXLAN device. */
+SEC("classifier")
+int from_overlay(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+	struct work *w;
+	struct ethhdr *eth;
+	int reason;
+
+	w = work_begin(skb, SLUICE_OBS_FROM_OVERLAY, SLUICE_DIR_INGRESS);
+	if (!w)
+		return TC_ACT_SHOT;
+	eth = header(skb, 0, sizeof(*eth));
+	if (!eth)
+		return drop(skb, w, SLUICE_DROP_INVALID_PACKET);
+	reason = parse(skb, &w->pkt, sizeof(*eth), eth->h_proto);
+	if (reason == PARSE_NOT_IP)
+		return drop(skb, w, SLUICE_DROP_UNSUPPORTED_L3);
+	if (reason)
+		return drop(skb, w, reason);
+	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0)) {
+		addr_from_v4(&w->tunnel_remote, bpf_htonl(key.remote_ipv4));
+	} else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6)) {
+		addr_copy4(&w->tunnel_remote, (struct sluice_addr *)key.remote_ipv6);
+	} else {
+		return drop(skb, w, SLUICE_DROP_INVALID_TUNNEL_SOURCE);
+	}
+	w->tunnel_id = key.tunnel_id;
+	party_resolve(&w->src, &w->pkt.saddr);
+	party_resolve(&w->dst, &w->pkt.daddr);
+	return flow(skb, w);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+ *
+ * Addresses: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. struct sluice_addr has the alignment of
+ * a byte, so copies and comparisons go through words: clang would do them byte by byte.
+ */
+#ifndef SLUICE_ADDR_H
+#define SLUICE_ADDR_H
+
+#include "helpers.h"
+
+typedef __u64 __attribute__((may_alias)) word64;
+typedef __u32 __attribute__((may_alias)) word32;
+
+INLINE void addr_copy(struct sluice_addr *to, const struct sluice_addr *from)
+{
+	((word64 *)to)[0] = ((const word64 *)from)[0];
+	((word64 *)to)[1] = ((const word64 *)from)[1];
+}
+
+/* For places that are only 4-aligned: longest-prefix keys. */
+INLINE void addr_copy4(struct sluice_addr *to, const struct sluice_addr *from)
+{
+	((word32 *)to)[0] = ((const word32 *)from)[0];
+	((word32 *)to)[1] = ((const word32 *)from)[1];
+	((word32 *)to)[2] = ((const word32 *)from)[2];
+	((word32 *)to)[3] = ((const word32 *)from)[3];
+}
+
+INLINE int addr_equal(const struct sluice_addr *a, const struct sluice_addr *b)
+{
+	return ((const word64 *)a)[0] == ((const word64 *)b)[0] &&
+		((const word64 *)a)[1] == ((const word64 *)b)[1];
+}
+
+INLINE int addr_is_zero(const struct sluice_addr *a)
+{
+	return !(((const word64 *)a)[0] | ((const word64 *)a)[1]);
+}
+
+INLINE void addr_from_v4(struct sluice_addr *to, __be32 v4)
+{
+	((word64 *)to)[0] = 0;
+	((word32 *)to)[2] = bpf_htonl(0xffff);
+	((word32 *)to)[3] = v4;
+}
+
+INLINE __be32 addr_to_v4(const struct sluice_addr *a)
+{
+	return ((const word32 *)a)[3];
+}
+
+INLINE int addr_is_v4(const struct sluice_addr *a)
+{
+	return ((const word64 *)a)[0] == 0 && ((const word32 *)a)[2] == bpf_htonl(0xffff);
+}
+
+/* fe80::/10 */
+INLINE int addr_is_link_local_v6(const struct sluice_addr *a)
+{
+	return (((const word32 *)a)[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+/* True where a comes before b in memcmp order. */
+INLINE int addr_before(const struct sluice_addr *a, const struct sluice_addr *b)
+{
+	__u64 high_a = ((const word64 *)a)[0], high_b = ((const word64 *)b)[0];
+
+	if (high_a != high_b)
+		return bpf_be64_to_cpu(high_a) < bpf_be64_to_cpu(high_b);
+	return bpf_be64_to_cpu(((const word64 *)a)[1]) < bpf_be64_to_cpu(((const word64 *)b)[1]);
+}
+
+INLINE void mac_copy(__u8 *to, const __u8 *from)
+{
+#pragma unroll
+	for (int i = 0; i < 6; i++)
+		to[i] = from[i];
+}
+
+INLINE int mac_equal(const __u8 *a, const __u8 *b)
+{
+	int differ = 0;
+
+#pragma unroll
+	for (int i = 0; i < 6; i++)
+		differ |= a[i] ^ b[i];
+	return !differ;
+}
+
+#endif

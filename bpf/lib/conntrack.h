@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+ *
+ * Connection tracking: one entry a connection, found from both directions. An entry says under which
+ * policy epochs the flow was allowed and where both ends are, so that an established packet costs one
+ * lookup. See "connection tracking" in abi.h.
+ */
+#ifndef SLUICE_CONNTRACK_H
+#define SLUICE_CONNTRACK_H
+
+#include "parse.h"
+#include "work.h"
+
+/* Seconds without a packet after which an entry is as good as gone. */
+#define CT_TCP_ESTABLISHED 21600
+#define CT_TCP_OPENING 60
+#define CT_TCP_CLOSING 10
+#define CT_SCTP 3600
+#define CT_OPENING 60 /* UDP and others that nobody answered */
+#define CT_ANSWERED 180
+#define CT_ICMP 30
+
+#define CT_FIN_BOTH (SLUICE_CT_FIN_LO | SLUICE_CT_FIN_HI)
+
+/* The key of a tuple; says whether its source is the lower end. */
+INLINE __u8 ct_key_of(struct ct_key *key, const struct sluice_addr *saddr,
+					  const struct sluice_addr *daddr, __u16 sport, __u16 dport, __u8 protocol)
+{
+	__u8 from_lo;
+
+	if (addr_equal(saddr, daddr))
+		from_lo = sport <= dport;
+	else
+		from_lo = addr_before(saddr, daddr);
+	if (from_lo) {
+		addr_copy(&key->lo_addr, saddr);
+		addr_copy(&key->hi_addr, daddr);
+		key->lo_port = sport;
+		key->hi_port = dport;
+	} else {
+		addr_copy(&key->lo_addr, daddr);
+		addr_copy(&key->hi_addr, saddr);
+		key->lo_port = dport;
+		key->hi_port = sport;
+	}
+	*(word32 *)&key->protocol = 0;
+	key->protocol = protocol;
+	return from_lo;
+}
+
+INLINE void ct_key(struct work *w)
+{
+	w->from_lo = ct_key_of(&w->key, &w->pkt.saddr, &w->pkt.daddr, w->pkt.sport, w->pkt.dport,
+						   w->pkt.protocol);
+}
+
+INLINE int ct_closing(__u16 flags)
+{
+	return (flags & SLUICE_CT_RST) || (flags & CT_FIN_BOTH) == CT_FIN_BOTH;
+}
+
+INLINE __u32 ct_timeout(__u8 protocol, __u16 flags)
+{
+	switch (protocol) {
+	case IPPROTO_TCP:
+		if (ct_closing(flags))
+			return CT_TCP_CLOSING;
+		return flags & SLUICE_CT_SYN_ONLY ? CT_TCP_OPENING : CT_TCP_ESTABLISHED;
+	case IPPROTO_SCTP:
+		return flags & SLUICE_CT_SEEN_REPLY ? CT_SCTP : CT_OPENING;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return CT_ICMP;
+	}
+	return flags & SLUICE_CT_SEEN_REPLY ? CT_ANSWERED : CT_OPENING;
+}
+
+INLINE int ct_alive(const struct ct_entry *e, __u8 protocol, __u32 now)
+{
+	/* A clock that another CPU read a moment later is not an age. */
+	return (__s32)(now - e->last_seen) <= (__s32)ct_timeout(protocol, e->flags);
+}
+
+/* The packet goes against the direction in which the connection was opened. */
+INLINE int ct_is_reply(const struct ct_entry *e, __u8 from_lo)
+{
+	return from_lo == !!(e->flags & SLUICE_CT_INIT_HI);
+}
+
+/* A SYN opens a new connection where the old one is closing, and always where it comes from the end that
+ * was called: being allowed to answer is not being allowed to call. An echo request likewise. */
+INLINE int ct_reopens(const struct ct_entry *e, const struct packet *p, __u8 from_lo)
+{
+	if (p->protocol == IPPROTO_TCP) {
+		if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+			return 0;
+		return ct_closing(e->flags) || ct_is_reply(e, from_lo);
+	}
+	if (p->flags & PKT_TYPED)
+		return ct_is_reply(e, from_lo) &&
+			p->icmp_type == (p->flags & PKT_V6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO);
+	return 0;
+}
+
+/* Follows the connection's state. Writes only what changes: the entry's cache line is shared. */
+INLINE void ct_touch(struct ct_entry *e, const struct packet *p, __u8 from_lo, __u32 now)
+{
+	__u16 flags = e->flags;
+
+	if (ct_is_reply(e, from_lo))
+		flags = (flags | SLUICE_CT_SEEN_REPLY) & ~SLUICE_CT_SYN_ONLY;
+	if (p->protocol == IPPROTO_TCP) {
+		/* A forged reset must not shorten the life of a connection that goes on. */
+		if (p->tcp_flags & TCP_RST)
+			flags |= SLUICE_CT_RST;
+		else if (p->tcp_flags & TCP_ACK)
+			flags &= ~SLUICE_CT_RST;
+		if (p->tcp_flags & TCP_FIN)
+			flags |= from_lo ? SLUICE_CT_FIN_LO : SLUICE_CT_FIN_HI;
+	}
+	if (flags != e->flags)
+		e->flags = flags;
+	if (e->last_seen != now)
+		e->last_seen = now;
+}
+
+/* The side's policy is the one that allowed the flow. */
+INLINE int ct_side_current(const struct ct_side *side, const struct node_config *config)
+{
+	const struct policy_info *info;
+	__u32 id = side->policy_id;
+
+	if (!id)
+		return 1;
+	if (id == config->host_policy_id && !(config->flags & SLUICE_CFG_HOST_FIREWALL))
+		return side->epoch == 0;
+	info = bpf_map_lookup_elem(&sl_policy_info, &id);
+	return info && info->epoch && info->epoch == side->epoch;
+}
+
+INLINE void ct_fill_side(struct ct_side *side, __u8 *mac, const struct party *party)
+{
+	side->epoch = party->epoch;
+	side->policy_id = party->policy_id;
+	side->endpoint_id = party->endpoint_id;
+	side->ifindex = party->ifindex;
+	side->identity = party->identity;
+	mac_copy(mac, party->mac);
+}
+
+/* Writes the entry of the packet's flow, which was just allowed. `old` is the entry that it continues,
+ * or null. */
+INLINE int ct_write(struct work *w, const struct ct_entry *old)
+{
+	struct ct_entry *e = &w->entry;
+	int opener_is_lo = w->reply ? !w->from_lo : w->from_lo;
+
+	if (old) {
+		*e = *old;
+		e->flags &= ~SLUICE_CT_DENIED;
+	} else {
+		__builtin_memset(e, 0, sizeof(*e));
+		e->flags = w->ct_flags | (opener_is_lo ? 0 : SLUICE_CT_INIT_HI);
+		if (w->pkt.protocol == IPPROTO_TCP)
+			e->flags |= SLUICE_CT_SYN_ONLY;
+		if (w->ct_flags & (SLUICE_CT_REV_NAT | SLUICE_CT_SERVICE)) {
+			addr_copy(&e->svc_addr, &w->ct_svc_addr);
+			e->svc_port = w->ct_svc_port;
+		}
+	}
+	e->rule_set = w->decision.rule_set;
+	if (w->from_lo) {
+		ct_fill_side(&e->lo, e->lo_mac, &w->src);
+		ct_fill_side(&e->hi, e->hi_mac, &w->dst);
+	} else {
+		ct_fill_side(&e->lo, e->lo_mac, &w->dst);
+		ct_fill_side(&e->hi, e->hi_mac, &w->src);
+	}
+	if (w->src.flags & PARTY_REMOTE || w->dst.flags & PARTY_REMOTE)
+		e->flags |= SLUICE_CT_TUNNEL;
+	ct_touch(e, &w->pkt, w->from_lo, w->now);
+	if (bpf_map_update_elem(&sl_ct, &w->key, e, BPF_ANY))
+		return SLUICE_DROP_CT_FULL;
+	return 0;
+}
+
+#endif

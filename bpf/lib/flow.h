@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+ *
+ * What every program does once the packet is parsed: find the connection; if it is known, allowed under
+ * the policies of today and comes from where it should, pass it on; otherwise judge it.
+ */
+#ifndef SLUICE_FLOW_H
+#define SLUICE_FLOW_H
+
+#include "deliver.h"
+#include "fragment.h"
+#include "judge.h"
+
+/* The packet comes from where the entry says that its sender is. What fails here is looked at again by
+ * plausible(), which knows the reason. */
+INLINE int from_its_place(struct __sk_buff *skb, const struct work *w, const struct ct_side *src,
+						  const __u8 *src_mac, const struct ct_side *dst,
+						  const struct node_config *config)
+{
+	struct ethhdr *eth;
+
+	switch (w->observation) {
+	case SLUICE_OBS_FROM_CONTAINER:
+		if (src->ifindex != skb->ifindex)
+			return 0;
+		if (!w->pkt.l3_offset)
+			return 1;
+		eth = header(skb, 0, sizeof(*eth));
+		return eth && mac_equal(eth->h_source, src_mac);
+	case SLUICE_OBS_FROM_NETWORK:
+		/* A tunnelled flow has no business on the wire. */
+		return !src->policy_id && !((config->flags & SLUICE_CFG_TUNNEL) && dst->ifindex);
+	case SLUICE_OBS_TO_CONTAINER:
+		return !src->ifindex && dst->ifindex == skb->ifindex;
+	case SLUICE_OBS_TO_NETWORK:
+		return !src->ifindex;
+	}
+	return 0;
+}
+
+/* The packet goes to a local pod, to this node, or on. */
+INLINE int forward(struct __sk_buff *skb, struct work *w, const struct node_config *config,
+				   __u32 ifindex, const __u8 *mac)
+{
+	count_packet(w->direction, SLUICE_METRIC_FORWARDED, w->pkt.length);
+	switch (w->observation) {
+	case SLUICE_OBS_FROM_CONTAINER:
+		if (ifindex)
+			return deliver_local(skb, w, config, ifindex, mac);
+		if ((config->flags & SLUICE_CFG_TUNNEL) && (w->ct_flags & SLUICE_CT_TUNNEL)) {
+			const struct ipcache_entry *remote = ipcache_lookup(&w->pkt.daddr);
+
+			if (!remote || !(remote->flags & SLUICE_IPC_REMOTE))
+				return drop(skb, w, SLUICE_DROP_NO_TUNNEL_ENDPOINT);
+			addr_copy(&w->dst.tunnel_ep, &remote->tunnel_ep);
+			return deliver_tunnel(skb, w, &w->dst.tunnel_ep);
+		}
+		return to_stack(skb);
+	case SLUICE_OBS_FROM_NETWORK:
+	case SLUICE_OBS_FROM_OVERLAY:
+		if (ifindex)
+			return deliver_local(skb, w, config, ifindex, mac);
+		return to_stack(skb);
+	}
+	return TC_ACT_OK;
+}
+
+INLINE int sampled(const struct node_config *config)
+{
+	return (config->flags & SLUICE_CFG_TRACE) && config->trace_sample &&
+		bpf_get_prandom_u32() % config->trace_sample == 0;
+}
+
+/* An established packet. Returns an action, or -1 when the packet must be judged. */
+INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_config *config,
+					   struct ct_entry *e)
+{
+	const struct ct_side *src = w->from_lo ? &e->lo : &e->hi;
+	const struct ct_side *dst = w->from_lo ? &e->hi : &e->lo;
+	const __u8 *src_mac = w->from_lo ? e->lo_mac : e->hi_mac;
+	const __u8 *dst_mac = w->from_lo ? e->hi_mac : e->lo_mac;
+
+	if (unlikely(e->flags & SLUICE_CT_DENIED) || !ct_alive(e, w->pkt.protocol, w->now) ||
+		ct_reopens(e, &w->pkt, w->from_lo))
+		return -1;
+	if (!from_its_place(skb, w, src, src_mac, dst, config))
+		return -1;
+	if (!ct_side_current(src, config) || !ct_side_current(dst, config))
+		return -1;
+	w->reply = ct_is_reply(e, w->from_lo);
+	if (!w->reply && ((e->flags ^ w->ct_flags) & SLUICE_CT_REV_NAT))
+		return -1;
+	ct_touch(e, &w->pkt, w->from_lo, w->now);
+	if (src->endpoint_id)
+		count_forwarded(src->endpoint_id, SLUICE_DIR_EGRESS, w->pkt.length);
+	if (dst->endpoint_id)
+		count_forwarded(dst->endpoint_id, SLUICE_DIR_INGRESS, w->pkt.length);
+	if (unlikely(config->flags & SLUICE_CFG_TRACE)) {
+		e->packets[!w->from_lo] += 1;
+		e->bytes[!w->from_lo] += w->pkt.length;
+		if (sampled(config)) {
+			w->src.identity = src->identity;
+			w->dst.identity = dst->identity;
+			w->decision.rule_set = e->rule_set;
+			w->event_flags |= SLUICE_EVF_ESTABLISHED;
+			event(skb, w, SLUICE_EVENT_TRACE, 0);
+		}
+	}
+	w->ct_flags = e->flags;
+	w->tunnel_id = src->identity;
+	return forward(skb, w, config, dst->ifindex, dst_mac);
+}
+
+/* From a parsed packet to an action. */
+GLOBAL int flow(struct __sk_buff *skb, struct work *w)
+{
+	const struct node_config *config = node_config();
+	struct ct_entry *e;
+	int verdict;
+
+	if (!w || !config)
+		return TC_ACT_SHOT;
+	if (unlikely(w->pkt.flags & PKT_FRAGMENT)) {
+		verdict = fragment(w);
+		if (verdict)
+			return drop(skb, w, verdict);
+	}
+	if (w->pkt.flags & PKT_TRACKED) {
+		ct_key(w);
+		e = bpf_map_lookup_elem(&sl_ct, &w->key);
+		if (e) {
+			verdict = established(skb, w, config, e);
+			if (verdict >= 0)
+				return verdict;
+		}
+	}
+	verdict = judge(skb, w);
+	if (verdict)
+		return drop(skb, w, verdict);
+	count_forwarded(w->src.endpoint_id, SLUICE_DIR_EGRESS, w->pkt.length);
+	count_forwarded(w->dst.endpoint_id, SLUICE_DIR_INGRESS, w->pkt.length);
+	w->ct_flags = w->dst.flags & PARTY_REMOTE ? SLUICE_CT_TUNNEL : 0;
+	w->tunnel_id = w->src.identity;
+	return forward(skb, w, config, w->dst.ifindex, w->dst.mac);
+}
+
+#endif

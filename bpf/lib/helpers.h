@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+ *
+ * What every other header needs: kernel types, helper declarations, byte order, and the two kinds of
+ * function that this code has.
+ *
+ *  - INLINE functions are pasted into their caller. Small, or on the path of an established packet.
+ *  - GLOBAL functions are BPF-to-BPF calls that the verifier checks once, by itself, whatever calls
+ *    them: that keeps five programs with a long slow path verifiable. Their pointer arguments may be
+ *    null as far as the verifier knows, so each checks them.
+ */
+#ifndef SLUICE_HELPERS_H
+#define SLUICE_HELPERS_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <linux/icmpv6.h>
+#include <linux/pkt_cls.h>
+#include <stddef.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#include "abi.h"
+
+#define INLINE static __always_inline
+#define GLOBAL __attribute__((noinline))
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* linux/icmp.h drags in the C library's sockets. RFC 792. */
+struct icmphdr {
+	__u8 type;
+	__u8 code;
+	__sum16 checksum;
+	__be16 id; /* echo; otherwise unused, or the next hop's MTU in the second half */
+	__be16 sequence;
+};
+#define ICMP_ECHOREPLY 0
+#define ICMP_DEST_UNREACH 3
+#define ICMP_SOURCE_QUENCH 4
+#define ICMP_ECHO 8
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+
+/* linux/if_packet.h, which drags in sockets */
+#define PACKET_HOST 0
+
+/* Actions of tc are small numbers, drop reasons are not. */
+#define SLUICE_FIRST_DROP_REASON 128
+
+#define ETH_P_8021AD_BE bpf_htons(0x88a8)
+#define ETH_P_8021Q_BE bpf_htons(0x8100)
+
+/* Seconds since boot, from the clock that is read without a hardware counter (kernel 5.11). Wraps
+ * after 136 years. */
+INLINE __u32 now_seconds(void)
+{
+	return (__u32)(bpf_ktime_get_coarse_ns() / 1000000000ull);
+}
+
+#endif

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+ *
+ * The verdict on a flow: may this packet be on this hook at all, and do the policies of both of its ends
+ * that are on this node allow it? It does not matter which hook asks, so a flow gets one verdict however
+ * it travels.
+ */
+#ifndef SLUICE_JUDGE_H
+#define SLUICE_JUDGE_H
+
+#include "conntrack.h"
+#include "event.h"
+#include "ipcache.h"
+#include "policy.h"
+
+/* Addresses that no packet from another machine may have: loopback, multicast, broadcast. */
+INLINE int martian_source(const struct sluice_addr *a)
+{
+	if (addr_is_v4(a))
+		return a->b[12] == 127 || a->b[12] >= 224;
+	return a->b[0] == 0xff ||
+		(((const word64 *)a)[0] == 0 && ((const word64 *)a)[1] == bpf_cpu_to_be64(1));
+}
+
+INLINE int source_from_container(struct __sk_buff *skb, struct work *w)
+{
+	if (!(w->src.flags & PARTY_LOCAL) || w->src.ifindex != skb->ifindex)
+		return SLUICE_DROP_INVALID_SOURCE_IP;
+	if (w->pkt.l3_offset) {
+		struct ethhdr *eth = header(skb, 0, sizeof(*eth));
+
+		if (!eth || !mac_equal(eth->h_source, w->src.mac))
+			return SLUICE_DROP_INVALID_SOURCE_MAC;
+	}
+	return 0;
+}
+
+/* The tunnel tells which node sent the packet; the address must be behind that node, or be its own. An
+ * address of the cluster that we have not heard of yet counts as the identity that the node says, as
+ * long as it is one that pods have. */
+INLINE int source_from_overlay(struct work *w)
+{
+	const struct ipcache_entry *node;
+
+	if ((w->src.flags & (PARTY_REMOTE | PARTY_NODE)) &&
+		addr_equal(&w->src.tunnel_ep, &w->tunnel_remote))
+		return 0;
+	if ((w->src.flags & PARTY_NODE) && addr_equal(&w->src.addr, &w->tunnel_remote))
+		return 0;
+	if ((w->src.flags & PARTY_CLUSTER) && !(w->src.flags & (PARTY_LOCAL | PARTY_HOST)) &&
+		w->src.identity == SLUICE_ID_UNKNOWN && w->tunnel_id >= 256 && w->tunnel_id <= 65535) {
+		node = ipcache_lookup(&w->tunnel_remote);
+		if (node && (node->flags & SLUICE_IPC_NODE)) {
+			w->src.identity = w->tunnel_id;
+			return 0;
+		}
+	}
+	return SLUICE_DROP_INVALID_TUNNEL_SOURCE;
+}
+
+/* May a packet with these addresses be here? Returns 0 or a drop reason. */
+INLINE int plausible(struct __sk_buff *skb, struct work *w, const struct node_config *config)
+{
+	switch (w->observation) {
+	case SLUICE_OBS_FROM_CONTAINER:
+		return source_from_container(skb, w);
+	case SLUICE_OBS_FROM_NETWORK:
+		if ((w->src.flags & (PARTY_LOCAL | PARTY_HOST)) || martian_source(&w->src.addr))
+			return SLUICE_DROP_INVALID_SOURCE_IP;
+		/* Between pods everything comes through the tunnel, where there is one. */
+		if ((config->flags & SLUICE_CFG_TUNNEL) && (w->src.flags & PARTY_REMOTE) &&
+			(w->dst.flags & PARTY_LOCAL))
+			return SLUICE_DROP_INVALID_SOURCE_IP;
+		return 0;
+	case SLUICE_OBS_FROM_OVERLAY:
+		if (!(w->dst.flags & (PARTY_LOCAL | PARTY_HOST)))
+			return SLUICE_DROP_UNROUTABLE;
+		return source_from_overlay(w);
+	case SLUICE_OBS_TO_CONTAINER:
+		if (!(w->dst.flags & PARTY_LOCAL) || w->dst.ifindex != skb->ifindex)
+			return SLUICE_DROP_UNKNOWN_ENDPOINT;
+		if (w->src.ifindex == skb->ifindex)
+			return SLUICE_DROP_INVALID_SOURCE_IP;
+		return 0;
+	}
+	return 0;
+}
+
+INLINE int has_policy(const struct party *party, const struct node_config *config)
+{
+	return (party->flags & PARTY_LOCAL) ||
+		((party->flags & PARTY_HOST) && (config->flags & SLUICE_CFG_HOST_FIREWALL));
+}
+
+/* What L7 proxies decide later is passed to them; without a proxy it is not passed at all. */
+INLINE int redirected(const struct decision *d)
+{
+	return d->action >= SLUICE_ACTION_REDIRECT_HTTP && !d->audited;
+}
+
+/* Egress policy of the opener, then ingress policy of the responder. Returns 0 or a drop reason. */
+GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opener,
+					  struct party *responder)
+{
+	const struct node_config *config = node_config();
+	struct question q = {};
+	int reason;
+
+	if (!w || !opener || !responder || !config)
+		return SLUICE_DROP_INTERNAL;
+	opener->epoch = 0;
+	responder->epoch = 0;
+	q.protocol = w->pkt.protocol;
+	q.has_port = !!(w->pkt.flags & (PKT_PORTS | PKT_TYPED));
+	if (w->pkt.flags & PKT_TYPED) {
+		q.port = w->pkt.icmp_type;
+		/* An answer is judged as what it answers. */
+		if (w->reply && w->pkt.flags & PKT_TRACKED)
+			q.port = w->pkt.flags & PKT_V6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO;
+	} else {
+		q.port = w->reply ? w->pkt.sport : w->pkt.dport;
+	}
+	if (has_policy(opener, config)) {
+		reason = policy_decide(&w->decision, opener, responder, &q, SLUICE_DIR_EGRESS);
+		if (!reason && redirected(&w->decision))
+			reason = SLUICE_DROP_PROXY_NOT_FOUND;
+		if (reason)
+			return reason;
+		if (config->flags & SLUICE_CFG_TRACE || w->decision.audited)
+			event(skb, w, SLUICE_EVENT_VERDICT, 0);
+	}
+	if (has_policy(responder, config)) {
+		reason = policy_decide(&w->decision, responder, opener, &q, SLUICE_DIR_INGRESS);
+		if (!reason && redirected(&w->decision))
+			reason = SLUICE_DROP_PROXY_NOT_FOUND;
+		if (reason)
+			return reason;
+		if (config->flags & SLUICE_CFG_TRACE || w->decision.audited)
+			event(skb, w, SLUICE_EVENT_VERDICT, 0);
+	}
+	return 0;
+}
+
+/* Which end opened a flow of the node that began before we looked? The one with the higher port, as a
+ * rule. It matters only for flows that are not judged yet (the host firewall is off), and makes it
+ * possible to switch the firewall on without cutting the session of whoever does it. */
+INLINE int looks_like_answer(const struct work *w)
+{
+	return w->pkt.protocol == IPPROTO_TCP && !(w->pkt.tcp_flags & TCP_SYN) &&
+		w->pkt.sport < w->pkt.dport;
+}
+
+/* A packet that no entry vouches for. Returns 0 or a drop reason; both parties are known afterwards, and
+ * an entry exists when the packet is tracked. */
+GLOBAL int judge(struct __sk_buff *skb, struct work *w)
+{
+	const struct node_config *config = node_config();
+	struct ct_entry *e = NULL;
+	int reason;
+
+	if (!w || !config)
+		return SLUICE_DROP_INTERNAL;
+	if (!(w->src.flags & PARTY_KNOWN))
+		party_resolve(&w->src, &w->pkt.saddr);
+	if (!(w->dst.flags & PARTY_KNOWN))
+		party_resolve(&w->dst, &w->pkt.daddr);
+	reason = plausible(skb, w, config);
+	if (reason)
+		return reason;
+	if (addr_equal(&w->pkt.saddr, &w->pkt.daddr)) /* a pod reaches itself, always */
+		return 0;
+	if (w->pkt.flags & PKT_TRACKED) {
+		e = bpf_map_lookup_elem(&sl_ct, &w->key);
+		if (e && (!ct_alive(e, w->pkt.protocol, w->now) || ct_reopens(e, &w->pkt, w->from_lo) ||
+				  ((e->flags ^ w->ct_flags) & SLUICE_CT_REV_NAT && !ct_is_reply(e, w->from_lo))))
+			e = NULL;
+		w->reply = e ? ct_is_reply(e, w->from_lo) :
+				   !(config->flags & SLUICE_CFG_HOST_FIREWALL) &&
+				   ((w->src.flags | w->dst.flags) & PARTY_HOST) &&
+				   !((w->src.flags | w->dst.flags) & PARTY_LOCAL) && looks_like_answer(w);
+	}
+	if (w->reply)
+		reason = judge_flow(skb, w, &w->dst, &w->src);
+	else
+		reason = judge_flow(skb, w, &w->src, &w->dst);
+	if (reason) {
+		if (e)
+			e->flags |= SLUICE_CT_DENIED;
+		return reason;
+	}
+	if (!(w->pkt.flags & PKT_TRACKED))
+		return 0;
+	/* Unsolicited answers start nothing. */
+	if (!e && (w->pkt.flags & PKT_TYPED) &&
+		w->pkt.icmp_type == (w->pkt.flags & PKT_V6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY))
+		return 0;
+	return ct_write(w, e);
+}
+
+#endif
