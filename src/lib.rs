@@ -14,6 +14,7 @@ pub mod flow;
 pub mod fqdn;
 pub mod identity;
 pub mod ipcache;
+pub mod k8s;
 pub mod model;
 pub mod policy;
 pub mod service;

@@ -1,0 +1,319 @@
+//! YAML (or JSON, its subset) text -> positioned trees, one for each document.
+//!
+//! Read as Kubernetes reads it: one value for a key (a second one is a problem), YAML 1.1 scalars
+//! (`scalar`), aliases and merge keys. Budgets bound what a hostile text can cost: the text itself,
+//! one document, nesting, and what aliases multiply.
+
+use std::collections::{HashMap, HashSet};
+
+use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
+
+use super::scalar;
+use super::tree::{Entry, Node, Text, Value};
+
+/// Bytes of one input. A dump of a large cluster fits.
+pub const MAX_INPUT_BYTES: usize = 64 << 20;
+/// Bytes of one object, whether it is a document or an item of a List: what the API server takes
+/// in one request.
+pub const MAX_OBJECT_BYTES: usize = 3 << 20;
+/// Collections inside each other.
+pub const MAX_DEPTH: usize = 64;
+/// Values of one input, aliased ones included.
+pub const MAX_NODES: usize = 5_000_000;
+/// Values that anchors may keep and that aliases may add, each.
+pub const MAX_ALIASED_NODES: usize = 100_000;
+
+/// One document of an input.
+#[derive(Debug)]
+pub struct YamlDocument {
+    pub root: Node,
+    /// Duplicate keys and the like. Not empty: the document must not be used.
+    pub faults: Vec<Fault>,
+}
+
+/// A place and what is wrong there.
+#[derive(Debug)]
+pub struct Fault {
+    pub line: u32,
+    pub column: u32,
+    pub message: String,
+}
+
+/// The documents up to the first error that makes the rest unreadable, and that error.
+pub fn documents(text: &str) -> (Vec<YamlDocument>, Option<Fault>) {
+    if text.len() > MAX_INPUT_BYTES {
+        let message = format!("the input has {} bytes, at most {MAX_INPUT_BYTES} are read", text.len());
+        return (Vec::new(), Some(Fault { line: 1, column: 1, message }));
+    }
+    // A byte order mark belongs to no value.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let options = granit_parser::options! {
+        emit_comments: false,
+        flow_nesting_limit: MAX_DEPTH,
+        block_nesting_limit: MAX_DEPTH,
+    };
+    let mut builder = Builder {
+        nodes_left: MAX_NODES,
+        anchored_left: MAX_ALIASED_NODES,
+        aliased_left: MAX_ALIASED_NODES,
+        ..Builder::default()
+    };
+    for event in Parser::new_from_str_with_options(text, options) {
+        let step = match event {
+            Ok((event, span)) => builder.event(event, span),
+            Err(error) => Err(syntax_fault(&error)),
+        };
+        if let Err(fault) = step {
+            return (builder.done, Some(fault));
+        }
+    }
+    (builder.done, None)
+}
+
+fn syntax_fault(error: &ScanError) -> Fault {
+    let marker = error.marker();
+    Fault {
+        line: number(marker.line()),
+        column: number(marker.col() + 1),
+        message: format!("not YAML: {}", error.info()),
+    }
+}
+
+fn number(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// A collection that is still open.
+enum Frame {
+    Sequence(Vec<Node>),
+    Mapping { entries: Vec<Entry>, seen: HashSet<String>, key: Option<Key>, merges: Vec<Node> },
+}
+
+enum Key {
+    Field {
+        text: String,
+        line: u32,
+        column: u32,
+    },
+    Merge,
+    /// A second value for a key, or a key that is no scalar: its value is read and dropped.
+    Dropped,
+}
+
+struct Open {
+    frame: Frame,
+    line: u32,
+    column: u32,
+    start_byte: usize,
+    anchor: usize,
+}
+
+#[derive(Default)]
+struct Builder {
+    done: Vec<YamlDocument>,
+    stack: Vec<Open>,
+    faults: Vec<Fault>,
+    /// Anchored values and how many values each holds; only as many as the budget takes.
+    anchors: HashMap<usize, (Node, usize)>,
+    nodes_left: usize,
+    anchored_left: usize,
+    aliased_left: usize,
+}
+
+impl Builder {
+    fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Fault> {
+        let (line, column) = (number(span.start.line()), number(span.start.col() + 1));
+        let byte = span.start.byte_offset().unwrap_or_default();
+        match event {
+            Event::DocumentStart(..) => self.anchors.clear(),
+            Event::Scalar(text, style, anchor, tag) => {
+                let (content_line, content_column) = match style {
+                    ScalarStyle::Literal | ScalarStyle::Folded => (line + 1, 1),
+                    _ => (line, column),
+                };
+                let core_tag = tag.as_ref().and_then(|tag| tag.core_suffix());
+                let plain = style == ScalarStyle::Plain && core_tag != Some("str");
+                let value = if plain {
+                    scalar::resolve(&text)
+                } else {
+                    Value::Text(Text { text: text.into_owned(), content_line, content_column })
+                };
+                let value = match value {
+                    Value::Text(text) => Value::Text(Text { content_line, content_column, ..text }),
+                    other => other,
+                };
+                self.value(Node { value, line, column }, anchor, plain, byte..byte)?;
+            }
+            Event::SequenceStart(_, anchor, _) => {
+                self.open(Frame::Sequence(Vec::new()), line, column, byte, anchor)?;
+            }
+            Event::MappingStart(_, anchor, _) => {
+                let frame = Frame::Mapping {
+                    entries: Vec::new(),
+                    seen: HashSet::new(),
+                    key: None,
+                    merges: Vec::new(),
+                };
+                self.open(frame, line, column, byte, anchor)?;
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.close(span.end.byte_offset().unwrap_or(byte))?,
+            Event::Alias(anchor) => {
+                let Some((node, size)) = self.anchors.get(&anchor) else {
+                    let message = format!(
+                        "an alias inside the value that it names, or of more than {MAX_ALIASED_NODES} values"
+                    );
+                    return Err(fault(line, column, message));
+                };
+                let Some(left) = self.aliased_left.checked_sub(*size) else {
+                    let message = format!("aliases add more than {MAX_ALIASED_NODES} values to this input");
+                    return Err(fault(line, column, message));
+                };
+                self.aliased_left = left;
+                let node = Node { line, column, ..node.clone() };
+                self.value(node, 0, false, byte..byte)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        frame: Frame,
+        line: u32,
+        column: u32,
+        start_byte: usize,
+        anchor: usize,
+    ) -> Result<(), Fault> {
+        if self.stack.len() >= MAX_DEPTH {
+            return Err(fault(line, column, format!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        self.stack.push(Open { frame, line, column, start_byte, anchor });
+        Ok(())
+    }
+
+    fn close(&mut self, end_byte: usize) -> Result<(), Fault> {
+        let Some(Open { frame, line, column, start_byte, anchor }) = self.stack.pop() else { return Ok(()) };
+        let value = match frame {
+            Frame::Sequence(items) => Value::Sequence(items),
+            Frame::Mapping { mut entries, mut seen, merges, .. } => {
+                for merge in merges {
+                    self.merge(&mut entries, &mut seen, merge);
+                }
+                Value::Mapping(entries)
+            }
+        };
+        self.value(Node { value, line, column }, anchor, false, start_byte..end_byte)
+    }
+
+    /// `<<`: entries of other mappings, for keys that this one has not.
+    fn merge(&mut self, entries: &mut Vec<Entry>, seen: &mut HashSet<String>, source: Node) {
+        match source.value {
+            Value::Mapping(merged) => {
+                entries.extend(merged.into_iter().filter(|entry| seen.insert(entry.key.clone())));
+            }
+            Value::Sequence(sources) => {
+                sources.into_iter().for_each(|source| self.merge(entries, seen, source))
+            }
+            _ => self.faults.push(fault(
+                source.line,
+                source.column,
+                format!("a merge key (<<) takes a mapping, found {}", source.describe()),
+            )),
+        }
+    }
+
+    /// A finished value goes to the open collection, or ends the document.
+    fn value(
+        &mut self,
+        node: Node,
+        anchor: usize,
+        plain: bool,
+        bytes: std::ops::Range<usize>,
+    ) -> Result<(), Fault> {
+        let Some(left) = self.nodes_left.checked_sub(1) else {
+            let message = format!("the input holds more than {MAX_NODES} values");
+            return Err(fault(node.line, node.column, message));
+        };
+        self.nodes_left = left;
+        if anchor != 0 {
+            let size = count(&node);
+            if let Some(left) = self.anchored_left.checked_sub(size) {
+                self.anchored_left = left;
+                self.anchors.insert(anchor, (node.clone(), size));
+            }
+        }
+        let Some(open) = self.stack.last_mut() else {
+            if !is_list(&node) {
+                check_size(&node, &bytes)?;
+            }
+            self.done.push(YamlDocument { root: node, faults: std::mem::take(&mut self.faults) });
+            return Ok(());
+        };
+        match &mut open.frame {
+            Frame::Sequence(items) => {
+                check_size(&node, &bytes)?;
+                items.push(node);
+            }
+            Frame::Mapping { entries, seen, key, merges } => match key.take() {
+                None => *key = Some(self::key(node, plain, seen, &mut self.faults)),
+                Some(Key::Field { text, line, column }) => {
+                    entries.push(Entry { key: text, key_line: line, key_column: column, value: node });
+                }
+                Some(Key::Merge) => merges.push(node),
+                Some(Key::Dropped) => {}
+            },
+        }
+        Ok(())
+    }
+}
+
+/// What a key node stands for. Kubernetes turns numbers and booleans into text.
+fn key(node: Node, plain: bool, seen: &mut HashSet<String>, faults: &mut Vec<Fault>) -> Key {
+    let Node { value, line, column } = node;
+    let text = match value {
+        Value::Text(text) if plain && text.text == "<<" => return Key::Merge,
+        Value::Text(text) => text.text,
+        Value::Bool(value) => value.to_string(),
+        Value::Integer(value) => value.to_string(),
+        Value::Float(value) => value.to_string(),
+        Value::Null | Value::Sequence(_) | Value::Mapping(_) => {
+            faults.push(fault(line, column, "a key must be a string"));
+            return Key::Dropped;
+        }
+    };
+    if !seen.insert(text.clone()) {
+        faults.push(fault(
+            line,
+            column,
+            format!("the key {} is already set in this mapping", super::tree::quoted(&text)),
+        ));
+        return Key::Dropped;
+    }
+    Key::Field { text, line, column }
+}
+
+fn fault(line: u32, column: u32, message: impl Into<String>) -> Fault {
+    Fault { line, column, message: message.into() }
+}
+
+fn is_list(root: &Node) -> bool {
+    root.get("kind").and_then(Node::as_str) == Some("List")
+}
+
+fn check_size(node: &Node, bytes: &std::ops::Range<usize>) -> Result<(), Fault> {
+    let size = bytes.end.saturating_sub(bytes.start);
+    if size > MAX_OBJECT_BYTES {
+        let message = format!("this object has {size} bytes, at most {MAX_OBJECT_BYTES} are read");
+        return Err(fault(node.line, node.column, message));
+    }
+    Ok(())
+}
+
+fn count(node: &Node) -> usize {
+    1 + match &node.value {
+        Value::Sequence(items) => items.iter().map(count).sum(),
+        Value::Mapping(entries) => entries.iter().map(|entry| 1 + count(&entry.value)).sum(),
+        _ => 0,
+    }
+}
