@@ -6,6 +6,7 @@
 //! - [`map_state`]: the compiled form: keys, entries, precedence; `datapath` converts it.
 //! - [`engine`]: repository, selector cache and resolved subjects, kept up to date by deltas.
 //! - [`named_port`]: port names as identity labels.
+//! - [`oracle`]: a naive evaluator, which the compiled policy is compared with.
 //! - [`decision`]: verdicts with the rules behind them.
 
 pub mod decision;
@@ -13,5 +14,6 @@ pub mod engine;
 pub mod l7;
 pub mod map_state;
 pub mod named_port;
+pub mod oracle;
 pub mod rule;
 pub mod selector;

@@ -1,0 +1,128 @@
+//! Section 6 of the semantics: what the L7 rules of one side say about a request, a query or a
+//! ClientHello that reached the proxy.
+
+use super::peers::name_matches;
+use super::tiers::Side;
+use crate::policy::l7::{HeaderMatch, HeaderValue, HttpRule, L7Rules, Mismatch};
+use crate::policy::rule::RuleRef;
+
+/// A request as it arrived, with its path normalised.
+#[derive(Clone)]
+pub struct HttpRequest<'a> {
+    pub method: &'a str,
+    pub path: &'a str,
+    pub host: &'a str,
+    pub headers: &'a [(String, String)],
+    /// Values of Secrets: namespace, name, key.
+    pub secret: &'a dyn Fn(&str, &str, Option<&str>) -> Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for HttpRequest<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} on {}", self.method, self.path, self.host)
+    }
+}
+
+/// What L7 says, and the rules that governed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layer7 {
+    Allow(Vec<RuleRef>),
+    Refuse(Vec<RuleRef>),
+}
+
+impl Side {
+    fn lifted(&self) -> bool {
+        self.allows.iter().any(|(_, l7)| l7.is_none())
+    }
+
+    /// HTTP and DNS: rules ORed; a rule without L7 for the same peer and port lifts them; without
+    /// default deny they refuse nothing.
+    fn requests(&self, listed: impl Fn(&L7Rules) -> Option<bool>) -> Layer7 {
+        let governing: Vec<(&RuleRef, bool)> =
+            self.allows.iter().filter_map(|(rule, l7)| Some((rule, listed(l7.as_deref()?)?))).collect();
+        let matched: Vec<RuleRef> =
+            governing.iter().filter(|(_, matched)| *matched).map(|(rule, _)| (*rule).clone()).collect();
+        let all = || self.allows.iter().map(|(rule, _)| rule.clone()).collect();
+        if !matched.is_empty() {
+            Layer7::Allow(matched)
+        } else if governing.is_empty() || self.lifted() || !self.enforced {
+            Layer7::Allow(all())
+        } else {
+            Layer7::Refuse(governing.into_iter().map(|(rule, _)| rule.clone()).collect())
+        }
+    }
+
+    pub fn http(&self, request: &HttpRequest<'_>) -> Layer7 {
+        self.requests(|l7| match l7 {
+            L7Rules::Http(rules) => Some(rules.iter().any(|rule| http_matches(rule, request))),
+            L7Rules::Dns(_) | L7Rules::Tls(_) => None,
+        })
+    }
+
+    /// `name` is canonical.
+    pub fn dns(&self, name: &str) -> Layer7 {
+        self.requests(|l7| match l7 {
+            L7Rules::Dns(patterns) => Some(patterns.iter().any(|pattern| name_matches(pattern, name))),
+            L7Rules::Http(_) | L7Rules::Tls(_) => None,
+        })
+    }
+
+    /// `name`: the canonical server name; `None` without one and for what is not TLS. A plain
+    /// allow does not lift `serverNames`.
+    pub fn server_name(&self, name: Option<&str>) -> Layer7 {
+        let governing: Vec<(&RuleRef, bool)> = self
+            .allows
+            .iter()
+            .filter_map(|(rule, l7)| match l7.as_deref()? {
+                L7Rules::Tls(patterns) => {
+                    let listed =
+                        name.is_some_and(|name| patterns.iter().any(|pattern| name_matches(pattern, name)));
+                    Some((rule, listed))
+                }
+                L7Rules::Http(_) | L7Rules::Dns(_) => None,
+            })
+            .collect();
+        let matched: Vec<RuleRef> =
+            governing.iter().filter(|(_, matched)| *matched).map(|(rule, _)| (*rule).clone()).collect();
+        if !matched.is_empty() {
+            Layer7::Allow(matched)
+        } else if governing.is_empty() || !self.enforced {
+            Layer7::Allow(self.allows.iter().map(|(rule, _)| rule.clone()).collect())
+        } else {
+            Layer7::Refuse(governing.into_iter().map(|(rule, _)| rule.clone()).collect())
+        }
+    }
+}
+
+fn http_matches(rule: &HttpRule, request: &HttpRequest<'_>) -> bool {
+    let whole = |expression: &Option<std::sync::Arc<str>>, value: &str| match expression {
+        None => true,
+        // A regular expression that does not compile admits nothing.
+        Some(expression) => regex::bytes::RegexBuilder::new(&format!("^(?:{expression})$"))
+            .unicode(false)
+            .build()
+            .is_ok_and(|regex| regex.is_match(value.as_bytes())),
+    };
+    whole(&rule.method, request.method)
+        && whole(&rule.path, request.path)
+        && whole(&rule.host, request.host)
+        && rule.headers.iter().all(|header| header_admits(header, request))
+}
+
+fn header_admits(header: &HeaderMatch, request: &HttpRequest<'_>) -> bool {
+    if header.mismatch != Mismatch::Deny {
+        return true;
+    }
+    let values: Vec<&str> = request
+        .headers
+        .iter()
+        .filter(|(name, _)| name.to_ascii_lowercase() == *header.name)
+        .map(|(_, value)| value.as_str())
+        .collect();
+    let wanted = match &header.value {
+        HeaderValue::Present => return !values.is_empty(),
+        HeaderValue::Exact(value) => Some(value.as_bytes().to_vec()),
+        HeaderValue::Secret { namespace, name, key } => (request.secret)(namespace, name, key.as_deref()),
+    };
+    !values.is_empty() && wanted.is_some_and(|wanted| values.join(",").into_bytes() == wanted)
+}
