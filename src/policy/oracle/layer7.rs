@@ -6,6 +6,9 @@ use super::tiers::Side;
 use crate::policy::l7::{HeaderMatch, HeaderValue, HttpRule, L7Rules, Mismatch};
 use crate::policy::rule::RuleRef;
 
+/// The value of a Secret: namespace, name, key (`None`: the only key).
+pub type Secrets<'a> = dyn Fn(&str, &str, Option<&str>) -> Option<Vec<u8>> + 'a;
+
 /// A request as it arrived, with its path normalised.
 #[derive(Clone)]
 pub struct HttpRequest<'a> {
@@ -13,8 +16,7 @@ pub struct HttpRequest<'a> {
     pub path: &'a str,
     pub host: &'a str,
     pub headers: &'a [(String, String)],
-    /// Values of Secrets: namespace, name, key.
-    pub secret: &'a dyn Fn(&str, &str, Option<&str>) -> Option<Vec<u8>>,
+    pub secret: &'a Secrets<'a>,
 }
 
 impl std::fmt::Debug for HttpRequest<'_> {
