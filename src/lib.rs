@@ -15,6 +15,7 @@ pub mod fqdn;
 pub mod identity;
 pub mod ipcache;
 pub mod k8s;
+pub mod lab;
 pub mod model;
 pub mod policy;
 pub mod service;
