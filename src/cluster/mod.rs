@@ -1,9 +1,26 @@
 //! One node's view of the cluster. PURE: objects in, a [`delta::Delta`] for the datapath out.
 //!
 //! The agent and the offline judge run this same code, so that what a test says is what the node
-//! does. See [`delta`] for the output.
+//! does. See [`delta`] for the output, [`View`] for the transactions, and [`Resolved`] and
+//! [`Sides`] for the questions.
 
+mod counted;
 pub mod delta;
+mod derive;
+mod dirty;
+mod expand;
+mod ids;
+mod objects;
+mod options;
+mod publish;
+mod uses;
+mod verdict;
+mod view;
+
+pub use options::{ViewError, ViewOptions};
+pub use publish::LocalEndpoint;
+pub use verdict::{Resolved, Sides};
+pub use view::View;
 
 use crate::model::{Kind, Object, ObjectRef};
 use crate::policy::rule::{CidrGroup, Policy};

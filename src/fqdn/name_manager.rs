@@ -76,28 +76,51 @@ impl NameManager {
         NameManager { options, ..NameManager::default() }
     }
 
-    /// Takes in an answer; a later end of an address that is already known counts.
+    /// Takes in an answer; a later end of an address that is already known counts. Expires
+    /// nothing.
     pub fn learn(&mut self, now: Duration, answer: &Learned) -> Touched {
+        let min_ttl = self.options.min_ttl;
+        let ends =
+            answer.addresses.iter().map(|(address, ttl)| (*address, now.saturating_add((*ttl).max(min_ttl))));
+        self.set_ends(&answer.name, ends.filter(|(_, end)| *end > now).collect())
+    }
+
+    /// What the name has now, for [`NameManager::put_back`].
+    pub fn addresses(&self, name: &str) -> BTreeMap<IpAddr, Duration> {
+        self.names.get(name).map(|entry| entry.addresses.clone()).unwrap_or_default()
+    }
+
+    /// Takes an answer back, such as one that the datapath has no room for: the name has what it
+    /// had before.
+    pub fn put_back(&mut self, name: &Arc<str>, before: BTreeMap<IpAddr, Duration>) -> Touched {
         let mut touched = Touched::new();
-        if answer.addresses.is_empty() {
+        for (address, end) in self.addresses(name) {
+            self.forget(end, name.clone(), address);
+            touched.insert(address);
+        }
+        touched.extend(self.set_ends(name, before));
+        touched
+    }
+
+    fn set_ends(&mut self, name: &Arc<str>, ends: BTreeMap<IpAddr, Duration>) -> Touched {
+        let mut touched = Touched::new();
+        if ends.is_empty() {
             return touched;
         }
-        if !self.names.contains_key(&answer.name) {
+        if !self.names.contains_key(name) {
             if self.names.len() >= self.options.max_names {
                 self.stats.refused_names += 1;
                 return touched;
             }
-            let patterns = self.patterns.iter().filter(|p| p.matches(&answer.name)).cloned().collect();
-            self.names.insert(answer.name.clone(), Name { addresses: BTreeMap::new(), patterns });
+            let patterns = self.patterns.iter().filter(|pattern| pattern.matches(name)).cloned().collect();
+            self.names.insert(name.clone(), Name { addresses: BTreeMap::new(), patterns });
         }
-        for (address, ttl) in &answer.addresses {
-            let end = now.saturating_add((*ttl).max(self.options.min_ttl));
-            if self.set_end(&answer.name, *address, end) {
-                touched.insert(*address);
+        for (address, end) in ends {
+            if self.set_end(name, address, end) {
+                touched.insert(address);
             }
         }
-        self.evict(&answer.name, &mut touched);
-        touched.extend(self.expire(now));
+        self.evict(name, &mut touched);
         touched
     }
 
@@ -160,20 +183,6 @@ impl NameManager {
             self.forget(end, name, address);
             self.stats.expired += 1;
             touched.insert(address);
-        }
-        touched
-    }
-
-    /// Takes an answer back, such as one whose addresses the datapath has no room for. Addresses
-    /// that the name had before go too: fewer addresses are allowed, never more.
-    pub fn forget_answer(&mut self, answer: &Learned) -> Touched {
-        let mut touched = Touched::new();
-        for (address, _) in &answer.addresses {
-            let end = self.names.get(&answer.name).and_then(|name| name.addresses.get(address)).copied();
-            if let Some(end) = end {
-                self.forget(end, answer.name.clone(), *address);
-                touched.insert(*address);
-            }
         }
         touched
     }

@@ -77,6 +77,11 @@ impl<K: Clone + Eq + Ord + Hash> Registry<K> {
         self.slots.get(key).map(|slot| slot.id)
     }
 
+    /// The copy of this key that is kept, to share it.
+    pub fn key(&self, key: &K) -> Option<&K> {
+        self.slots.get_key_value(key).map(|(key, _)| key)
+    }
+
     /// Keys with no reference left.
     pub fn idle(&self) -> impl Iterator<Item = (&K, Identity)> {
         self.idle.iter().map(|key| (key, self.slots[key].id))

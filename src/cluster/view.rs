@@ -1,0 +1,364 @@
+//! The view: transactions over objects and DNS answers, each with its delta for the datapath.
+//!
+//! Contract: a transaction is applied whole or not at all, and a change costs what it touches,
+//! not what the cluster holds. After every transaction the deltas so far, applied in order, make
+//! the same state as [`View::full`].
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::delta::{AddressKind, Delta, IpcacheEntry, ServiceEntry, ServiceFrontend};
+use super::derive::Derived;
+use super::dirty::Dirty;
+use super::ids::{EngineOp, Ids, commit};
+use super::objects::{Objects, Stored};
+use super::options::{ViewError, ViewOptions};
+use super::publish::{LocalEndpoint, Published};
+use super::{Change, Secret};
+use crate::fqdn::{Learned, NameManager, Snapshot};
+use crate::identity::IdentityAllocator;
+use crate::identity::reserved::{ApiServer, fixed_records, node_record, world};
+use crate::ipcache::Source;
+use crate::model::{Family, Identity, IdentityRecord, Kind, Labels, ObjectRef};
+use crate::policy::engine::Engine;
+use crate::policy::map_state::SubjectDelta;
+
+/// One node's view of the cluster; see the module.
+#[derive(Debug)]
+pub struct View {
+    pub(super) options: ViewOptions,
+    pub(super) objects: Objects,
+    pub(super) derived: Derived,
+    pub(super) engine: Engine,
+    pub(super) published: Published,
+    revision: u64,
+    /// What the start made, until the first transaction carries it.
+    start: Option<(Dirty, Vec<SubjectDelta>)>,
+    refused_answers: u64,
+}
+
+impl View {
+    /// A view of an empty cluster.
+    pub fn new(options: ViewOptions, allocator: Box<dyn IdentityAllocator + Send>) -> View {
+        let mut engine = Engine::new(options.engine.clone());
+        let mut ops: Vec<EngineOp> = fixed_records().into_iter().map(EngineOp::UpsertIdentity).collect();
+        ops.push(EngineOp::UpsertIdentity(node_record(Identity::HOST, None, ApiServer::Elsewhere)));
+        if options.host_firewall {
+            ops.push(EngineOp::AddSubject(Identity::HOST));
+        }
+        let policies = commit(&mut engine, ops).expect("a dozen identities fit any table");
+        let ids = Ids::new(allocator, options.local_number_offset);
+        let mut derived = Derived::new(ids, NameManager::new(options.names));
+        let mut dirty = Dirty::default();
+        for (prefix, source, entry) in fixed_claims(&options) {
+            derived.layers.set(prefix, source, Some(entry));
+            dirty.ipcache.insert(prefix);
+        }
+        let mut view = View {
+            objects: Objects::default(),
+            derived,
+            engine,
+            published: Published::default(),
+            revision: 0,
+            start: None,
+            refused_answers: 0,
+            options,
+        };
+        // Tables are right from the start; the first delta carries it all the same.
+        view.publish(&dirty, policies.clone());
+        view.start = Some((dirty, policies));
+        view
+    }
+
+    /// One transaction: on error nothing has changed.
+    ///
+    /// Upserts replace, deletes of what is not there do nothing. The order inside a transaction
+    /// does not matter, except that the last change of an object counts.
+    pub fn apply(&mut self, changes: Vec<Change>) -> Result<Delta, Vec<ViewError>> {
+        let mut dirty = Dirty::default();
+        let mut undo: Vec<(ObjectRef, Option<Stored>)> = Vec::with_capacity(changes.len());
+        for change in changes {
+            let (reference, new) = match change {
+                Change::Upsert(resource) => (resource.reference(), Some(Stored::from(resource))),
+                Change::Delete(reference) => (reference, None),
+            };
+            let reference = canonical(reference);
+            let old = self.swap(&reference, new, &mut dirty);
+            undo.push((reference, old));
+        }
+        let errors = self.conflicts(&undo);
+        if !errors.is_empty() {
+            // Nothing was derived yet: the objects alone go back.
+            for (reference, old) in undo.into_iter().rev() {
+                self.objects.swap(&reference, old);
+            }
+            return Err(errors);
+        }
+        match self.derive_and_commit(&mut dirty) {
+            Ok(policies) => Ok(self.publish_with_start(dirty, policies)),
+            Err(error) => {
+                for (reference, old) in undo.into_iter().rev() {
+                    self.swap(&reference, old, &mut dirty);
+                }
+                self.roll_back(&mut dirty);
+                Err(vec![error])
+            }
+        }
+    }
+
+    /// Replaces an object and marks what its old and new form touch.
+    fn swap(&mut self, reference: &ObjectRef, new: Option<Stored>, dirty: &mut Dirty) -> Option<Stored> {
+        let old = self.objects.swap(reference, new.clone());
+        for side in [&old, &new].into_iter().flatten() {
+            let policies = self.derived.policies.iter().map(|(policy, state)| (policy, &state.references));
+            dirty.mark(reference, side, &self.objects, policies);
+        }
+        old
+    }
+
+    /// Two owners of one address, two Services with one ClusterIP.
+    fn conflicts(&self, changed: &[(ObjectRef, Option<Stored>)]) -> Vec<ViewError> {
+        let mut errors = Vec::new();
+        for (reference, _) in changed {
+            if let Some(service) = self.objects.service(reference) {
+                for address in &service.cluster_ips {
+                    if let Some(first) = self.objects.services_at(*address).find(|other| *other != reference)
+                    {
+                        errors.push(ViewError::DuplicateClusterIp {
+                            address: *address,
+                            first: first.clone(),
+                            second: reference.clone(),
+                        });
+                    }
+                }
+            }
+            let addresses = match reference.kind {
+                Kind::Pod => self.objects.pod(reference).map(|pod| &pod.addresses[..]),
+                Kind::Node => self.objects.node(&reference.name).map(|node| &node.addresses[..]),
+                _ => None,
+            };
+            for address in addresses.unwrap_or_default() {
+                let mut owners = self.objects.owners(*address);
+                if !owners.clone().any(|owner| owner == reference) {
+                    continue;
+                }
+                let same_kind = |other: &&ObjectRef| other.kind == reference.kind && *other != reference;
+                if let Some(first) = owners.find(same_kind) {
+                    errors.push(ViewError::DuplicateAddress {
+                        address: *address,
+                        first: first.clone(),
+                        second: reference.clone(),
+                    });
+                }
+            }
+        }
+        errors
+    }
+
+    fn derive_and_commit(&mut self, dirty: &mut Dirty) -> Result<Vec<SubjectDelta>, ViewError> {
+        let ops = self.derived.derive(&self.objects, &self.options, dirty)?;
+        let policies = commit(&mut self.engine, ops)?;
+        self.derived.ids.settle();
+        Ok(policies)
+    }
+
+    /// The objects (and names) are the old ones again; the engine never learned of the new ones.
+    fn roll_back(&mut self, dirty: &mut Dirty) {
+        self.derived
+            .derive(&self.objects, &self.options, dirty)
+            .expect("numbers of the old state are kept until a transaction has succeeded");
+        self.derived.ids.settle();
+    }
+
+    fn publish(&mut self, dirty: &Dirty, policies: Vec<SubjectDelta>) -> Delta {
+        self.published.advance(&self.derived, &self.objects, &self.options, dirty, policies)
+    }
+
+    fn publish_with_start(&mut self, dirty: Dirty, policies: Vec<SubjectDelta>) -> Delta {
+        let mut delta = self.publish(&dirty, policies);
+        if let Some((start, mut policies)) = self.start.take() {
+            let told = |prefix: &IpNet, delta: &Delta| delta.ipcache.iter().any(|(other, _)| other == prefix);
+            for prefix in start.ipcache {
+                if !told(&prefix, &delta) {
+                    delta.ipcache.push((prefix, self.published.ipcache.get(prefix).copied()));
+                }
+            }
+            policies.append(&mut delta.policies);
+            delta.policies = policies;
+            delta.node.clone_from(&self.published.node);
+        }
+        if !delta.is_empty() {
+            self.revision += 1;
+        }
+        delta.revision = self.revision;
+        delta
+    }
+
+    /// Takes in a DNS answer that is about to be released to a pod. The pod may have the answer
+    /// once the datapath has realized the delta. Expires nothing: see [`View::expire`].
+    ///
+    /// An answer whose addresses do not fit the datapath's tables is not learned (and counted in
+    /// [`View::refused_answers`]): its addresses stay closed.
+    pub fn learn(&mut self, now: Duration, answer: &Learned) -> Delta {
+        let before = self.derived.names.addresses(&answer.name);
+        let mut dirty = Dirty { addresses: self.derived.names.learn(now, answer), ..Dirty::default() };
+        match self.derive_and_commit(&mut dirty) {
+            Ok(policies) => self.publish_with_start(dirty, policies),
+            Err(_) => {
+                dirty.addresses.extend(self.derived.names.put_back(&answer.name, before));
+                self.roll_back(&mut dirty);
+                self.refused_answers += 1;
+                Delta { revision: self.revision, ..Delta::default() }
+            }
+        }
+    }
+
+    /// Drops addresses whose answers ended at `now` or before.
+    ///
+    /// A change that cannot be told to the engine is tried again by the next call.
+    pub fn expire(&mut self, now: Duration) -> Delta {
+        let mut dirty = Dirty { addresses: self.derived.names.expire(now), ..Dirty::default() };
+        match self.derive_and_commit(&mut dirty) {
+            Ok(policies) => self.publish_with_start(dirty, policies),
+            // Fewer addresses never need more room.
+            Err(error) => unreachable!("an expiry does not fit: {error}"),
+        }
+    }
+
+    /// When [`View::expire`] has something to do.
+    pub fn next_expiry(&self) -> Option<Duration> {
+        self.derived.names.next_expiry()
+    }
+
+    /// Fresh answers, for [`View::restore_names`] after a restart.
+    pub fn names_snapshot(&self, now: Duration) -> Snapshot {
+        self.derived.names.snapshot(now)
+    }
+
+    /// Takes in the answers of an earlier run; `elapsed` is the time since the snapshot.
+    pub fn restore_names(&mut self, now: Duration, elapsed: Duration, snapshot: &Snapshot) -> Delta {
+        let touched = self.derived.names.restore(now, elapsed, snapshot);
+        let mut dirty = Dirty { addresses: touched, ..Dirty::default() };
+        match self.derive_and_commit(&mut dirty) {
+            Ok(policies) => self.publish_with_start(dirty, policies),
+            Err(_) => {
+                for name in snapshot.names.keys() {
+                    dirty.addresses.extend(self.derived.names.put_back(name, Default::default()));
+                }
+                self.roll_back(&mut dirty);
+                self.refused_answers += 1;
+                Delta { revision: self.revision, ..Delta::default() }
+            }
+        }
+    }
+
+    /// The whole state as a delta from nothing, for a datapath of which nothing is known.
+    pub fn full(&self) -> Delta {
+        let policies = self.engine.subjects().map(|subject| self.full_policy(subject)).collect();
+        Delta { revision: self.revision, policies, ..self.published.full() }
+    }
+
+    fn full_policy(&self, subject: Identity) -> SubjectDelta {
+        let classes = self.published.port_classes.get(&subject);
+        SubjectDelta {
+            subject,
+            info: self.engine.info(subject).unwrap_or_default(),
+            upserts: self.engine.entries(subject).into_iter().map(|view| (view.key, view.entry)).collect(),
+            deletes: vec![],
+            class_upserts: classes.into_iter().flatten().copied().collect(),
+            class_deletes: vec![],
+            removed: false,
+        }
+    }
+
+    /// Grows with every transaction that changed something.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub fn options(&self) -> &ViewOptions {
+        &self.options
+    }
+
+    /// Verdicts, explanations and L7 rules by identity.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Names, their addresses and counters.
+    pub fn names(&self) -> &NameManager {
+        &self.derived.names
+    }
+
+    /// Answers that were not learned because their addresses did not fit.
+    pub fn refused_answers(&self) -> u64 {
+        self.refused_answers
+    }
+
+    /// For housekeeping of the allocator (its clock, its state).
+    pub fn allocator_mut(&mut self) -> &mut (dyn IdentityAllocator + Send) {
+        self.derived.ids.allocator_mut()
+    }
+
+    /// See [`ViewOptions::local_number_offset`].
+    pub fn local_number_offset(&self) -> u32 {
+        self.derived.ids.offset()
+    }
+
+    /// Local pods that policy governs, in the order of their names.
+    pub fn endpoints(&self) -> impl Iterator<Item = &LocalEndpoint> {
+        self.published.endpoints.values()
+    }
+
+    /// Every identity in use, in the order of numbers.
+    pub fn identities(&self) -> impl Iterator<Item = &IdentityRecord> {
+        self.engine.identities()
+    }
+
+    pub fn ipcache(&self) -> impl Iterator<Item = (IpNet, &IpcacheEntry)> {
+        self.published.ipcache.iter()
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = (&ServiceFrontend, &ServiceEntry)> {
+        self.published.services.iter()
+    }
+
+    /// The identity labels and number of a pod with addresses of its own.
+    pub fn pod_identity(&self, namespace: &str, name: &str) -> Option<(Identity, Option<&Labels>)> {
+        let state = self.derived.pods.get(&ObjectRef::new(Kind::Pod, namespace, name))?;
+        Some((state.identity, state.labels.as_ref()))
+    }
+
+    /// A Secret that rules may refer to.
+    pub fn secret(&self, namespace: &str, name: &str) -> Option<&Arc<Secret>> {
+        self.objects.secret(namespace, name)
+    }
+}
+
+/// `v1` Endpoints are kept as EndpointSlices.
+fn canonical(mut reference: ObjectRef) -> ObjectRef {
+    if reference.kind == Kind::Endpoints {
+        reference.kind = Kind::EndpointSlice;
+    }
+    reference
+}
+
+/// What is known about addresses before the first object.
+fn fixed_claims(options: &ViewOptions) -> Vec<(IpNet, Source, IpcacheEntry)> {
+    let entry = |identity, class| IpcacheEntry { identity, tunnel_endpoint: None, class };
+    let everything = [(Family::IPv4, IpAddr::from([0u8; 4])), (Family::IPv6, IpAddr::from([0u8; 16]))];
+    let worlds = everything.into_iter().map(|(family, address)| {
+        let prefix = IpNet::new(address, 0).expect("zero is a prefix length of both families");
+        (prefix, Source::World, entry(world(family), AddressKind::World))
+    });
+    let ranges = options.pod_cidrs.iter().map(|range| {
+        (range.trunc(), Source::ClusterRange, entry(Identity::UNKNOWN, AddressKind::ClusterRange))
+    });
+    let fixed = options.fixed_addresses.iter().map(|(address, identity)| {
+        (IpNet::from(*address), Source::Fixed, entry(*identity, AddressKind::Node))
+    });
+    worlds.chain(ranges).chain(fixed).collect()
+}
