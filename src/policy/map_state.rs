@@ -119,16 +119,22 @@ pub struct PortClassRange {
 }
 
 /// Change of one subject's compiled policy. Applied in this order, so that at every moment a
-/// packet meets the old rules, the new rules, or their union (which passes nothing that both deny
-/// and drops nothing that both allow): port classes and upserts, then the info, then deletes, then
-/// the epoch.
+/// packet meets the old rules, the new rules, or their union: upserts, class upserts, the info,
+/// class deletes, deletes, then the epoch. A class that is new has its entries before a port is in
+/// it, and one that goes keeps them until no port is.
+///
+/// Upserts are in the order in which they are to be written: entries that hold a deny first, so
+/// that a deny that moves from one cell to another is in both for a moment and never in none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubjectDelta {
     /// Identity of the endpoints that have this policy; [`Identity::HOST`] for the node itself.
     pub subject: Identity,
     pub info: PolicyInfo,
     pub upserts: Vec<(PolicyKey, PolicyEntry)>,
+    /// In the order of keys.
     pub deletes: Vec<PolicyKey>,
+    /// Blocks of ports whose size is a power of two that divides their first port: each is one
+    /// prefix of a trie over ports. A block whose class alone changes is an upsert.
     pub class_upserts: Vec<PortClassRange>,
     pub class_deletes: Vec<PortClassRange>,
     /// The subject is gone: everything of it is to be deleted.

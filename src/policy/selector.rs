@@ -49,11 +49,10 @@ impl SelectorKey {
         SelectorKey { source: None, key: text.into() }
     }
 
-    fn lookup<'a>(&self, labels: &'a Labels) -> impl Iterator<Item = &'a str> {
-        let SelectorKey { source, key } = self.clone();
+    fn lookup<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = &'a str> {
         labels
             .iter()
-            .filter(move |label| label.key == key && source.is_none_or(|source| source == label.source))
+            .filter(|label| label.key == self.key && self.source.is_none_or(|source| source == label.source))
             .map(|label| &*label.value)
     }
 }
@@ -100,6 +99,21 @@ impl LabelSelector {
             return false;
         }
         self.matches_any_scope(labels)
+    }
+
+    /// For node selectors (`nodeSelector`, `fromNodes`): keys without a source, or with `k8s:`, are
+    /// the node's own labels, which an identity carries under `node:`.
+    pub fn matches_node(&self, labels: &Labels) -> bool {
+        self.requirements.iter().all(|requirement| {
+            let SelectorKey { source, key } = &requirement.key;
+            match source {
+                None | Some(LabelSource::K8s) => {
+                    let key = SelectorKey { source: Some(LabelSource::Node), key: key.clone() };
+                    Requirement { key, operator: requirement.operator.clone() }.matches(labels)
+                }
+                Some(_) => requirement.matches(labels),
+            }
+        })
     }
 
     /// Matches without the rule about `reserved:` labels: for selectors of nodes, whose scope the

@@ -20,14 +20,38 @@
 //! [`Peer::CidrGroup`]: super::rule::Peer::CidrGroup
 //! [`Peer::Service`]: super::rule::Peer::Service
 
+mod changes;
+mod column;
+mod decide;
+mod delta;
+mod explain;
+mod identities;
+mod label_index;
+mod matching;
 mod options;
+mod ports;
+mod precedence;
+mod repository;
+mod rule_sets;
+mod selectors;
+mod settle;
+mod slab;
+mod subject;
+#[cfg(test)]
+mod tests;
+mod transaction;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::decision::{Because, Outcome, SideDecision};
-use super::map_state::{PolicyInfo, RuleSetId, SubjectDelta};
+use self::identities::IdentityTable;
+use self::repository::Repository;
+use self::rule_sets::RuleSets;
+use self::selectors::SelectorTable;
+use self::subject::SubjectState;
+use self::transaction::Undo;
+use super::map_state::{PolicyInfo, PolicyKey, PortClassRange, RuleSetId, SubjectDelta};
 use super::rule::{Policy, Rule, RuleRef};
 use crate::model::{Direction, Identity, IdentityRecord, ObjectRef};
 
@@ -43,154 +67,261 @@ pub const LOCALHOST_RULES: RuleSetId = RuleSetId(1);
 #[derive(Debug)]
 pub struct Engine {
     options: EngineOptions,
-    identities: BTreeMap<Identity, IdentityRecord>,
-    policies: BTreeMap<ObjectRef, Arc<Policy>>,
-    subjects: BTreeSet<Identity>,
+    identities: IdentityTable,
+    selectors: SelectorTable,
+    repository: Repository,
+    rule_sets: RuleSets,
+    subjects: BTreeMap<Identity, SubjectState>,
+    /// Subjects with something to compile.
+    unsettled: BTreeSet<Identity>,
+    /// Subjects that may differ from what was announced.
+    changed: BTreeSet<Identity>,
+    journal: Option<Vec<Undo>>,
 }
 
 impl Engine {
     pub fn new(options: EngineOptions) -> Engine {
-        Engine { options, identities: BTreeMap::new(), policies: BTreeMap::new(), subjects: BTreeSet::new() }
+        Engine {
+            options,
+            identities: IdentityTable::default(),
+            selectors: SelectorTable::default(),
+            repository: Repository::default(),
+            rule_sets: RuleSets::default(),
+            subjects: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            journal: None,
+        }
     }
 
     pub fn options(&self) -> &EngineOptions {
         &self.options
     }
 
-    /// Adds an identity or replaces what it stands for.
+    /// Adds an identity or replaces what it stands for. Identity 0 is refused: it stands for every
+    /// peer in compiled entries, and nothing is ever known about it.
     pub fn upsert_identity(&mut self, record: IdentityRecord) {
-        self.identities.insert(record.id, record);
+        let id = record.id;
+        if id == Identity::UNKNOWN || self.identity(id) == Some(&record) {
+            return;
+        }
+        let old = self.put_identity(id, Some(record));
+        self.note(Undo::Identity(id, old));
     }
 
     /// Forgets an identity: entries for it go.
     pub fn remove_identity(&mut self, id: Identity) {
-        self.identities.remove(&id);
+        if let Some(old) = self.put_identity(id, None) {
+            self.note(Undo::Identity(id, Some(old)));
+        }
     }
 
     /// Adds a policy, or replaces the one of the same object.
     pub fn upsert_policy(&mut self, policy: Arc<Policy>) {
-        self.policies.insert(policy.object.clone(), policy);
+        let object = policy.object.clone();
+        let old = self.put_policy(&object, Some(policy));
+        self.note(Undo::Policy(object, old));
     }
 
     /// `false` when there was none.
     pub fn remove_policy(&mut self, object: &ObjectRef) -> bool {
-        self.policies.remove(object).is_some()
+        let old = self.put_policy(object, None);
+        let removed = old.is_some();
+        if removed {
+            self.note(Undo::Policy(object.clone(), old));
+        }
+        removed
     }
 
     /// An endpoint with this identity lives here. Until the identity itself is known, the subject
     /// is default-deny in both directions.
     pub fn add_subject(&mut self, id: Identity) {
-        self.subjects.insert(id);
+        if !self.put_subject(id, true) {
+            self.note(Undo::Subject(id, false));
+        }
     }
 
     /// The last endpoint with this identity is gone.
     pub fn remove_subject(&mut self, id: Identity) {
-        self.subjects.remove(&id);
-    }
-
-    /// Starts a transaction.
-    pub fn begin(&mut self) {}
-
-    /// Takes back every change since [`Engine::begin`].
-    pub fn rollback(&mut self) {}
-
-    /// Ends the transaction with the delta, or takes it back.
-    pub fn commit(&mut self) -> Result<Vec<SubjectDelta>, EngineError> {
-        Ok(self.take_delta())
-    }
-
-    /// Compiles what changed.
-    pub fn settle(&mut self) {}
-
-    /// What changed since the last call, one delta a subject, in the order of identities.
-    pub fn take_delta(&mut self) -> Vec<SubjectDelta> {
-        Vec::new()
-    }
-
-    /// The state fits the datapath's tables.
-    pub fn check_capacity(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    /// Judges one side of a connection exactly as the datapath does: through the nine cells.
-    ///
-    /// A subject that is not known and a peer without an identity are denied where default deny
-    /// holds.
-    pub fn decide(
-        &self,
-        subject: Identity,
-        direction: Direction,
-        peer: PeerView,
-        flow: L4Flow,
-    ) -> SideDecision {
-        let _ = (subject, peer, flow);
-        SideDecision { direction, outcome: Outcome::Deny, because: Because::DefaultDeny(Vec::new()) }
-    }
-
-    /// The same verdict with everything that bears on it.
-    pub fn explain(
-        &self,
-        subject: Identity,
-        direction: Direction,
-        peer: PeerView,
-        flow: L4Flow,
-    ) -> Explanation {
-        Explanation {
-            decision: self.decide(subject, direction, peer, flow),
-            matching: Vec::new(),
-            default_deny: self.default_deny_objects(subject, direction),
-            near_miss: None,
+        if self.put_subject(id, false) {
+            self.note(Undo::Subject(id, true));
         }
     }
 
-    /// What a proxy is to enforce on a connection.
-    pub fn l7(&self, subject: Identity, direction: Direction, peer: PeerView, flow: L4Flow) -> L7Policy {
-        let outcome = self.decide(subject, direction, peer, flow).outcome;
-        L7Policy { outcome, rules: Vec::new(), lifted: false, enforced: true }
+    /// Compiles what changed.
+    pub fn settle(&mut self) {
+        let mut context = settle::Context {
+            options: &self.options,
+            identities: &self.identities,
+            selectors: &self.selectors,
+            repository: &self.repository,
+            rule_sets: &mut self.rule_sets,
+        };
+        for id in std::mem::take(&mut self.unsettled) {
+            if let Some(subject) = self.subjects.get_mut(&id) {
+                settle::settle(id, subject, &mut context);
+                self.changed.insert(id);
+            }
+        }
+        // Nothing compiled names what was removed any more.
+        self.repository.reclaim();
+        self.selectors.reclaim();
+    }
+
+    /// What changed since the last call, one delta a subject, in the order of identities. Ends a
+    /// transaction.
+    pub fn take_delta(&mut self) -> Vec<SubjectDelta> {
+        self.settle();
+        self.journal = None;
+        let mut deltas = Vec::new();
+        for id in std::mem::take(&mut self.changed) {
+            let Some(subject) = self.subjects.get_mut(&id) else { continue };
+            deltas.extend(delta::take(id, subject));
+            if !subject.alive {
+                self.subjects.remove(&id);
+            }
+        }
+        self.rule_sets.delta_taken();
+        self.repository.delta_taken();
+        deltas
+    }
+
+    /// Compiles everything anew, as if it had just been loaded. The result is what it was: this
+    /// is for tests, and for whoever doubts it.
+    pub fn recompute(&mut self) {
+        let records: Vec<IdentityRecord> = self.identities().cloned().collect();
+        let policies: Vec<Arc<Policy>> = self.policies().cloned().collect();
+        let journal = self.journal.take();
+        for policy in &policies {
+            self.put_policy(&policy.object, None);
+        }
+        for record in &records {
+            self.put_identity(record.id, None);
+        }
+        for record in records {
+            self.put_identity(record.id, Some(record));
+        }
+        for policy in policies {
+            self.put_policy(&policy.object.clone(), Some(policy));
+        }
+        for (id, subject) in &mut self.subjects {
+            subject.sides.iter_mut().for_each(|side| side.dirty.all = true);
+            self.unsettled.insert(*id);
+        }
+        self.journal = journal;
+        self.settle();
     }
 
     /// The rules behind a set, in the order of objects. Empty for 0, for [`LOCALHOST_RULES`] and
-    /// for a set that is long gone.
+    /// for a number that was never given out. A set that is no longer used keeps its meaning
+    /// for a while, so that late events can be read.
     pub fn rules_of(&self, id: RuleSetId) -> &[RuleRef] {
-        let _ = id;
-        &[]
+        self.rule_sets.rules(id)
+    }
+
+    pub fn policy(&self, object: &ObjectRef) -> Option<&Arc<Policy>> {
+        self.repository.policies.get(object).map(|state| &state.policy)
     }
 
     pub fn rule(&self, reference: &RuleRef) -> Option<&Rule> {
-        self.policies.get(&reference.object)?.specs.get(reference.spec)?.rules.get(reference.rule)
-    }
-
-    /// Objects that turn default deny on for this side, in their order.
-    pub fn default_deny_objects(&self, subject: Identity, direction: Direction) -> Vec<ObjectRef> {
-        let _ = (subject, direction);
-        Vec::new()
+        self.policy(&reference.object)?.specs.get(reference.spec)?.rules.get(reference.rule)
     }
 
     pub fn identity(&self, id: Identity) -> Option<&IdentityRecord> {
-        self.identities.get(&id)
+        self.identities.get(id).map(|known| &known.record)
     }
 
     /// In the order of identities.
     pub fn identities(&self) -> impl Iterator<Item = &IdentityRecord> {
-        self.identities.values()
+        self.identities.sorted().into_iter().map(|known| &known.record)
     }
 
+    /// In the order of objects.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        self.policies.values()
+        self.repository.policies.values().map(|state| &state.policy)
     }
 
+    /// In the order of identities.
     pub fn subjects(&self) -> impl Iterator<Item = Identity> {
-        self.subjects.iter().copied()
+        self.subjects.iter().filter(|(_, state)| state.alive).map(|(id, _)| *id)
     }
 
     /// The flags of a subject; `None` for one that is not known.
     pub fn info(&self, subject: Identity) -> Option<PolicyInfo> {
-        self.subjects.contains(&subject).then(PolicyInfo::default)
+        self.subjects.get(&subject).filter(|state| state.alive).map(SubjectState::info)
+    }
+
+    /// Numbers of a subject, for tables.
+    pub fn stats(&self, subject: Identity) -> Option<SubjectStats> {
+        let state = self.subjects.get(&subject).filter(|state| state.alive)?;
+        let sides = Direction::BOTH.map(|direction| state.side(direction));
+        Some(SubjectStats {
+            subject,
+            entries: state.entries(),
+            rules: sides.map(|side| side.rules),
+            default_deny: sides.map(|side| side.settled.default_deny),
+        })
     }
 
     /// Compiled entries of a subject, in the order of keys.
     pub fn entries(&self, subject: Identity) -> Vec<EntryView> {
-        let _ = subject;
-        Vec::new()
+        let Some(state) = self.subjects.get(&subject) else { return Vec::new() };
+        let mut entries = Vec::with_capacity(state.entries());
+        for direction in Direction::BOTH {
+            let side = state.side(direction);
+            for (peer, number) in &side.columns {
+                let cells = side.pool.get(*number).cells.iter();
+                entries.extend(cells.map(|(cell, entry)| EntryView {
+                    subject,
+                    key: PolicyKey { direction, identity: *peer, protocol: cell.protocol, port: cell.port },
+                    entry: *entry,
+                }));
+            }
+        }
+        entries.sort_unstable_by_key(|view| view.key);
+        entries
+    }
+
+    /// Port classes of a subject: aligned blocks, each one prefix of the datapath's trie.
+    pub fn port_classes(&self, subject: Identity) -> Vec<PortClassRange> {
+        let state = self.subjects.get(&subject);
+        Direction::BOTH
+            .into_iter()
+            .flat_map(|direction| {
+                state.map_or_else(Vec::new, |state| state.side(direction).classes.blocks(direction))
+            })
+            .collect()
+    }
+
+    /// The state fits the datapath's tables. Compiles what changed first.
+    pub fn check_capacity(&mut self) -> Result<(), EngineError> {
+        self.settle();
+        let limit = self.options.max_entries;
+        let mut total = 0;
+        for (id, state) in &self.subjects {
+            if state.sides.iter().any(|side| side.settled.overflow) {
+                return Err(EngineError::PortClasses { subject: *id, limit: ports::MAX_COVERINGS });
+            }
+            let needed = state.entries();
+            if needed > limit {
+                return Err(EngineError::SubjectEntries { subject: *id, needed, limit });
+            }
+            total += needed;
+        }
+        let limit = self.options.max_total_entries;
+        if total > limit {
+            return Err(EngineError::TotalEntries { needed: total, limit });
+        }
+        let (needed, limit) = (self.rule_sets.highest(), self.options.max_rule_sets);
+        if needed > limit {
+            return Err(EngineError::RuleSets { needed, limit });
+        }
+        match self.repository.ranks.crowded() {
+            Some((priority, rules)) => {
+                let limit = precedence::MAX_RULES_PER_PRIORITY;
+                Err(EngineError::PriorityCrowded { priority, rules, limit })
+            }
+            None => Ok(()),
+        }
     }
 }

@@ -72,3 +72,12 @@ pub enum DnsPattern {
     Name(Arc<str>),
     Pattern(Arc<str>),
 }
+
+impl DnsPattern {
+    /// The canonical text, by which learned names are filed.
+    pub fn text(&self) -> &Arc<str> {
+        match self {
+            DnsPattern::Name(text) | DnsPattern::Pattern(text) => text,
+        }
+    }
+}
