@@ -98,11 +98,9 @@ impl RuleSets {
     pub(super) fn release(&mut self, id: RuleSetId) {
         let Some(set) = self.sets.get_mut(id.0 as usize).filter(|_| id > LOCALHOST_RULES) else { return };
         set.uses -= 1;
-        if set.uses == 0 {
-            if !set.waiting {
-                set.waiting = true;
-                self.released.push(id.0);
-            }
+        if set.uses == 0 && !set.waiting {
+            set.waiting = true;
+            self.released.push(id.0);
         }
     }
 
