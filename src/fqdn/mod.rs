@@ -1,14 +1,17 @@
 //! DNS names and the addresses that answers gave for them. PURE: time is an argument.
 //!
 //! - [`answer`]: which addresses of an answer belong to the name that was asked for.
+//! - `pattern`: `matchName` and `matchPattern`, from text to their canonical form.
 //! - [`name_manager`]: names, their fresh addresses, and the `toFQDNs` patterns that match them.
 
 pub mod answer;
+mod pattern;
 
 pub mod name_manager;
 
 pub use answer::{Learned, Record, RecordData};
 pub use name_manager::{NameManager, NameManagerOptions, NameManagerStats, Snapshot};
+pub use pattern::DnsPatternError;
 
 use std::sync::Arc;
 

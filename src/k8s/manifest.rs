@@ -12,7 +12,7 @@ use super::near::nearest;
 use super::problem::{Note, Position, Problem, Severity};
 use super::tree::{Node, Value, quoted};
 use super::yaml::{self, Fault};
-use super::{ParseOptions, objects, services};
+use super::{ParseOptions, cilium, cluster_network_policy, network_policy, objects, services};
 use crate::cluster::Resource;
 use crate::model::{Kind, ObjectRef};
 
@@ -332,6 +332,11 @@ fn read_kind(fields: &Fields<'_>, kind: Kind, options: &ParseOptions) -> Vec<Res
         Kind::Service => services::service(fields, options).into_iter().collect(),
         Kind::Endpoints => services::endpoints(fields, options),
         Kind::EndpointSlice => services::endpoint_slice(fields, options).into_iter().collect(),
-        _ => Vec::new(),
+        Kind::NetworkPolicy => network_policy::read(fields, options).into_iter().collect(),
+        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
+            cilium::policy(fields, kind, options).into_iter().collect()
+        }
+        Kind::CiliumCIDRGroup => cilium::cidr_group(fields).into_iter().collect(),
+        Kind::ClusterNetworkPolicy => cluster_network_policy::read(fields).into_iter().collect(),
     }
 }

@@ -10,13 +10,18 @@
 //!
 //! Decisions where the policy semantics leave a case open are listed in the module that makes them.
 
+mod cidr;
+mod cilium;
+mod cluster_network_policy;
 pub mod cursor;
 mod manifest;
 mod meta;
 mod near;
+mod network_policy;
 mod objects;
 mod problem;
 mod scalar;
+mod selector;
 mod services;
 pub mod tree;
 mod yaml;
@@ -63,3 +68,6 @@ impl Default for ParseOptions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Plain scalars as Kubernetes reads them: `sigs.k8s.io/yaml` resolves by the YAML 1.1 rules of
-//! go-yaml v2, so `yes` is a boolean and `0x50` a number, and neither is a string.
+//! go-yaml v2, so `yes` is a boolean and `0x50` a number, and neither is a string. One exception:
+//! the single letters `y` and `n` are strings, as in YAML 1.2; people name things so.
 
 use super::tree::{Text, Value};
 
@@ -7,10 +8,10 @@ use super::tree::{Text, Value};
 pub fn resolve(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
-        "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
+        "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
             return Value::Bool(true);
         }
-        "n" | "N" | "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
+        "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
             return Value::Bool(false);
         }
         ".nan" | ".NaN" | ".NAN" => return Value::Float(f64::NAN),
@@ -91,10 +92,10 @@ mod tests {
 
     #[test]
     fn yaml_1_1_words_are_booleans_and_null() {
-        for word in ["yes", "On", "TRUE", "y"] {
+        for word in ["yes", "On", "TRUE"] {
             assert_eq!(resolve(word), Value::Bool(true), "{word}");
         }
-        for word in ["no", "off", "False", "N"] {
+        for word in ["no", "off", "False"] {
             assert_eq!(resolve(word), Value::Bool(false), "{word}");
         }
         assert_eq!(resolve("~"), Value::Null);
@@ -125,6 +126,8 @@ mod tests {
     fn addresses_names_and_dates_are_text() {
         for text in [
             "10.0.0.1",
+            "y",
+            "N",
             "10.0.0.0/8",
             "2001:db8::1",
             "nein",

@@ -1,0 +1,3 @@
+//! Tests of whole manifests: text in, model types or problems out.
+
+mod scenarios;
