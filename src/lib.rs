@@ -18,6 +18,7 @@ pub mod k8s;
 pub mod lab;
 pub mod model;
 pub mod policy;
+pub mod server;
 pub mod service;
 pub mod store;
 

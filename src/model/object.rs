@@ -21,6 +21,26 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Kind; 12] = [
+        Kind::NetworkPolicy,
+        Kind::CiliumNetworkPolicy,
+        Kind::CiliumClusterwideNetworkPolicy,
+        Kind::CiliumCIDRGroup,
+        Kind::ClusterNetworkPolicy,
+        Kind::Namespace,
+        Kind::Pod,
+        Kind::Node,
+        Kind::Service,
+        Kind::Endpoints,
+        Kind::EndpointSlice,
+        Kind::Secret,
+    ];
+
+    /// A kind by its name as people type it, in any case.
+    pub fn parse(text: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.to_string().eq_ignore_ascii_case(text))
+    }
+
     /// Objects of this kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
         !matches!(

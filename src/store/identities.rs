@@ -11,7 +11,7 @@ use super::clock::{Clock, from_millis, to_millis};
 use super::connection::Store;
 use super::error::StoreError;
 use super::rows::{counter, set_counter};
-use crate::identity::{AllocateError, IdentityAllocator};
+use crate::identity::AllocateError;
 use crate::model::{Identity, Labels};
 
 /// How long a released number is kept for its labels.
@@ -264,6 +264,18 @@ impl IdentityStore {
         self.release_where(holder, |held| held == id.0)
     }
 
+    /// `holder` needs exactly these of the assignments that exist: the others are released.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityStoreError`] of the writes.
+    pub fn hold_only(&mut self, ids: &BTreeSet<Identity>, holder: &Holder) -> Result<(), IdentityStoreError> {
+        let known: Vec<Labels> =
+            ids.iter().filter_map(|id| self.rows.get(&id.0)).map(|row| row.labels.clone()).collect();
+        self.hold_exactly(&known, holder)?;
+        Ok(())
+    }
+
     /// `holder` is gone.
     ///
     /// # Errors
@@ -340,7 +352,11 @@ impl IdentityStore {
         })
     }
 
-    fn release_where(&mut self, holder: &Holder, which: impl Fn(u32) -> bool) -> Result<(), StoreError> {
+    pub(super) fn release_where(
+        &mut self,
+        holder: &Holder,
+        which: impl Fn(u32) -> bool,
+    ) -> Result<(), StoreError> {
         let held: Vec<(u32, bool)> = self
             .rows
             .values()
@@ -372,76 +388,6 @@ impl IdentityStore {
             }
         }
         Ok(())
-    }
-}
-
-/// The allocator of an agent that embeds its store. Uses are counted: an identity is released when
-/// every [`IdentityAllocator::allocate`] was met by a release.
-#[derive(Debug)]
-pub struct LocalAllocator {
-    identities: IdentityStore,
-    /// Uses since the start.
-    uses: BTreeMap<u32, usize>,
-    /// Releases that could not be stored; [`LocalAllocator::collect`] tries again.
-    unstored: BTreeSet<u32>,
-}
-
-impl LocalAllocator {
-    pub fn new(identities: IdentityStore) -> LocalAllocator {
-        LocalAllocator { identities, uses: BTreeMap::new(), unstored: BTreeSet::new() }
-    }
-
-    pub fn identities(&self) -> &IdentityStore {
-        &self.identities
-    }
-
-    /// Call once the stored objects have been loaded after a start: releases what an earlier run held
-    /// and this one does not use.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] of the write.
-    pub fn release_unclaimed(&mut self) -> Result<(), StoreError> {
-        let uses = &self.uses;
-        self.identities.release_where(&Holder::Local, |id| !uses.contains_key(&id))
-    }
-
-    /// Forgets assignments whose grace period has ended; call it every minute or so.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] of the write.
-    pub fn collect(&mut self) -> Result<IdentityChange, StoreError> {
-        let unstored = &self.unstored;
-        self.identities.release_where(&Holder::Local, |id| unstored.contains(&id))?;
-        self.unstored.clear();
-        self.identities.collect()
-    }
-}
-
-impl IdentityAllocator for LocalAllocator {
-    fn allocate(&mut self, labels: &Labels) -> Result<Identity, AllocateError> {
-        match self.identities.allocate(labels, &Holder::Local) {
-            Ok((id, _)) => {
-                *self.uses.entry(id.0).or_default() += 1;
-                self.unstored.remove(&id.0);
-                Ok(id)
-            }
-            Err(error) => Err(error.of(labels)),
-        }
-    }
-
-    fn release(&mut self, id: Identity) {
-        match self.uses.get_mut(&id.0) {
-            Some(uses) if *uses > 1 => *uses -= 1,
-            _ => {
-                self.uses.remove(&id.0);
-                // The store has reported the error; the number stays taken until it is stored.
-                if self.identities.release(id, &Holder::Local).is_err() {
-                    self.unstored.insert(id.0);
-                }
-            }
-        }
     }
 }
 

@@ -3,8 +3,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
-use super::super::OpenOptions;
+use super::super::{OpenOptions, StoreAllocator};
 use super::*;
+use crate::identity::IdentityAllocator;
 use crate::model::Label;
 
 struct World {
@@ -110,13 +111,26 @@ fn holding_exactly_lets_go_of_the_rest() {
 }
 
 #[test]
+fn holding_only_some_numbers_lets_go_of_the_rest_and_takes_up_released_ones() {
+    let world = World::new();
+    let mut identities = world.open();
+    let node = Holder::Node("a".into());
+    let ids: Vec<Identity> =
+        ["x", "y", "z"].map(|app| identities.allocate(&labels(app), &node).unwrap().0).to_vec();
+    identities.release(ids[2], &node).unwrap();
+    identities.hold_only(&[ids[1], ids[2], Identity(999)].into(), &node).unwrap();
+    let released: Vec<bool> = ids.iter().map(|id| identities.get(*id).unwrap().released.is_some()).collect();
+    assert_eq!(released, [true, false, false]);
+}
+
+#[test]
 fn a_restarted_agent_releases_what_it_does_not_ask_for_again() {
     let world = World::new();
     let mut identities = world.open();
     get(&mut identities, "kept");
     let gone = get(&mut identities, "gone");
     drop(identities);
-    let mut allocator = LocalAllocator::new(world.open());
+    let mut allocator = StoreAllocator::new(world.open(), Holder::Local);
     allocator.allocate(&labels("kept")).unwrap();
     allocator.release_unclaimed().unwrap();
     let released: Vec<_> =
@@ -127,7 +141,7 @@ fn a_restarted_agent_releases_what_it_does_not_ask_for_again() {
 #[test]
 fn uses_are_counted() {
     let world = World::new();
-    let mut allocator = LocalAllocator::new(world.open());
+    let mut allocator = StoreAllocator::new(world.open(), Holder::Local);
     let id = allocator.allocate(&labels("web")).unwrap();
     allocator.allocate(&labels("web")).unwrap();
     allocator.release(id);

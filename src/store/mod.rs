@@ -13,6 +13,7 @@
 //!   list never becomes an absent one on the way (CVE-2025-64715 in a peer).
 //! - Time is an argument or an injected [`Clock`].
 
+mod allocator;
 mod clock;
 mod connection;
 mod endpoints;
@@ -27,13 +28,12 @@ mod rows;
 mod settings;
 mod tokens;
 
+pub use allocator::StoreAllocator;
 pub use clock::{Clock, system_clock};
 pub use connection::{Health, Store};
 pub use error::StoreError;
 pub use fqdn::LearnedName;
-pub use identities::{
-    DEFAULT_GRACE, Holder, IdentityChange, IdentityRow, IdentityStore, IdentityStoreError, LocalAllocator,
-};
+pub use identities::{DEFAULT_GRACE, Holder, IdentityChange, IdentityRow, IdentityStore, IdentityStoreError};
 pub use nodes::{NodeReport, NodeRow};
 pub use open::{OnCorrupt, OpenOptions};
 pub use rows::{DeletedObject, ObjectChanges, ObjectWrite, StoredObject};
