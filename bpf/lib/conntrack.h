@@ -159,10 +159,10 @@ INLINE int ct_write(struct work *w, const struct ct_entry *old)
 		e->flags &= ~SLUICE_CT_DENIED;
 	} else {
 		__builtin_memset(e, 0, sizeof(*e));
-		e->flags = w->ct_flags | (opener_is_lo ? 0 : SLUICE_CT_INIT_HI);
+		e->flags = (w->ct_flags & SLUICE_CT_REV_NAT) | (opener_is_lo ? 0 : SLUICE_CT_INIT_HI);
 		if (w->pkt.protocol == IPPROTO_TCP)
 			e->flags |= SLUICE_CT_SYN_ONLY;
-		if (w->ct_flags & (SLUICE_CT_REV_NAT | SLUICE_CT_SERVICE)) {
+		if (w->ct_flags & SLUICE_CT_REV_NAT) {
 			addr_copy(&e->svc_addr, &w->ct_svc_addr);
 			e->svc_port = w->ct_svc_port;
 		}

@@ -9,6 +9,9 @@
 #include "deliver.h"
 #include "fragment.h"
 #include "judge.h"
+#include "service.h"
+
+#define CONTINUE 1000 /* no action yet */
 
 /* The packet comes from where the entry says that its sender is. What fails here is looked at again by
  * plausible(), which knows the reason. */
@@ -41,6 +44,12 @@ INLINE int from_its_place(struct __sk_buff *skb, const struct work *w, const str
 INLINE int forward(struct __sk_buff *skb, struct work *w, const struct node_config *config,
 				   __u32 ifindex, const __u8 *mac)
 {
+	if (w->rewrite.flags) {
+		int reason = rewrite_apply(skb, w);
+
+		if (reason)
+			return drop(skb, w, reason);
+	}
 	count_packet(w->direction, SLUICE_METRIC_FORWARDED, w->pkt.length);
 	switch (w->observation) {
 	case SLUICE_OBS_FROM_CONTAINER:
@@ -70,7 +79,7 @@ INLINE int sampled(const struct node_config *config)
 		bpf_get_prandom_u32() % config->trace_sample == 0;
 }
 
-/* An established packet. Returns an action, or -1 when the packet must be judged. */
+/* An established packet. Returns an action, or CONTINUE when the packet must be judged. */
 INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_config *config,
 					   struct ct_entry *e)
 {
@@ -81,14 +90,14 @@ INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_
 
 	if (unlikely(e->flags & SLUICE_CT_DENIED) || !ct_alive(e, w->pkt.protocol, w->now) ||
 		ct_reopens(e, &w->pkt, w->from_lo))
-		return -1;
+		return CONTINUE;
 	if (!from_its_place(skb, w, src, src_mac, dst, config))
-		return -1;
+		return CONTINUE;
 	if (!ct_side_current(src, config) || !ct_side_current(dst, config))
-		return -1;
+		return CONTINUE;
 	w->reply = ct_is_reply(e, w->from_lo);
 	if (!w->reply && ((e->flags ^ w->ct_flags) & SLUICE_CT_REV_NAT))
-		return -1;
+		return CONTINUE;
 	ct_touch(e, &w->pkt, w->from_lo, w->now);
 	if (src->endpoint_id)
 		count_forwarded(src->endpoint_id, SLUICE_DIR_EGRESS, w->pkt.length);
@@ -107,14 +116,64 @@ INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_
 	}
 	w->ct_flags = e->flags;
 	w->tunnel_id = src->identity;
+	if (w->reply && (e->flags & SLUICE_CT_REV_NAT))
+		rewrite_source(w, &e->svc_addr, e->svc_port);
 	return forward(skb, w, config, dst->ifindex, dst_mac);
+}
+
+/* Finds the connection, and translates what a pod sends to a Service. Returns 0, a drop reason, or an
+ * action for a hairpin, which is judged by nobody. */
+INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_config *config,
+					 struct ct_entry **entry)
+{
+	struct ct_entry *e = bpf_map_lookup_elem(&sl_ct, &w->key);
+	int opening = w->pkt.protocol == IPPROTO_TCP &&
+		(w->pkt.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	int reason;
+
+	*entry = e;
+	if (w->observation != SLUICE_OBS_FROM_CONTAINER || !(w->pkt.flags & PKT_PORTS))
+		return CONTINUE;
+	if (e && ct_alive(e, w->pkt.protocol, w->now)) {
+		if ((e->flags & SLUICE_CT_HAIRPIN) && !opening)
+			return hairpin_continue(skb, w, config, e);
+		if (!(e->flags & (SLUICE_CT_SERVICE | SLUICE_CT_HAIRPIN)))
+			return CONTINUE;
+		if ((e->flags & SLUICE_CT_SERVICE) && !(e->flags & SLUICE_CT_HAIRPIN)) {
+			struct sluice_addr frontend;
+			__u16 port = w->pkt.dport;
+
+			ct_touch(e, &w->pkt, w->from_lo, w->now);
+			addr_copy(&frontend, &w->pkt.daddr);
+			service_translate(w, &e->svc_addr, e->svc_port);
+			ct_key(w);
+			*entry = e = bpf_map_lookup_elem(&sl_ct, &w->key);
+			/* A connection that is over does not bind the next one to its backend. */
+			if (!opening || (e && !ct_closing(e->flags) && ct_alive(e, w->pkt.protocol, w->now)))
+				return CONTINUE;
+			addr_copy(&w->pkt.daddr, &frontend);
+			w->pkt.dport = port;
+			w->rewrite.flags = 0;
+			w->ct_flags = 0;
+		}
+	}
+	reason = service_select(w);
+	if (reason)
+		return drop(skb, w, reason);
+	if (!(w->ct_flags & SLUICE_CT_SERVICE))
+		return CONTINUE;
+	if (addr_equal(&w->pkt.saddr, &w->pkt.daddr))
+		return hairpin_open(skb, w);
+	ct_key(w);
+	*entry = bpf_map_lookup_elem(&sl_ct, &w->key);
+	return CONTINUE;
 }
 
 /* From a parsed packet to an action. */
 GLOBAL int flow(struct __sk_buff *skb, struct work *w)
 {
 	const struct node_config *config = node_config();
-	struct ct_entry *e;
+	struct ct_entry *e = NULL;
 	int verdict;
 
 	if (!w || !config)
@@ -126,16 +185,25 @@ GLOBAL int flow(struct __sk_buff *skb, struct work *w)
 	}
 	if (w->pkt.flags & PKT_TRACKED) {
 		ct_key(w);
-		e = bpf_map_lookup_elem(&sl_ct, &w->key);
-		if (e) {
+		verdict = translate(skb, w, config, &e);
+		if (verdict != CONTINUE)
+			return verdict;
+		if (e && !(w->ct_flags & SLUICE_CT_SERVICE)) {
 			verdict = established(skb, w, config, e);
-			if (verdict >= 0)
+			if (verdict != CONTINUE)
 				return verdict;
 		}
 	}
 	verdict = judge(skb, w);
 	if (verdict)
 		return drop(skb, w, verdict);
+	if (w->reply && (w->entry.flags & SLUICE_CT_REV_NAT))
+		rewrite_source(w, &w->entry.svc_addr, w->entry.svc_port);
+	if (w->ct_flags & SLUICE_CT_SERVICE) {
+		verdict = service_remember(w);
+		if (verdict)
+			return drop(skb, w, verdict);
+	}
 	count_forwarded(w->src.endpoint_id, SLUICE_DIR_EGRESS, w->pkt.length);
 	count_forwarded(w->dst.endpoint_id, SLUICE_DIR_INGRESS, w->pkt.length);
 	w->ct_flags = w->dst.flags & PARTY_REMOTE ? SLUICE_CT_TUNNEL : 0;

@@ -116,6 +116,7 @@ INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	if (header_length < sizeof(*ip) || (total && total < header_length) ||
 		p->l3_offset + (total ? total : header_length) > p->length)
 		return SLUICE_DROP_INVALID_PACKET;
+	p->l3_end = total ? p->l3_offset + total : p->length;
 	addr_from_v4(&p->saddr, ip->saddr);
 	addr_from_v4(&p->daddr, ip->daddr);
 	p->protocol = ip->protocol;
@@ -208,6 +209,7 @@ INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		return SLUICE_DROP_INVALID_PACKET;
 	if (p->l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len) > p->length)
 		return SLUICE_DROP_INVALID_PACKET;
+	p->l3_end = ip->payload_len ? p->l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len) : p->length;
 	addr_copy4(&p->saddr, (struct sluice_addr *)&ip->saddr);
 	addr_copy4(&p->daddr, (struct sluice_addr *)&ip->daddr);
 	/* In our maps such an address means IPv4: on the wire it may not appear at all. */

@@ -36,7 +36,9 @@ struct packet {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 ttl;
-	__u8 pad[3];
+	__u8 pad;
+	__u16 pad2;
+	__u32 l3_end; /* where the datagram ends; padding may follow */
 };
 
 /* party.flags */
