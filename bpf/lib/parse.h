@@ -228,11 +228,18 @@ INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	return parse_ipv6_extensions(skb, p, p->l4_offset);
 }
 
+/* A transport header of `size` bytes, inside what the IP header says is the datagram: what follows that is
+ * padding, which the receiver does not look at. */
+INLINE void *transport(struct __sk_buff *skb, const struct packet *p, __u32 size)
+{
+	return p->l4_offset + size <= p->l3_end ? header(skb, p->l4_offset, size) : NULL;
+}
+
 /* ICMP and ICMPv6 differ in numbers only. Messages other than echo requests and replies and errors
  * are judged one by one, by type. */
 INLINE int parse_icmp(struct __sk_buff *skb, struct packet *p)
 {
-	struct icmphdr *icmp = header(skb, p->l4_offset, sizeof(*icmp));
+	struct icmphdr *icmp = transport(skb, p, sizeof(*icmp));
 	__u8 type;
 
 	if (!icmp)
@@ -267,7 +274,7 @@ INLINE int parse_l4(struct __sk_buff *skb, struct packet *p)
 {
 	switch (p->protocol) {
 	case IPPROTO_TCP: {
-		struct tcphdr *tcp = header(skb, p->l4_offset, sizeof(*tcp));
+		struct tcphdr *tcp = transport(skb, p, sizeof(*tcp));
 
 		if (!tcp || tcp->doff < 5)
 			return SLUICE_DROP_CT_TRUNCATED;
@@ -280,7 +287,7 @@ INLINE int parse_l4(struct __sk_buff *skb, struct packet *p)
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP: {
 		/* The first eight bytes of UDP, and of SCTP's twelve: ports come first in both. */
-		struct udphdr *udp = header(skb, p->l4_offset, sizeof(*udp));
+		struct udphdr *udp = transport(skb, p, sizeof(*udp));
 
 		if (!udp)
 			return SLUICE_DROP_CT_TRUNCATED;
