@@ -13,6 +13,7 @@ pub mod links;
 pub mod listener;
 pub mod netns;
 pub mod probe;
+pub mod scenario;
 pub mod state;
 pub mod topology;
 
