@@ -128,7 +128,11 @@ impl Builder {
             Event::DocumentStart(..) => self.anchors.clear(),
             Event::Scalar(text, style, anchor, tag) => {
                 let (content_line, content_column) = match style {
-                    ScalarStyle::Literal | ScalarStyle::Folded => (line + 1, 1),
+                    // The parser's span begins at the first line that is not blank.
+                    ScalarStyle::Literal | ScalarStyle::Folded => {
+                        let blank = text.bytes().take_while(|byte| *byte == b'\n').count();
+                        (line.saturating_sub(number(blank)).max(1), column)
+                    }
                     _ => (line, column),
                 };
                 let core_tag = tag.as_ref().and_then(|tag| tag.core_suffix());

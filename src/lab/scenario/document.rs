@@ -24,17 +24,16 @@ const SWITCH: &[(bool, HostFirewall)] = &[(false, HostFirewall::Off), (true, Hos
 /// `Err`: everything that is wrong with it.
 pub(super) fn read(document: &OtherDocument) -> Result<Scenario, Vec<Problem>> {
     let report = Report::new(document.position.file.clone(), UnknownFields::Error);
-    report.name_object(KIND.to_owned());
     let scenario = Cursor::root(&document.node, &report)
         .object(|fields| {
             fields.accept(&["apiVersion", "kind"]);
             let name = fields.require("metadata").and_then(|metadata| metadata.object(name).flatten());
-            let spec = fields
-                .require("spec")
-                .and_then(|spec| spec.object(|fields| spec_of(fields, &document.position)));
             if let Some(name) = &name {
                 report.name_object(format!("{KIND} {name}"));
             }
+            let spec = fields
+                .require("spec")
+                .and_then(|spec| spec.object(|fields| spec_of(fields, &document.position)));
             Some(Scenario { name: name?, position: document.position.clone(), ..spec? })
         })
         .flatten();

@@ -58,7 +58,7 @@ fn every_kind_of_step_is_read() {
     let Action::Connect(put) = &scenario.steps[1].action else { panic!() };
     assert_eq!(put.http.as_ref().unwrap().headers.len(), 3);
     let Action::Apply(apply) = &scenario.steps[10].action else { panic!() };
-    assert_eq!((apply.origin.lines_before, apply.origin.columns_before), (28, 6));
+    assert_eq!((apply.origin.lines_before, apply.origin.columns_before), (26, 6));
     assert_eq!(scenario.options.families, [Family::IPv4]);
 }
 
