@@ -333,15 +333,15 @@ fn keep(new: &mut Resource, old: &Resource) {
                 new.ports.clone_from(&old.ports);
             }
         }
-        (Resource::Object(Object::Service(new)), Resource::Object(Object::Service(old))) => {
-            if new.cluster_ips.is_empty() && !new.headless {
-                new.cluster_ips.clone_from(&old.cluster_ips);
-            }
+        (Resource::Object(Object::Service(new)), Resource::Object(Object::Service(old)))
+            if new.cluster_ips.is_empty() && !new.headless =>
+        {
+            new.cluster_ips.clone_from(&old.cluster_ips);
         }
-        (Resource::Object(Object::Node(new)), Resource::Object(Object::Node(old))) => {
-            if new.addresses.is_empty() {
-                new.addresses.clone_from(&old.addresses);
-            }
+        (Resource::Object(Object::Node(new)), Resource::Object(Object::Node(old)))
+            if new.addresses.is_empty() =>
+        {
+            new.addresses.clone_from(&old.addresses);
         }
         _ => {}
     }
