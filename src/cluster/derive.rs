@@ -378,8 +378,9 @@ impl Derived {
         Ok(())
     }
 
-    /// What is known about a single address beyond the prefixes around it. DNS answers say nothing
-    /// about the cluster's own addresses, nor about ones that are no host of the world.
+    /// What is known about a single address beyond the prefixes around it. Neither DNS answers nor
+    /// EndpointSlices say anything about the cluster's own addresses, nor about ones that are no
+    /// host of the world.
     fn external_key(
         &self,
         address: IpAddr,
@@ -387,16 +388,19 @@ impl Derived {
         options: &ViewOptions,
         api_servers: &BTreeSet<IpAddr>,
     ) -> Option<ExternalKey> {
-        if objects.owners(address).next().is_some() || options.fixed_addresses.contains_key(&address) {
+        if objects.owners(address).next().is_some()
+            || options.fixed_addresses.contains_key(&address)
+            || in_cluster(options, IpNet::from(address))
+            || !is_host_of_the_world(address)
+        {
             return None;
         }
-        let is_world = !in_cluster(options, IpNet::from(address)) && is_host_of_the_world(address);
-        let fqdns = if is_world { self.names.patterns_of(address) } else { BTreeSet::new() };
+        let fqdns = self.names.patterns_of(address);
         let api_server = if api_servers.contains(&address) { ApiServer::Here } else { ApiServer::Elsewhere };
         if fqdns.is_empty() && api_server == ApiServer::Elsewhere {
             return None;
         }
-        let prefix = if is_world { self.named.lookup(address).map(|(prefix, _)| prefix) } else { None };
+        let prefix = self.named.lookup(address).map(|(prefix, _)| prefix);
         let ipv6 = Family::of(address) == Family::IPv6;
         Some(ExternalKey { scope: CidrScope { prefix, fqdns, ipv6 }, api_server })
     }

@@ -13,6 +13,8 @@ mod ids;
 mod objects;
 mod options;
 mod publish;
+#[cfg(test)]
+mod tests;
 mod uses;
 mod verdict;
 mod view;

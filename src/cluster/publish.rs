@@ -1,6 +1,6 @@
 //! What the datapath was told, and the delta from that to the state that was derived.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use super::delta::{Delta, EndpointChange, IpcacheEntry, NodeSettings, ServiceEntry, ServiceFrontend};
@@ -11,7 +11,7 @@ use super::options::ViewOptions;
 use crate::identity::pod::reachable_addresses;
 use crate::ipcache::PrefixMap;
 use crate::model::{Identity, ObjectRef};
-use crate::policy::map_state::{PortClassRange, SubjectDelta};
+use crate::policy::map_state::SubjectDelta;
 use crate::service::{ReachablePod, resolve};
 
 /// A local pod that policy governs.
@@ -41,8 +41,6 @@ pub(super) struct Published {
     pub(super) services: BTreeMap<ServiceFrontend, ServiceEntry>,
     frontends: HashMap<ObjectRef, Vec<ServiceFrontend>>,
     pub(super) node: Option<NodeSettings>,
-    /// Port classes of each subject; the engine keeps the entries.
-    pub(super) port_classes: BTreeMap<Identity, BTreeSet<PortClassRange>>,
 }
 
 impl Published {
@@ -79,7 +77,6 @@ impl Published {
         self.endpoints(derived, dirty, &mut delta);
         self.services(objects, dirty, &mut delta);
         self.node(objects, options, &mut delta);
-        self.policies(&policies);
         delta.policies = policies;
         delta
     }
@@ -145,22 +142,6 @@ impl Published {
         if self.node.as_ref() != Some(&new) {
             self.node = Some(new.clone());
             delta.node = Some(new);
-        }
-    }
-
-    fn policies(&mut self, policies: &[SubjectDelta]) {
-        for policy in policies {
-            let classes = self.port_classes.entry(policy.subject).or_default();
-            if policy.removed {
-                classes.clear();
-            }
-            for range in &policy.class_deletes {
-                classes.remove(range);
-            }
-            classes.extend(policy.class_upserts.iter().copied());
-            if classes.is_empty() {
-                self.port_classes.remove(&policy.subject);
-            }
         }
     }
 

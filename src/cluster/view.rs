@@ -218,14 +218,20 @@ impl View {
 
     /// Drops addresses whose answers ended at `now` or before.
     ///
-    /// A change that cannot be told to the engine is tried again by the next call.
+    /// An address that other names still hold moves to another identity, which may need room that
+    /// the datapath's tables do not have. Then it is dropped for every name: closed, until a new
+    /// answer brings it back.
     pub fn expire(&mut self, now: Duration) -> Delta {
-        let mut dirty = Dirty { addresses: self.derived.names.expire(now), ..Dirty::default() };
-        match self.derive_and_commit(&mut dirty) {
-            Ok(policies) => self.publish_with_start(dirty, policies),
-            // Fewer addresses never need more room.
-            Err(error) => unreachable!("an expiry does not fit: {error}"),
-        }
+        let expired = self.derived.names.expire(now);
+        let mut dirty = Dirty { addresses: expired.touched.clone(), ..Dirty::default() };
+        let policies = self.derive_and_commit(&mut dirty).unwrap_or_else(|_| {
+            self.derived.names.reinstate(&expired);
+            self.roll_back(&mut dirty);
+            self.derived.names.forget_addresses(&expired.touched);
+            self.refused_answers += 1;
+            self.derive_and_commit(&mut dirty).expect("identities only go, and nothing new is needed")
+        });
+        self.publish_with_start(dirty, policies)
     }
 
     /// When [`View::expire`] has something to do.
@@ -262,13 +268,12 @@ impl View {
     }
 
     fn full_policy(&self, subject: Identity) -> SubjectDelta {
-        let classes = self.published.port_classes.get(&subject);
         SubjectDelta {
             subject,
             info: self.engine.info(subject).unwrap_or_default(),
             upserts: self.engine.entries(subject).into_iter().map(|view| (view.key, view.entry)).collect(),
             deletes: vec![],
-            class_upserts: classes.into_iter().flatten().copied().collect(),
+            class_upserts: self.engine.port_classes(subject),
             class_deletes: vec![],
             removed: false,
         }

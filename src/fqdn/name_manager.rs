@@ -52,6 +52,13 @@ pub struct Snapshot {
 /// Addresses whose patterns may have changed.
 pub type Touched = BTreeSet<IpAddr>;
 
+/// What [`NameManager::expire`] dropped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    pub touched: Touched,
+    answers: Vec<(Arc<str>, IpAddr, Duration)>,
+}
+
 #[derive(Debug, Default)]
 struct Name {
     /// Address -> end of its TTL.
@@ -174,17 +181,35 @@ impl NameManager {
     }
 
     /// Drops what ended at `now` or before.
-    pub fn expire(&mut self, now: Duration) -> Touched {
-        let mut touched = Touched::new();
-        while let Some((end, name, address)) = self.ends.first().cloned() {
-            if end > now {
-                break;
-            }
-            self.forget(end, name, address);
+    pub fn expire(&mut self, now: Duration) -> Expired {
+        let mut expired = Expired::default();
+        while let Some((end, name, address)) = self.ends.first().cloned().filter(|(end, ..)| *end <= now) {
+            self.forget(end, name.clone(), address);
             self.stats.expired += 1;
-            touched.insert(address);
+            expired.touched.insert(address);
+            expired.answers.push((name, address, end));
         }
-        touched
+        expired
+    }
+
+    /// Takes an expiry back.
+    pub fn reinstate(&mut self, expired: &Expired) {
+        for (name, address, end) in &expired.answers {
+            self.set_ends(name, BTreeMap::from([(*address, *end)]));
+        }
+    }
+
+    /// Drops every answer with one of these addresses.
+    pub fn forget_addresses(&mut self, addresses: &Touched) {
+        for address in addresses {
+            for name in self.owners.get(address).cloned().unwrap_or_default() {
+                let end = self.names.get(&name).and_then(|entry| entry.addresses.get(address)).copied();
+                if let Some(end) = end {
+                    self.forget(end, name, *address);
+                    self.stats.evicted += 1;
+                }
+            }
+        }
     }
 
     /// When the next address ends.

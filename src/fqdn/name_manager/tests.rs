@@ -25,9 +25,9 @@ fn an_address_counts_until_its_ttl_ends() {
     manager.add_pattern(&star());
     assert_eq!(manager.learn(seconds(0), &answer("a.example", 10, &[1])), [address(1)].into());
     assert_eq!(manager.patterns_of(address(1)), ["*.example".into()].into());
-    assert!(manager.expire(seconds(9)).is_empty());
+    assert!(manager.expire(seconds(9)).touched.is_empty());
     assert_eq!(manager.next_expiry(), Some(seconds(10)));
-    assert_eq!(manager.expire(seconds(10)), [address(1)].into());
+    assert_eq!(manager.expire(seconds(10)).touched, [address(1)].into());
     assert!(manager.patterns_of(address(1)).is_empty());
     assert_eq!(manager.next_expiry(), None);
 }
@@ -48,15 +48,15 @@ fn an_answer_never_shortens_what_an_earlier_one_gave() {
     let mut manager = NameManager::default();
     manager.learn(seconds(0), &answer("a.example", 100, &[1]));
     assert!(manager.learn(seconds(1), &answer("a.example", 1, &[1])).is_empty());
-    assert!(manager.expire(seconds(50)).is_empty());
+    assert!(manager.expire(seconds(50)).touched.is_empty());
 }
 
 #[test]
 fn the_floor_holds_and_a_zero_ttl_without_floor_is_no_address() {
     let mut floor = NameManager::new(NameManagerOptions { min_ttl: seconds(5), ..Default::default() });
     floor.learn(seconds(0), &answer("a.example", 0, &[1]));
-    assert!(floor.expire(seconds(4)).is_empty());
-    assert_eq!(floor.expire(seconds(5)).len(), 1);
+    assert!(floor.expire(seconds(4)).touched.is_empty());
+    assert_eq!(floor.expire(seconds(5)).touched.len(), 1);
     let mut none = NameManager::default();
     none.learn(seconds(0), &answer("a.example", 0, &[1]));
     assert_eq!(none.names().count(), 0);
@@ -109,7 +109,7 @@ proptest! {
                 }
                 3 => {
                     now += seconds(n);
-                    manager.expire(now)
+                    manager.expire(now).touched
                 }
                 4 => {
                     used.insert(which);
@@ -134,4 +134,21 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_is_taken_back_leaves_no_trace() {
+    let mut manager = NameManager::default();
+    manager.learn(seconds(0), &answer("a.example", 10, &[1, 2]));
+    let state = manager.snapshot(seconds(0));
+    let before = manager.addresses("a.example");
+    manager.learn(seconds(0), &answer("a.example", 50, &[2, 3]));
+    assert_eq!(manager.put_back(&"a.example".into(), before), [address(1), address(2), address(3)].into());
+    assert_eq!(manager.snapshot(seconds(0)), state);
+    let expired = manager.expire(seconds(20));
+    assert_eq!(manager.names().count(), 0);
+    manager.reinstate(&expired);
+    assert_eq!(manager.snapshot(seconds(0)), state);
+    manager.forget_addresses(&[address(1), address(2)].into());
+    assert_eq!((manager.names().count(), manager.next_expiry()), (0, None));
 }
