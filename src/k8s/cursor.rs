@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::UnknownFields;
 use super::near::nearest;
 use super::problem::{Position, Problem, Severity};
-use super::tree::{Entry, Node, Value, quoted};
+use super::tree::{Entry, Node, Value, printable, quoted};
 
 /// Collects the problems of one object.
 #[derive(Debug)]
@@ -110,8 +110,9 @@ impl<'a> Cursor<'a> {
         Cursor { node, path: FieldPath(None), place: (node.line, node.column), report }
     }
 
+    /// The field path; keys are as they were written, but for control characters.
     pub fn path(&self) -> String {
-        self.path.to_string()
+        printable(&self.path.to_string())
     }
 
     pub fn report(&self) -> &'a Report {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::cursor::{Cursor, Fields, Report};
 use super::near::nearest;
 use super::problem::{Note, Position, Problem, Severity};
-use super::tree::{Node, Value, quoted};
+use super::tree::{Node, Value, printable, quoted};
 use super::yaml::{self, Fault};
 use super::{ParseOptions, cilium, cluster_network_policy, network_policy, objects, services};
 use crate::cluster::Resource;
@@ -302,7 +302,7 @@ impl<'o> Reader<'o> {
         let Some(name) = text("name") else { return };
         let reference = ObjectRef::new(kind, namespace, name);
         let report = fields.cursor().report();
-        report.name_object(printable(&reference));
+        report.name_object(printable(&reference.to_string()));
         let position = self.position(fields.cursor().node);
         if let Some(first) = self.seen.get(&reference) {
             fields.cursor().error(format!("this object is already defined at {first}"));
@@ -310,11 +310,6 @@ impl<'o> Reader<'o> {
             self.seen.insert(reference, position);
         }
     }
-}
-
-/// The reference, without control characters that an invalid name may hold.
-fn printable(reference: &ObjectRef) -> String {
-    reference.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 enum Read {

@@ -144,6 +144,11 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
+/// The text without control characters.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 enum Segment<'a> {
     Key(&'a str),
     Index(usize),

@@ -10,6 +10,8 @@ use crate::policy::l7::{HeaderMatch, HeaderValue, HttpRule, Mismatch};
 
 /// Longest regular expression in bytes.
 const MAX_EXPRESSION: usize = 8192;
+/// Largest compiled form of one expression in bytes.
+const MAX_COMPILED: usize = 1 << 20;
 
 /// `namespace` is the policy's own; empty for a CCNP.
 pub(super) fn rule(fields: &Fields<'_>, namespace: &str) -> Option<HttpRule> {
@@ -40,13 +42,16 @@ fn expression(cursor: &Cursor<'_>) -> Option<Arc<str>> {
         ));
         return None;
     }
-    match check_expression(text) {
-        Ok(()) => Some(text.into()),
-        Err(error) => {
-            cursor.error(format!("found {}, expected a regular expression: {}", quoted(text), error.problem));
-            None
-        }
-    }
+    let problem = match regex::RegexBuilder::new(text).size_limit(MAX_COMPILED).build() {
+        Ok(_) => match check_expression(text) {
+            Ok(()) => return Some(text.into()),
+            Err(error) => error.problem,
+        },
+        Err(regex::Error::CompiledTooBig(_)) => format!("compiled it takes more than {MAX_COMPILED} bytes"),
+        Err(error) => error.to_string(),
+    };
+    cursor.error(format!("found {}, expected a regular expression: {problem}", quoted(text)));
+    None
 }
 
 /// `&&`, `--` and `~~` in a character class are set operators here and plain characters in RE2.
