@@ -92,6 +92,14 @@ pub struct DirectionInfo {
     pub cells: CellKinds,
 }
 
+impl DirectionInfo {
+    /// Policy applies at all: default deny is on, or there are entries. Where it does, a peer
+    /// without an identity is denied (`SLUICE_PF_ENFORCED`).
+    pub fn enforced(self) -> bool {
+        self.default_deny || self.cells != CellKinds::default()
+    }
+}
+
 /// See `SLUICE_PF_*`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CellKinds {

@@ -71,7 +71,7 @@ impl Engine {
 
     /// Egress classes hold the numbers that names stand for somewhere.
     fn mark_port_names(&mut self, grown: &[PortName], shrunk: &[PortName]) {
-        if grown == shrunk {
+        if grown.is_empty() && shrunk.is_empty() {
             return;
         }
         for (id, state) in &mut self.subjects {
@@ -104,7 +104,7 @@ impl Engine {
             state.named_ports = ports;
             let side = state.side_mut(Direction::Ingress);
             side.dirty.all = true;
-            side.dirty.classes = side.has_ranges();
+            side.dirty.classes |= side.has_ranges();
         }
         for spec in state.specs.iter().copied().collect::<Vec<_>>() {
             if !wanted.contains(&spec) {

@@ -32,7 +32,7 @@ impl Engine {
     /// Judges one side of a connection exactly as the datapath does: through the nine cells.
     ///
     /// A subject that is not known is denied. So is a peer without an identity
-    /// ([`Identity::UNKNOWN`]) where default deny holds, whatever rules for every peer say.
+    /// ([`Identity::UNKNOWN`]) wherever policy applies, whatever rules for every peer say.
     pub fn decide(
         &self,
         subject: Identity,
@@ -48,7 +48,7 @@ impl Engine {
         let default_deny = side.settled.default_deny;
         let denied =
             || decision(Outcome::Deny, Because::DefaultDeny(self.default_deny_objects(subject, direction)));
-        if default_deny && peer.identity == Identity::UNKNOWN {
+        if side.info().enforced() && peer.identity == Identity::UNKNOWN {
             return denied();
         }
         let (admin, normal) = lookup(side, peer, flow);

@@ -154,7 +154,7 @@ fn address_rules_match_classes_beside_any_identity() {
 }
 
 #[test]
-fn a_peer_without_identity_is_denied_where_default_deny_holds() {
+fn a_peer_without_identity_is_denied_where_policy_applies() {
     let engine = with(one(ingress(Action::Allow, Peers::Any, &[])));
     assert!(allowed(&from(&engine, CLIENT, 80)));
     assert!(!allowed(&from(&engine, Identity::UNKNOWN, 80)));
