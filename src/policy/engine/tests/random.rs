@@ -389,7 +389,7 @@ proptest! {
     ) {
         let cidr = |text: &str| Peers::OneOf(vec![Peer::Cidr(cidr_set(text, &[]))]);
         let mut rules = vec![egress(Action::Deny, cidr(deny_prefix), &deny_ports)];
-        rules.extend(allows.iter().map(|(prefix, port)| egress(Action::Allow, cidr(prefix), &[port.clone()])));
+        rules.extend(allows.iter().map(|(prefix, port)| egress(Action::Allow, cidr(prefix), std::slice::from_ref(port))));
         rules.push(egress(Action::Allow, Peers::Any, &[]));
         let mut engine = with(vec![policy("p", vec![spec(rules)])]);
         let record = cidr_identity(at as u32, Some(PREFIXES[at]), &[]);
