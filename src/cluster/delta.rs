@@ -12,7 +12,10 @@ use crate::model::{Backend, Identity, Protocol};
 use crate::policy::map_state::SubjectDelta;
 
 /// All changes of one transaction. The datapath applies them in an order in which no packet finds
-/// a hole: addresses and classes first, then policies, then endpoints and Services, then removals.
+/// a hole: upserts of policies (and port classes) first, so that no address ever points to an
+/// identity that the policies do not know yet; then addresses and classes; then endpoints, the node
+/// and Services; then deletes of policy entries and what else was removed. Deletes that come before
+/// the addresses moved would leave the old identity without its entries.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Delta {
     /// Policy revision that these changes realize.
