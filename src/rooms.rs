@@ -22,14 +22,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("httpproxy", PURE),
     ("cni", PURE),
     ("api", PURE),
-    ("lab", PURE_AND_K8S),
+    ("lab", PURE_K8S_AND_API),
 ];
 
 const PURE: &[&str] = &["model", "identity", "ipcache", "fqdn", "service", "policy", "flow", "cluster"];
 const PURE_AND_STORE: &[&str] =
     &["model", "identity", "ipcache", "fqdn", "service", "policy", "flow", "cluster", "store"];
-const PURE_AND_K8S: &[&str] =
-    &["model", "identity", "ipcache", "fqdn", "service", "policy", "flow", "cluster", "k8s"];
+const PURE_K8S_AND_API: &[&str] =
+    &["model", "identity", "ipcache", "fqdn", "service", "policy", "flow", "cluster", "k8s", "api"];
 
 /// What the pure ring never touches: runtimes, IO, clocks and the environment.
 const IMPURE: &[&str] = &[

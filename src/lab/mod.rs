@@ -7,6 +7,8 @@
 //! Everything a lab owns lies under `/run/sluice-lab/<name>/` ([`state`]); what a crash leaves
 //! behind is found there and removed.
 
+pub mod assemble;
+pub mod control;
 pub mod dns;
 pub mod fabric;
 pub mod links;
