@@ -6,6 +6,7 @@
 
 mod connect;
 mod endpoint;
+mod lab;
 mod objects;
 mod observe;
 mod print;
@@ -86,6 +87,8 @@ enum Command {
     Observe(Box<observe::ObserveArgs>),
     /// Print drops and verdicts as they come
     Monitor(observe::MonitorArgs),
+    /// A whole cluster in network namespaces on this machine
+    Lab(lab::LabArgs),
     /// Print a shell completion script
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -146,6 +149,7 @@ fn run(command: Command) -> CliResult {
         Command::Bpf(args) => tables::bpf(args),
         Command::Observe(args) => observe::observe(*args),
         Command::Monitor(args) => observe::monitor(args),
+        Command::Lab(args) => lab::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut std::io::stdout());
             Ok(Exit::Done)

@@ -20,6 +20,9 @@ Operate:
   observe        flows with verdict and the policy that decided
   monitor        drops and verdicts as they come
 
+Try and test:
+  lab            a whole cluster in network namespaces on this machine
+
 This tool:
   completions    print a shell completion script
 
@@ -31,4 +34,5 @@ Examples:
   sluice policy apply default-deny.yaml
   sluice policy explain shop/frontend shop/backend:8080
   sluice observe --verdict DROPPED --follow
-  sluice monitor --type drop --related-to shop/frontend";
+  sluice monitor --type drop --related-to shop/frontend
+  sluice lab up && sluice lab exec shop/frontend -- curl -s backend";

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use super::LabError;
 use super::fabric::Lab;
 use super::links::CONTROL_PLANE;
-use super::topology::Site;
+use super::topology::{PodSpec, Site};
 use crate::api::client::{Client, ClientError};
 use crate::api::types::{Applied, EndpointRequest, Status};
 use crate::model::ObjectRef;
@@ -165,6 +165,16 @@ impl ControlPlane {
             let _: serde_json::Value = agent.client.put("/v1/endpoints", body).await?;
         }
         Ok(())
+    }
+
+    /// Tells a pod's agent that its device is gone.
+    pub async fn unregister(&self, pod: &PodSpec) -> Result<(), ControlError> {
+        let Some(agent) = self.agents.get(&pod.node) else { return Ok(()) };
+        match agent.client.delete::<serde_json::Value>(&format!("/v1/endpoints/{}", pod.path())).await {
+            // The agent has seen the device or the object go by itself.
+            Ok(_) | Err(ClientError::Refused { status: 404, .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until every agent enforces the newest change for all of its pods.

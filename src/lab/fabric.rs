@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::LabError;
 use super::links::{self, Batch, Link, PodRoutes};
 use super::netns::Netns;
-use super::state::{Claim, StateDir};
-use super::topology::{Attachment, Site, Topology};
+use super::state::{self, StateDir};
+use super::topology::{Attachment, ServiceAnswer, Site, Topology};
+use crate::model::Family;
 
 /// Namespaces that are set up at the same time.
 const WORKERS: usize = 4;
@@ -53,6 +54,38 @@ pub struct State {
     pub next_link: u16,
 }
 
+impl State {
+    /// What is built in the lab `name`, without claiming it.
+    pub fn read(name: &str) -> Result<State, LabError> {
+        let path = state::path_of(name)?.join(state::STATE_FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(LabError::Absent(name.to_owned())),
+            Err(e) => return Err(LabError::io("read", &path, e)),
+        };
+        serde_json::from_str(&text)
+            .map_err(|e| LabError::State { path: path.display().to_string(), message: e.to_string() })
+    }
+
+    /// Where pods ask for names: the Service, which agents translate, or the DNS pod itself.
+    pub fn dns_server(&self, family: Family) -> Option<IpAddr> {
+        let pod = self.topology.cluster_dns()?;
+        let service = self.topology.services.iter().find_map(|service| match &service.answer {
+            ServiceAnswer::Addresses(addresses)
+                if service.namespace == pod.namespace && service.name == "kube-dns" =>
+            {
+                Some(addresses)
+            }
+            _ => None,
+        });
+        let addresses = match (self.routes, service) {
+            (PodRoutes::FromExternals, Some(addresses)) => addresses,
+            _ => &pod.addresses,
+        };
+        addresses.iter().copied().find(|address| Family::of(*address) == family)
+    }
+}
+
 /// A lab that is built.
 #[derive(Debug)]
 pub struct Lab {
@@ -63,22 +96,12 @@ pub struct Lab {
 impl Lab {
     /// An empty lab: the fabric and nothing on it.
     pub fn create(name: &str, routes: PodRoutes) -> Result<Lab, LabError> {
-        let dir = StateDir::claim(name, Claim::New)?;
+        let dir = StateDir::claim_new(name)?;
         let state = State { routes, topology: Topology::default(), links: BTreeMap::new(), next_link: 1 };
         let lab = Lab { dir, state };
         lab.build_fabric()?;
         lab.save()?;
         Ok(lab)
-    }
-
-    /// A lab that an earlier process built.
-    pub fn open(name: &str) -> Result<Lab, LabError> {
-        let dir = StateDir::claim(name, Claim::Existing)?;
-        let path = dir.state_file();
-        let text = fs::read_to_string(&path).map_err(|e| LabError::io("read", &path, e))?;
-        let state = serde_json::from_str(&text)
-            .map_err(|e| LabError::State { path: path.display().to_string(), message: e.to_string() })?;
-        Ok(Lab { dir, state })
     }
 
     pub fn name(&self) -> &str {
@@ -91,6 +114,10 @@ impl Lab {
 
     pub fn topology(&self) -> &Topology {
         &self.state.topology
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     pub fn netns(&self, site: &Site) -> Netns {

@@ -7,17 +7,22 @@
 //! Everything a lab owns lies under `/run/sluice-lab/<name>/` ([`state`]); what a crash leaves
 //! behind is found there and removed.
 
-pub mod assemble;
 pub mod control;
 pub mod dns;
+pub mod exec;
 pub mod fabric;
 pub mod links;
 pub mod listener;
 pub mod netns;
 pub mod probe;
+pub mod render;
+pub mod runner;
 pub mod scenario;
+pub mod session;
 pub mod state;
 pub mod topology;
+pub mod witness;
+pub mod workload;
 
 use std::io;
 use std::path::Path;

@@ -29,6 +29,8 @@ use super::topology::Site;
 
 /// Parent of all labs.
 const BASE: &str = "/run/sluice-lab";
+/// Says that the lab is built, and how.
+pub const STATE_FILE: &str = "state.json";
 /// How long processes have between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -40,26 +42,29 @@ pub struct StateDir {
     _lock: File,
 }
 
-/// Whether the lab has to be there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
-    New,
-    Existing,
-}
-
 impl StateDir {
-    /// Takes the lock of the lab `name`.
-    pub fn claim(name: &str, claim: Claim) -> Result<StateDir, LabError> {
+    /// Makes the directory of a lab that is not there yet.
+    pub fn claim_new(name: &str) -> Result<StateDir, LabError> {
         let path = path_of(name)?;
-        let exists = path.join("state.json").exists();
-        match claim {
-            Claim::Existing if !path.exists() => return Err(LabError::Absent(name.to_owned())),
-            Claim::New if exists => return Err(LabError::Exists(name.to_owned())),
-            _ => {}
+        if path.join(STATE_FILE).exists() {
+            return Err(LabError::Exists(name.to_owned()));
         }
         for directory in [path.clone(), path.join("ns"), path.join("node")] {
             fs::create_dir_all(&directory).map_err(|e| LabError::io("create", &directory, e))?;
         }
+        StateDir::lock(name, path)
+    }
+
+    /// Takes over the directory of a lab, however far it was built.
+    pub fn claim(name: &str) -> Result<StateDir, LabError> {
+        let path = path_of(name)?;
+        if !path.exists() {
+            return Err(LabError::Absent(name.to_owned()));
+        }
+        StateDir::lock(name, path)
+    }
+
+    fn lock(name: &str, path: PathBuf) -> Result<StateDir, LabError> {
         let lock_path = path.join("lock");
         let lock = File::options().create(true).append(true).open(&lock_path);
         let lock = lock.map_err(|e| LabError::io("open", &lock_path, e))?;
@@ -84,7 +89,7 @@ impl StateDir {
     }
 
     pub fn state_file(&self) -> PathBuf {
-        self.path.join("state.json")
+        self.path.join(STATE_FILE)
     }
 
     /// Ends the lab's processes, unmounts everything below the directory and deletes it.

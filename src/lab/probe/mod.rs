@@ -6,11 +6,13 @@
 mod datagram;
 mod dns;
 mod http;
+mod sctp;
 mod tls;
 
 pub use datagram::{UdpFlow, ping};
 pub use dns::{DnsQuestion, lookup};
 pub use http::{HttpRequest, TcpFlow};
+pub use sctp::sctp;
 
 use std::fmt;
 use std::future::Future;
