@@ -4,6 +4,7 @@
  * their place, and hand over to flow().
  */
 #include "lib/flow.h"
+#include "lib/nat.h"
 #include "lib/neighbour.h"
 
 /* Ingress of the host side of a pod's veth: what the pod sends. */
@@ -70,6 +71,30 @@ int to_container(struct __sk_buff *skb)
 	return flow(skb, w);
 }
 
+/* Fragments of the node's own datagrams may come in any order while nothing depends on their ports: such
+ * a one is left to the stack (1). Otherwise 0 or a drop reason. */
+INLINE int fragment_of_node(struct work *w)
+{
+	const struct node_config *config = node_config();
+	int reason;
+
+	if (!(w->pkt.flags & PKT_FRAGMENT))
+		return 0;
+	reason = fragment(w);
+	if (reason == SLUICE_DROP_FRAG_NO_FIRST && config &&
+		!(config->flags & SLUICE_CFG_HOST_FIREWALL) && ((w->src.flags | w->dst.flags) & PARTY_HOST))
+		return 1;
+	return reason;
+}
+
+INLINE int is_tunnel_packet(const struct work *w)
+{
+	const struct node_config *config = node_config();
+
+	return config && (config->flags & SLUICE_CFG_TUNNEL) && w->pkt.protocol == IPPROTO_UDP &&
+		(w->pkt.flags & PKT_PORTS) && w->pkt.dport == config->tunnel_port;
+}
+
 /* Ingress of the uplink. */
 SEC("classifier")
 int from_network(struct __sk_buff *skb)
@@ -94,6 +119,20 @@ int from_network(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	if (w->pkt.flags & PKT_NEIGHBOUR)
 		return TC_ACT_OK;
+	if (w->dst.flags & PARTY_HOST) {
+		reason = fragment_of_node(w);
+		if (reason)
+			return reason < SLUICE_FIRST_DROP_REASON ? TC_ACT_OK : drop(skb, w, reason);
+		if (is_tunnel_packet(w)) {
+			/* What it carries is judged by from_overlay(). From anybody but a node it is just UDP. */
+			party_resolve(&w->src, &w->pkt.saddr);
+			if (w->src.flags & PARTY_NODE)
+				return TC_ACT_OK;
+		}
+		reason = unmasquerade(skb, w);
+		if (reason)
+			return drop(skb, w, reason);
+	}
 	return flow(skb, w);
 }
 
@@ -118,11 +157,24 @@ int to_network(struct __sk_buff *skb)
 		return drop(skb, w, reason);
 	if (w->pkt.flags & PKT_NEIGHBOUR)
 		return TC_ACT_OK;
-	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT)
-		return TC_ACT_OK;
 	party_resolve(&w->src, &w->pkt.saddr);
-	if (!(w->src.flags & PARTY_HOST))
+	if (w->src.flags & (PARTY_LOCAL | PARTY_HOST)) {
+		reason = fragment_of_node(w);
+		if (reason)
+			return reason < SLUICE_FIRST_DROP_REASON ? TC_ACT_OK : drop(skb, w, reason);
+	}
+	if (w->src.flags & PARTY_LOCAL) {
+		reason = masquerade(skb, w);
+		return reason ? drop(skb, w, reason) : TC_ACT_OK;
+	}
+	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT || !(w->src.flags & PARTY_HOST))
 		return TC_ACT_OK;
+	/* What it carries was judged as pods' traffic. To anybody but a node it is just UDP. */
+	if (is_tunnel_packet(w)) {
+		party_resolve(&w->dst, &w->pkt.daddr);
+		if (w->dst.flags & PARTY_NODE)
+			return TC_ACT_OK;
+	}
 	return flow(skb, w);
 }
 

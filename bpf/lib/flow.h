@@ -8,6 +8,7 @@
 
 #include "deliver.h"
 #include "fragment.h"
+#include "icmp_error.h"
 #include "judge.h"
 #include "service.h"
 
@@ -183,6 +184,15 @@ GLOBAL int flow(struct __sk_buff *skb, struct work *w)
 		if (verdict)
 			return drop(skb, w, verdict);
 	}
+	if (unlikely(w->pkt.flags & PKT_ICMP_ERROR)) {
+		verdict = w->inner_known || inner_parse(skb, w) ? icmp_error(skb, w) : 0;
+		if (verdict > 1)
+			return drop(skb, w, verdict);
+		if (verdict) {
+			w->event_flags |= SLUICE_EVF_ESTABLISHED;
+			goto pass;
+		}
+	}
 	if (w->pkt.flags & PKT_TRACKED) {
 		ct_key(w);
 		verdict = translate(skb, w, config, &e);
@@ -204,6 +214,7 @@ GLOBAL int flow(struct __sk_buff *skb, struct work *w)
 		if (verdict)
 			return drop(skb, w, verdict);
 	}
+pass:
 	count_forwarded(w->src.endpoint_id, SLUICE_DIR_EGRESS, w->pkt.length);
 	count_forwarded(w->dst.endpoint_id, SLUICE_DIR_INGRESS, w->pkt.length);
 	w->ct_flags = w->dst.flags & PARTY_REMOTE ? SLUICE_CT_TUNNEL : 0;

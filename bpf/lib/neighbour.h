@@ -74,60 +74,128 @@ GLOBAL int neighbour_arp(struct __sk_buff *skb)
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-struct nd_message { /* RFC 4861 sections 4.3 and 4.4, with the link-layer address option */
-	struct ipv6hdr ip;
+struct nd_message { /* RFC 4861 sections 4.3 and 4.4 */
 	__u8 type;
 	__u8 code;
 	__sum16 check;
 	__be32 flags;
 	struct sluice_addr target;
-	__u8 option_type;
+	__u8 option_type; /* link-layer address: solicitations to one host may leave it out */
 	__u8 option_length;
 	__u8 option_mac[6];
 } __attribute__((packed));
 
-/* Neighbour solicitation and advertisement of a pod; router solicitations find no router, and redirects
- * and router advertisements are not a pod's to send. */
+#define ND_BARE 24 /* without the option */
+#define ND_SOURCE_ADDRESS 1
+#define ND_TARGET_ADDRESS 2
+#define ND_ROUTER_SOLICITED_OVERRIDE 0xe0000000u
+
+INLINE int is_gateway_v6(const struct sluice_addr *a) /* fe80::1 */
+{
+	return ((const word64 *)a)[0] == bpf_cpu_to_be64(0xfe80000000000000ull) &&
+		((const word64 *)a)[1] == bpf_cpu_to_be64(1);
+}
+
+/* Link-local addresses are the pod's to choose, but not the gateway's. */
+INLINE int may_claim(struct __sk_buff *skb, const struct sluice_addr *a)
+{
+	return own_address(skb, a) || (addr_is_link_local_v6(a) && !is_gateway_v6(a));
+}
+
+/* The sum that the ICMPv6 checksum starts from (RFC 8200 section 8.1). */
+struct nd_pseudo {
+	struct sluice_addr saddr;
+	struct sluice_addr daddr;
+	__be32 length;
+	__be32 next;
+};
+
+INLINE __sum16 nd_checksum(const struct nd_pseudo *pseudo, const struct nd_message *nd, __u32 size)
+{
+	__s64 sum = bpf_csum_diff(NULL, 0, (__be32 *)pseudo, sizeof(*pseudo), 0);
+	__u32 folded;
+
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)nd, size, sum);
+	folded = ((__u32)sum & 0xffff) + ((__u32)sum >> 16);
+	folded = (folded & 0xffff) + (folded >> 16);
+	return ~folded;
+}
+
+/* Answers a solicitation: whatever the target, it is behind the router. */
+INLINE int nd_answer(struct __sk_buff *skb, struct work *w, const struct node_config *config,
+					 struct nd_message *nd, __u32 size)
+{
+	struct nd_pseudo pseudo = {};
+	struct ethhdr *eth;
+	struct ipv6hdr *ip;
+
+	nd->type = ICMPV6_NEIGHBOUR_ADVERT;
+	nd->check = 0;
+	nd->flags = bpf_htonl(ND_ROUTER_SOLICITED_OVERRIDE);
+	addr_copy4(&pseudo.saddr, &nd->target);
+	addr_copy4(&pseudo.daddr, &w->pkt.saddr);
+	pseudo.length = bpf_htonl(size);
+	pseudo.next = bpf_htonl(IPPROTO_ICMPV6);
+	if (size == sizeof(*nd)) {
+		nd->option_type = ND_TARGET_ADDRESS;
+		mac_copy(nd->option_mac, config->router_mac);
+		nd->check = nd_checksum(&pseudo, nd, sizeof(*nd));
+	} else {
+		nd->check = nd_checksum(&pseudo, nd, ND_BARE);
+	}
+	if (bpf_skb_store_bytes(skb, w->pkt.l4_offset, nd, ND_BARE, 0))
+		return SLUICE_DROP_INVALID_PACKET;
+	if (size == sizeof(*nd) && bpf_skb_store_bytes(skb, w->pkt.l4_offset, nd, sizeof(*nd), 0))
+		return SLUICE_DROP_INVALID_PACKET;
+	eth = header(skb, 0, sizeof(*eth) + sizeof(*ip));
+	if (!eth)
+		return SLUICE_DROP_INVALID_PACKET;
+	mac_copy(eth->h_dest, eth->h_source);
+	mac_copy(eth->h_source, config->router_mac);
+	ip = (void *)(eth + 1);
+	addr_copy4((struct sluice_addr *)&ip->saddr, &pseudo.saddr);
+	addr_copy4((struct sluice_addr *)&ip->daddr, &pseudo.daddr);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/* Neighbour solicitation and advertisement of a pod. Router solicitations find no router, and redirects and
+ * router advertisements are not a pod's to send. Returns an action or a drop reason. */
 GLOBAL int neighbour_nd(struct __sk_buff *skb, struct work *w)
 {
 	const struct node_config *config = node_config();
-	struct nd_message *nd;
-	struct ethhdr *eth;
-	__u32 size = sizeof(struct ethhdr) + sizeof(struct ipv6hdr) + 24;
-	struct sluice_addr source, target;
-	__u8 type;
+	struct nd_message nd = {};
+	struct sluice_addr target;
+	__u32 size;
 
 	if (!config || !w)
 		return SLUICE_DROP_INTERNAL;
 	if (!w->pkt.l3_offset || w->pkt.ttl != 255 || w->pkt.icmp_code ||
 		w->pkt.l4_offset != sizeof(struct ethhdr) + sizeof(struct ipv6hdr))
 		return SLUICE_DROP_INVALID_PACKET;
-	type = w->pkt.icmp_type;
-	if (type != ICMPV6_NEIGHBOUR_SOLICIT && type != ICMPV6_NEIGHBOUR_ADVERT)
+	if (w->pkt.icmp_type != ICMPV6_NEIGHBOUR_SOLICIT && w->pkt.icmp_type != ICMPV6_NEIGHBOUR_ADVERT)
 		return SLUICE_DROP_INVALID_PACKET;
-	eth = header(skb, 0, size);
-	if (!eth)
+	if (w->pkt.l3_end < w->pkt.l4_offset + ND_BARE ||
+		bpf_skb_load_bytes(skb, w->pkt.l4_offset, &nd, ND_BARE))
 		return SLUICE_DROP_CT_TRUNCATED;
-	nd = (void *)(eth + 1);
-	addr_copy4(&source, &w->pkt.saddr);
-	addr_copy4(&target, &nd->target);
-	/* Link-local addresses are the pod's to choose, but fe80::1 is the gateway's. */
-	if (!addr_is_zero(&source) && !own_address(skb, &source) &&
-		(!addr_is_link_local_v6(&source) ||
-		 (((word64 *)&source)[0] == bpf_cpu_to_be64(0xfe80000000000000ull) &&
-		  ((word64 *)&source)[1] == bpf_cpu_to_be64(1))))
+	addr_copy4(&target, &nd.target);
+	if (!addr_is_zero(&w->pkt.saddr) && !may_claim(skb, &w->pkt.saddr))
 		return SLUICE_DROP_INVALID_SOURCE_IP;
-	if (type == ICMPV6_NEIGHBOUR_ADVERT) {
-		if (addr_is_zero(&source))
-			return SLUICE_DROP_INVALID_SOURCE_IP;
-		if (!own_address(skb, &target) && !addr_equal(&source, &target))
-			return SLUICE_DROP_INVALID_SOURCE_IP;
+	if (w->pkt.icmp_type == ICMPV6_NEIGHBOUR_ADVERT)
+		return !addr_is_zero(&w->pkt.saddr) && may_claim(skb, &target) ?
+			TC_ACT_OK :
+			SLUICE_DROP_INVALID_SOURCE_IP;
+	/* Duplicate address detection (RFC 4862): silence is the answer that the pod wants. */
+	if (addr_is_zero(&w->pkt.saddr))
 		return TC_ACT_OK;
+	size = ND_BARE;
+	if (w->pkt.l3_end == w->pkt.l4_offset + sizeof(nd)) {
+		if (bpf_skb_load_bytes(skb, w->pkt.l4_offset, &nd, sizeof(nd)))
+			return SLUICE_DROP_CT_TRUNCATED;
+		size = sizeof(nd);
+	} else if (w->pkt.l3_end != w->pkt.l4_offset + ND_BARE) {
+		return TC_ACT_OK; /* other options: the stack may answer */
 	}
-	/* Duplicate address detection: silence is the answer that the pod wants. */
-	if (addr_is_zero(&source))
-		return TC_ACT_OK;
-	return TC_ACT_OK;
+	return nd_answer(skb, w, config, &nd, size);
 }
 
 #endif

@@ -151,6 +151,8 @@ GLOBAL int rewrite_apply(struct __sk_buff *skb, struct work *w)
 				reason = rewrite_word(skb, p, 2, r->dport);
 		}
 	}
+	if (!(p->flags & PKT_LATER) && (r->flags & REWRITE_ID))
+		reason = rewrite_word(skb, p, offsetof(struct icmphdr, id), r->sport);
 	if (!reason && (r->flags & REWRITE_SRC))
 		reason = rewrite_address(skb, p, base, &r->saddr);
 	if (!reason && (r->flags & REWRITE_DST))

@@ -78,6 +78,7 @@ struct decision {
 /* What will replace the addresses and ports on the wire. */
 #define REWRITE_SRC 0x1u
 #define REWRITE_DST 0x2u
+#define REWRITE_ID 0x4u /* sport is the id of an ICMP echo message */
 struct rewrite {
 	struct sluice_addr saddr;
 	struct sluice_addr daddr;
@@ -89,12 +90,15 @@ struct rewrite {
 /* Keys and values for lookups, too big for the stack. */
 struct work {
 	struct packet pkt;
+	struct packet inner; /* quoted by an ICMP error */
 	struct rewrite rewrite;
 	struct ct_key key;
 	struct party src;
 	struct party dst;
 	struct decision decision;
 	struct ct_entry entry;
+	struct nat_key nat_key;
+	struct nat_entry nat_entry;
 	struct sluice_addr svc_addr; /* frontend that the client named, for events */
 	struct sluice_addr tunnel_remote;
 	__u32 tunnel_id;
@@ -106,7 +110,8 @@ struct work {
 	__u8 reply;
 	__u8 from_lo;
 	__u8 event_flags;
-	__u8 pad[3];
+	__u8 inner_known; /* `inner` is filled in, and may be ahead of the wire */
+	__u8 pad[2];
 	struct sluice_addr ct_svc_addr; /* goes into a new conntrack entry with ct_flags */
 	__u16 ct_svc_port;
 	__u16 pad2[3];
@@ -144,6 +149,7 @@ INLINE struct work *work_begin(struct __sk_buff *skb, __u8 observation, __u8 dir
 	w->ct_flags = 0;
 	w->reply = 0;
 	w->event_flags = 0;
+	w->inner_known = 0;
 	w->now = now_seconds();
 	return w;
 }
