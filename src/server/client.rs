@@ -4,6 +4,7 @@
 //! open, comes back after every failure (with growing pauses) and resumes where it was, so that the
 //! agent sees each transaction once and in order. While the server is away the agent keeps what it has.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -47,7 +48,7 @@ pub struct ClientConfig {
 #[serde(rename_all = "camelCase")]
 pub struct ConnectionStatus {
     pub connected: bool,
-    /// Revision of the newest update that was handed over.
+    /// Revision of the newest update that came.
     pub revision: u64,
     pub failures: u64,
     pub last_error: Option<String>,
@@ -74,6 +75,8 @@ struct Shared {
     /// Replaced when the certificate is renewed.
     credentials: Mutex<(Credentials, Client)>,
     known: Arc<Mutex<Known>>,
+    /// The numbers in use that the last successful report named.
+    told: Mutex<Option<BTreeSet<Identity>>>,
     status: Mutex<ConnectionStatus>,
 }
 
@@ -107,6 +110,7 @@ impl ServerClient {
             config,
             credentials: Mutex::new((credentials, client)),
             known: Arc::default(),
+            told: Mutex::default(),
             status: Mutex::default(),
         });
         let (updates, receiver) = mpsc::channel(QUEUE);
@@ -134,14 +138,19 @@ impl ServerClient {
     /// [`CallError`]; the next report makes up for a lost one.
     pub async fn report(&self, report: &NodeReport) -> Result<(), CallError> {
         let held = self.shared.known.lock().held();
+        // Thousands of numbers are not said again and again.
+        let is_news = self.shared.told.lock().as_ref() != Some(&held);
         let report = proto::NodeReport {
             addresses: report.addresses.iter().map(ToString::to_string).collect(),
             realized_revision: report.realized_revision,
             version: report.version.clone(),
-            held: Some(proto::HeldIdentities { ids: held.into_iter().map(|id| id.0).collect() }),
+            held: is_news.then(|| proto::HeldIdentities { ids: held.iter().map(|id| id.0).collect() }),
         };
         let mut client = self.shared.client();
         call("report to the server", client.report(report)).await?;
+        if is_news {
+            *self.shared.told.lock() = Some(held);
+        }
         Ok(())
     }
 }
@@ -149,6 +158,14 @@ impl ServerClient {
 impl Shared {
     fn client(&self) -> Client {
         self.credentials.lock().1.clone()
+    }
+
+    /// Before the update is handed over, so that who has it sees a status that knows of it.
+    fn received(&self, revision: u64) {
+        let mut status = self.status.lock();
+        status.connected = true;
+        status.last_error = None;
+        status.revision = revision;
     }
 
     fn failed(&self, error: &dyn std::fmt::Display) {
@@ -251,13 +268,10 @@ async fn stream(
         }
         shared.known.lock().learn(&update);
         let reached = (update.epoch.clone(), update.revision);
+        shared.received(update.revision);
         if updates.send(update).await.is_err() {
             return End::ReceiverGone;
         }
-        let mut status = shared.status.lock();
-        status.connected = true;
-        status.last_error = None;
-        status.revision = reached.1;
         *position = Some(reached);
     }
 }

@@ -21,8 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Known {
     by_labels: HashMap<Labels, Identity>,
     by_id: BTreeMap<Identity, Labels>,
-    /// Uses of what this node asked for itself: the server keeps those for as long as it says so.
-    asked: BTreeMap<Identity, usize>,
+    /// What this node uses, and how often. The server keeps a number for as long as a node says that
+    /// it uses it, also when the objects that made the server assign it are gone.
+    uses: BTreeMap<Identity, usize>,
 }
 
 impl Known {
@@ -49,7 +50,7 @@ impl Known {
 
     /// What the server shall keep for this node.
     pub(super) fn held(&self) -> BTreeSet<Identity> {
-        self.asked.keys().copied().collect()
+        self.uses.keys().copied().collect()
     }
 }
 
@@ -88,9 +89,7 @@ impl IdentityAllocator for RemoteAllocator {
         {
             let mut known = self.known.lock();
             if let Some(id) = known.by_labels.get(labels).copied() {
-                if let Some(uses) = known.asked.get_mut(&id) {
-                    *uses += 1;
-                }
+                *known.uses.entry(id).or_default() += 1;
                 return Ok(id);
             }
         }
@@ -108,20 +107,19 @@ impl IdentityAllocator for RemoteAllocator {
         };
         let mut known = self.known.lock();
         known.put(labels.clone(), id);
-        *known.asked.entry(id).or_default() += 1;
+        *known.uses.entry(id).or_default() += 1;
         Ok(id)
     }
 
     fn release(&mut self, id: Identity) {
         let mut known = self.known.lock();
-        match known.asked.get_mut(&id) {
+        match known.uses.get_mut(&id) {
             Some(uses) if *uses > 1 => *uses -= 1,
             Some(_) => {
-                known.asked.remove(&id);
+                known.uses.remove(&id);
                 // Should it get lost, the next report says the same.
                 let _ = self.questions.send(Question::Release(id));
             }
-            // The server holds what it derived itself.
             None => {}
         }
     }

@@ -34,7 +34,7 @@ const COLLECT: Duration = Duration::from_secs(60);
 /// What a server needs to know.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Holds `state.db`, `token` and `ca/`.
+    /// Holds `server.db`, `token` and `ca/`; an agent may share it.
     pub state_dir: PathBuf,
     /// Label `io.cilium.k8s.policy.cluster` of every pod.
     pub cluster_name: String,
@@ -98,7 +98,7 @@ impl Server {
         private_directory(&config.state_dir)?;
         let options = OpenOptions {
             on_corrupt: config.on_corrupt,
-            ..OpenOptions::new(config.state_dir.join("state.db"))
+            ..OpenOptions::new(config.state_dir.join("server.db"))
         };
         let store = Store::open(&options)?;
         let authority = Arc::new(Authority::load_or_create(&config.state_dir.join("ca"), clock())?);
@@ -162,7 +162,7 @@ impl Server {
             clock: self.clock.0.clone(),
         }));
         let admin = axum::serve(admin, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-        let collector = tokio::spawn(collect(self.state.clone(), shutdown.clone()));
+        let collector = tokio::spawn(collect(self.state.clone(), self.clock.0.clone(), shutdown.clone()));
         let agents = async { agents.await.map_err(serve) };
         let admin = async { admin.await.map_err(ServerError::Admin) };
         // One that fails takes the other down with it.
@@ -175,16 +175,16 @@ impl Server {
     }
 }
 
-async fn collect(state: Arc<State>, shutdown: CancellationToken) {
+async fn collect(state: Arc<State>, clock: Clock, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(COLLECT);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let state = state.clone();
+        let (state, now) = (state.clone(), clock());
         // The store counts and reports its errors; the next tick tries again.
-        if let Err(error) = blocking(move || state.collect()).await {
+        if let Err(error) = blocking(move || state.tend(now)).await {
             tracing::warn!(%error, "identities that nobody holds could not be collected");
         }
     }

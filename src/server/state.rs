@@ -281,6 +281,15 @@ impl State {
         self.updates.receiver_count()
     }
 
+    /// What is due from time to time: looks whether a failing store works again, and collects.
+    pub(super) fn tend(&self, now: std::time::SystemTime) -> Result<(), StoreError> {
+        let store = self.objects.store();
+        if store.health().failing.is_some() {
+            store.probe(now)?;
+        }
+        self.collect()
+    }
+
     /// Forgets identities whose grace period has ended.
     pub(super) fn collect(&self) -> Result<(), StoreError> {
         let _inner = self.inner.lock();

@@ -399,6 +399,26 @@ async fn the_allocator_knows_what_updates_said_and_asks_for_the_rest() {
     assert!(lost.is_err());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_that_a_node_uses_outlives_the_objects_that_made_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Running::start(directory.path()).await;
+    server.apply("namespace shop\npod shop/a 10.0.0.1 web\n").await;
+    let (client, mut updates) = server.join(directory.path(), "n1").await;
+    let (labels, id) = next(&mut updates).await.identities.remove(0);
+    let mut allocator = client.allocator();
+    assert_eq!(allocator.allocate(&labels).unwrap(), id, "known: no question is asked");
+    client.report(&report(&[])).await.unwrap();
+    let (status, _) = server.admin("DELETE", "/v1/objects/pod/shop/a", "").await;
+    assert_eq!(status, 200);
+    let is_released = || server.state.identities().iter().any(|row| row.released.is_some());
+    assert!(!is_released());
+    allocator.release(id);
+    client.report(&report(&[])).await.unwrap();
+    wait_until(is_released).await;
+    server.stop().await;
+}
+
 async fn wait_until(condition: impl Fn() -> bool) {
     let polling = async {
         while !condition() {

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::clock::to_millis;
 use super::error::{JobError, StoreError};
 use super::open::{self, OpenOptions};
+use super::rows::set_counter;
 
 /// Jobs that may wait for the thread. A caller beyond that waits in turn, which is what bounds memory.
 const QUEUE: usize = 256;
@@ -35,10 +38,18 @@ struct Inner {
 /// How the store is doing, for `status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Health {
-    /// The error of the last operation; `None` once an operation has succeeded again.
+    /// The error of the last failed operation, until one of its kind (a write or a read) succeeds.
     pub failing: Option<String>,
+    #[serde(skip)]
+    failed: Option<Access>,
     /// Failed operations since the start, by [`StoreError::class`].
     pub errors: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
 }
 
 impl std::fmt::Debug for Store {
@@ -91,7 +102,7 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, JobError> + Send + 'static,
     {
-        self.run(operation, TransactionBehavior::Immediate, job)
+        self.run(operation, Access::Write, job)
     }
 
     /// Runs `job` on one consistent view of the state.
@@ -100,19 +111,18 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, JobError> + Send + 'static,
     {
-        self.run(operation, TransactionBehavior::Deferred, job)
+        self.run(operation, Access::Read, job)
     }
 
-    fn run<T, F>(
-        &self,
-        operation: &'static str,
-        behavior: TransactionBehavior,
-        job: F,
-    ) -> Result<T, StoreError>
+    fn run<T, F>(&self, operation: &'static str, access: Access, job: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, JobError> + Send + 'static,
     {
+        let behavior = match access {
+            Access::Read => TransactionBehavior::Deferred,
+            Access::Write => TransactionBehavior::Immediate,
+        };
         let (reply, answer) = sync_channel(1);
         let job: Job = Box::new(move |connection| {
             // The caller waits for the answer, so the receiver is there unless it panicked.
@@ -126,19 +136,33 @@ impl Store {
             Some(outcome) => outcome.map_err(|error| error.at(&self.inner.path, operation)),
             None => Err(StoreError::Stopped),
         };
-        self.record(outcome.as_ref().err());
+        self.record(access, outcome.as_ref().err());
         outcome
     }
 
-    fn record(&self, error: Option<&StoreError>) {
+    /// Writes a time, so that a store that failed to write is found well again without waiting for
+    /// somebody to change something.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] of the write.
+    pub fn probe(&self, now: SystemTime) -> Result<(), StoreError> {
+        let now = u64::try_from(to_millis(now)).unwrap_or(0);
+        self.write("probe", move |tx| set_counter(tx, "probe", now))
+    }
+
+    fn record(&self, access: Access, error: Option<&StoreError>) {
         let mut health = self.inner.health.lock();
         match error {
-            None => health.failing = None,
+            // A full disk can still be read.
+            None if health.failed == Some(Access::Write) && access == Access::Read => {}
+            None => (health.failing, health.failed) = (None, None),
             Some(error) => {
                 if health.failing.is_none() {
                     tracing::error!(%error, "state store");
                 }
                 health.failing = Some(error.to_string());
+                health.failed = Some(access);
                 *health.errors.entry(error.class()).or_default() += 1;
             }
         }

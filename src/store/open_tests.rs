@@ -129,8 +129,10 @@ fn a_lock_held_by_another_program_is_reported_and_counted_and_passes() {
     let _ = store.set_setting("a", "1");
     assert_eq!(store.health().errors["locked"], 2);
     assert!(store.health().failing.is_some());
+    assert_eq!(store.setting("a").unwrap(), None);
+    assert!(store.health().failing.is_some(), "a read says nothing about writes");
     other.execute_batch("ROLLBACK").unwrap();
-    store.set_setting("a", "1").unwrap();
+    store.probe(std::time::SystemTime::now()).unwrap();
     assert_eq!(store.health().failing, None);
 }
 
