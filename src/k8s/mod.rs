@@ -6,6 +6,7 @@
 //!
 //! - [`parse`]: a text with any number of documents -> [`Manifest`].
 //! - [`parse_object`]: one object of the API server.
+//! - [`watch`]: the objects of an API server as a stream of changes.
 //! - [`tree`], [`cursor`]: positioned values and how to read them; the lab reads its Scenarios so.
 //!
 //! Decisions where the policy semantics leave a case open are listed in the module that makes them.
@@ -24,6 +25,7 @@ mod scalar;
 mod selector;
 mod services;
 pub mod tree;
+pub mod watch;
 mod yaml;
 
 pub use manifest::{Document, Manifest, Origin, OtherDocument, parse, parse_at, parse_object};
