@@ -84,7 +84,7 @@ fn watch_kind(
 }
 
 /// Where the API server has a kind.
-fn api_resource(kind: Kind) -> ApiResource {
+pub(super) fn api_resource(kind: Kind) -> ApiResource {
     let (group, version, plural) = match kind {
         Kind::Namespace => ("", "v1", "namespaces"),
         Kind::Pod => ("", "v1", "pods"),

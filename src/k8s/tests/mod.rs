@@ -3,6 +3,7 @@
 mod budgets;
 mod cilium;
 mod cluster_network_policy;
+mod definitions;
 mod manifest;
 mod network_policy;
 mod objects;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::k8s::tree::{Node, Value};
 use crate::k8s::{Origin, ParseOptions, parse, parse_at};
 
-fn files() -> Vec<PathBuf> {
+pub(super) fn files() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/scenarios");
     let mut files = Vec::new();
     for folder in ["l4", "l7"] {
