@@ -7,12 +7,16 @@
 mod connect;
 mod endpoint;
 mod lab;
+mod logs;
+mod manifests;
 mod objects;
 mod observe;
 mod print;
+mod server;
 mod status;
 mod style;
 mod tables;
+mod token;
 
 use std::process::ExitCode;
 
@@ -89,6 +93,8 @@ enum Command {
     Monitor(observe::MonitorArgs),
     /// A whole cluster in network namespaces on this machine
     Lab(lab::LabArgs),
+    /// Run the server of a small cluster, or manage its nodes and token
+    Server(Box<server::ServerArgs>),
     /// Print a shell completion script
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -150,6 +156,7 @@ fn run(command: Command) -> CliResult {
         Command::Observe(args) => observe::observe(*args),
         Command::Monitor(args) => observe::monitor(args),
         Command::Lab(args) => lab::run(args),
+        Command::Server(args) => server::run(*args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut std::io::stdout());
             Ok(Exit::Done)

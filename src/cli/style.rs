@@ -23,6 +23,9 @@ Operate:
 Try and test:
   lab            a whole cluster in network namespaces on this machine
 
+Run:
+  server         state and identities of a small cluster, for its agents
+
 This tool:
   completions    print a shell completion script
 
