@@ -1,6 +1,42 @@
 //! The kernel side: the only room that knows aya, byte order and `unsafe`.
+//!
+//! - [`kernel`]: [`KernelDatapath`], what the agent holds. [`memory`]: its twin without a kernel.
+//! - [`writer`], [`transition`], [`reconcile`]: in which order a change reaches the maps.
+//! - `policies`, `addresses`, `services`, `endpoints`: what each kind of change means in maps.
+//! - [`table`], [`tables`], `sys`: typed maps over bpf(2). [`abi`]: what they hold.
+//! - `loader`, `pins`, [`attach`]: programs and what outlives the agent.
+//! - [`events`], [`inspect`]: what the kernel tells.
+//! - [`net`]: devices, namespaces, routes. [`preflight`]: is this machine fit.
 
 pub mod abi;
+mod addresses;
+pub mod attach;
+pub mod config;
+mod endpoints;
+pub mod events;
+pub mod inspect;
+pub mod kernel;
+mod loader;
+pub mod memory;
+pub mod net;
+mod pins;
+mod policies;
+pub mod preflight;
+pub mod reconcile;
+mod services;
+mod sys;
+pub mod table;
+pub mod tables;
+pub mod transition;
+pub mod writer;
+
+pub use config::{AttachMode, DatapathConfig, LocalDelivery, Mode, Trace};
+pub use endpoints::{EndpointDevice, LinkLayer};
+pub use events::{EventReader, FlowEvent, FlowEventKind, ObservationPoint};
+pub use inspect::Inspector;
+pub use kernel::{KernelDatapath, ProxyState};
+pub use memory::MemoryDatapath;
+pub use reconcile::Reconciled;
 
 use crate::cluster::delta::Delta;
 
@@ -9,6 +45,10 @@ pub trait Datapath: Send {
     /// Applies every change or reports which failed; what failed is retried by the caller with the
     /// same delta (all changes are keyed), and is closed meanwhile.
     fn apply(&mut self, delta: &Delta) -> Result<(), DatapathError>;
+
+    /// Makes the datapath hold exactly `full` (a delta from nothing): after a restart, or to repair.
+    /// What is equal is not touched, and flows under it are not disturbed.
+    fn reconcile(&mut self, full: &Delta) -> Result<Reconciled, DatapathError>;
 }
 
 /// A failed kernel operation, with the operation and the object.
@@ -16,10 +56,14 @@ pub trait Datapath: Send {
 pub enum DatapathError {
     #[error("map {map} is full ({entries} entries): {what}")]
     MapFull { map: &'static str, entries: u32, what: String },
+    #[error("map {map} has another shape than this version expects: {expected} expected, {found} found")]
+    MapShape { map: &'static str, expected: String, found: String },
     #[error("{operation} on {object}: {source}")]
     Syscall { operation: &'static str, object: String, source: std::io::Error },
     #[error("program {program} was refused by the kernel: {reason}")]
     Load { program: String, reason: String },
+    #[error("{operation}: program {program} on {device}: {reason}")]
+    Attach { operation: &'static str, program: &'static str, device: String, reason: String },
     #[error("{0}")]
     Other(String),
 }

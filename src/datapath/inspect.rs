@@ -1,0 +1,532 @@
+//! What is really in the kernel, decoded. Works on the pins alone: no agent need run.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use hashbrown::HashMap;
+use ipnet::IpNet;
+
+use super::DatapathError;
+use super::abi::convert::{direction_from_number, direction_number};
+use super::abi::*;
+use super::addresses::AddressPlan;
+use super::pins::Pins;
+use super::reconcile::{Wanted, compare};
+use super::sys;
+use super::table::{KernelTable, Key, Shared, Value};
+use super::tables::{Tables, kind, name, specs};
+use crate::cluster::delta::{Delta, ServiceFrontend};
+use crate::datapath::config::Capacity;
+use crate::model::{Backend, Direction, DropReason, Identity, Protocol};
+use crate::policy::map_state::{PolicyEntry, PolicyKey, RuleSetId};
+
+/// A policy as the kernel has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyRow {
+    pub policy_id: u32,
+    pub subject: Identity,
+    /// 0: not loaded, its endpoints drop everything.
+    pub epoch: u32,
+    pub default_deny: Vec<Direction>,
+    /// In key order.
+    pub entries: Vec<(PolicyKey, PolicyEntry)>,
+}
+
+/// One side of a tracked connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionSide {
+    pub address: IpAddr,
+    pub port: u16,
+    pub identity: Identity,
+    /// Device of the local pod on this side; 0 if none.
+    pub ifindex: u32,
+}
+
+/// A conntrack entry, seen from the side that opened the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub protocol: Protocol,
+    pub client: ConnectionSide,
+    pub server: ConnectionSide,
+    pub seen_reply: bool,
+    pub closing: bool,
+    pub denied: bool,
+    pub proxied: bool,
+    /// Frontend that the client named, for connections through a Service.
+    pub frontend: Option<(IpAddr, u16)>,
+    pub rules: RuleSetId,
+    /// Seconds since boot.
+    pub last_seen: u32,
+}
+
+/// Which connections to list. `None` members match everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionFilter {
+    /// On either side.
+    pub address: Option<IpAddr>,
+    /// On either side.
+    pub identity: Option<Identity>,
+    pub protocol: Option<Protocol>,
+    /// On either side.
+    pub port: Option<u16>,
+}
+
+impl ConnectionFilter {
+    fn passes(&self, connection: &Connection) -> bool {
+        let sides = [connection.client, connection.server];
+        let any = |test: &dyn Fn(&ConnectionSide) -> bool| sides.iter().any(test);
+        self.protocol.is_none_or(|wanted| wanted == connection.protocol)
+            && self.address.is_none_or(|wanted| any(&|side| side.address == wanted))
+            && self.identity.is_none_or(|wanted| any(&|side| side.identity == wanted))
+            && self.port.is_none_or(|wanted| any(&|side| side.port == wanted))
+    }
+}
+
+/// An ipcache entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpcacheRow {
+    pub prefix: IpNet,
+    pub identity: Identity,
+    pub tunnel_endpoint: Option<IpAddr>,
+    /// Belongs to the cluster (a pod, a node, or the pods' range).
+    pub in_cluster: bool,
+}
+
+/// A local address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointRow {
+    pub address: IpAddr,
+    /// 0 is the node itself.
+    pub endpoint_id: u16,
+    pub identity: Identity,
+    pub policy_id: u32,
+    pub ifindex: u32,
+    pub mac: [u8; 6],
+}
+
+/// A Service frontend with its backends in slot order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceRow {
+    pub frontend: ServiceFrontend,
+    pub affinity_secs: Option<u32>,
+    pub backends: Vec<Backend>,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+impl From<Counter> for Count {
+    fn from(counter: Counter) -> Count {
+        Count { packets: counter.packets, bytes: counter.bytes }
+    }
+}
+
+impl std::ops::AddAssign for Count {
+    fn add_assign(&mut self, other: Count) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What passed (`None`) and what was dropped, by direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricRow {
+    pub direction: Direction,
+    pub reason: Option<DropReason>,
+    pub count: Count,
+}
+
+/// Counters of one endpoint, by direction (`Direction as usize`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointStats {
+    pub forwarded: [Count; 2],
+    pub dropped: [Count; 2],
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapPressure {
+    pub map: &'static str,
+    pub entries: u64,
+    pub max_entries: u32,
+}
+
+/// A difference between the kernel and what should be there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Divergence {
+    pub map: &'static str,
+    pub what: String,
+}
+
+/// Reads pinned maps.
+#[derive(Clone, Debug)]
+pub struct Inspector {
+    pins: Pins,
+    tables: Tables,
+    cpus: usize,
+}
+
+impl Inspector {
+    /// Opens the maps below an agent's BPF directory.
+    ///
+    /// # Errors
+    /// When no agent of this ABI version ever ran there.
+    pub fn open(bpffs: &Path) -> Result<Inspector, DatapathError> {
+        Self::of_pins(&Pins::at(bpffs))
+    }
+
+    pub(super) fn of_pins(pins: &Pins) -> Result<Inspector, DatapathError> {
+        let tables = Tables::from_kernel(|name| pins.open_map(name))?;
+        let cpus = sys::possible_cpus().map_err(|source| DatapathError::Syscall {
+            operation: "read",
+            object: "/sys/devices/system/cpu/possible".to_owned(),
+            source,
+        })?;
+        Ok(Inspector { pins: pins.clone(), tables, cpus })
+    }
+
+    fn table<K: Key, V: Value>(&self, name: &'static str) -> Result<Shared<K, V>, DatapathError> {
+        KernelTable::open(name, self.pins.open_map(name)?)
+    }
+
+    /// Policies, with the entries of `subject` or of all.
+    pub fn policies(&self, subject: Option<Identity>) -> Result<Vec<PolicyRow>, DatapathError> {
+        let mut rows: HashMap<u32, PolicyRow> = HashMap::new();
+        self.tables.policy_info.for_each(&mut |id, info| {
+            let identity = Identity(info.subject_identity);
+            if info.subject_identity == 0 || subject.is_some_and(|wanted| wanted != identity) {
+                return;
+            }
+            let denies = |d: &Direction| info.flags[usize::from(direction_number(*d))] & PF_DEFAULT_DENY != 0;
+            let row = PolicyRow {
+                policy_id: *id,
+                subject: identity,
+                epoch: info.epoch,
+                default_deny: Direction::BOTH.into_iter().filter(denies).collect(),
+                entries: Vec::new(),
+            };
+            rows.insert(*id, row);
+        })?;
+        self.tables.policy.for_each(&mut |key, entry| {
+            if let Some((row, cell)) = rows.get_mut(&key.policy_id).zip(key.cell()) {
+                row.entries.push((cell, entry.entry()));
+            }
+        })?;
+        let mut rows: Vec<PolicyRow> = rows.into_values().collect();
+        rows.sort_by_key(|row| row.policy_id);
+        rows.iter_mut().for_each(|row| row.entries.sort_by_key(|(key, _)| *key));
+        Ok(rows)
+    }
+
+    /// Tracked connections.
+    pub fn connections(&self, filter: &ConnectionFilter) -> Result<Vec<Connection>, DatapathError> {
+        let mut rows = Vec::new();
+        self.table::<CtKey, CtEntry>(name::CT)?.for_each(&mut |key, entry| {
+            let connection = connection(key, entry);
+            if filter.passes(&connection) {
+                rows.push(connection);
+            }
+        })?;
+        Ok(rows)
+    }
+
+    /// The ipcache in prefix order.
+    pub fn ipcache(&self) -> Result<Vec<IpcacheRow>, DatapathError> {
+        let mut rows = Vec::new();
+        let mut add = |key: LpmKey, value: &IpcacheValue| {
+            rows.extend(key.to_net().map(|prefix| IpcacheRow {
+                prefix,
+                identity: Identity(value.identity),
+                tunnel_endpoint: value.tunnel_ep.to_ip(),
+                in_cluster: value.flags & IPC_CLUSTER != 0,
+            }));
+        };
+        self.tables.ipcache_lpm.for_each(&mut |key, value| add(*key, value))?;
+        self.tables
+            .ipcache_exact
+            .for_each(&mut |addr, value| add(LpmKey { prefix_len: 128, addr: *addr }, value))?;
+        rows.sort_by_key(|row| row.prefix);
+        Ok(rows)
+    }
+
+    /// Address classes in prefix order.
+    pub fn address_classes(&self) -> Result<Vec<(IpNet, Identity)>, DatapathError> {
+        let mut rows = Vec::new();
+        self.tables.address_classes.for_each(&mut |key, class| {
+            rows.extend(key.to_net().filter(|_| *class != 0).map(|net| (net, Identity(*class))));
+        })?;
+        rows.sort();
+        Ok(rows)
+    }
+
+    /// Addresses of local pods and of the node.
+    pub fn endpoints(&self) -> Result<Vec<EndpointRow>, DatapathError> {
+        let mut rows = Vec::new();
+        self.tables.endpoints.for_each(&mut |addr, info| {
+            rows.push(EndpointRow {
+                address: addr.to_ip_or_unspecified(),
+                endpoint_id: info.id,
+                identity: Identity(info.identity),
+                policy_id: info.policy_id,
+                ifindex: info.ifindex,
+                mac: info.mac,
+            });
+        })?;
+        rows.sort_by_key(|row| row.address);
+        Ok(rows)
+    }
+
+    /// Service frontends.
+    pub fn services(&self) -> Result<Vec<ServiceRow>, DatapathError> {
+        let mut backends: HashMap<u32, Vec<(u32, Backend)>> = HashMap::new();
+        self.tables.backends.for_each(&mut |key, value| {
+            let backend = Backend { address: value.addr.to_ip_or_unspecified(), port: value.port };
+            backends.entry(key.svc_id).or_default().push((key.slot, backend));
+        })?;
+        let mut rows = Vec::new();
+        self.tables.services.for_each(&mut |key, value| {
+            let mut slots = backends.remove(&value.id).unwrap_or_default();
+            slots.sort();
+            rows.push(ServiceRow {
+                frontend: ServiceFrontend {
+                    address: key.addr.to_ip_or_unspecified(),
+                    port: key.port,
+                    protocol: Protocol::from_number(key.protocol),
+                },
+                affinity_secs: (value.flags & SVC_AFFINITY != 0).then_some(value.affinity_secs),
+                backends: slots.into_iter().map(|(_, backend)| backend).collect(),
+            });
+        })?;
+        rows.sort_by_key(|row| row.frontend);
+        Ok(rows)
+    }
+
+    fn per_cpu<V: Value>(&self, map: &'static str, index: u32) -> Result<Vec<V>, DatapathError> {
+        let fd = self.pins.open_map(map)?;
+        self.per_cpu_at(&fd, map, index)
+    }
+
+    fn per_cpu_at<V: Value>(
+        &self,
+        fd: &std::os::fd::OwnedFd,
+        map: &'static str,
+        index: u32,
+    ) -> Result<Vec<V>, DatapathError> {
+        let values = sys::lookup_per_cpu(fd, &index, self.cpus).map_err(|source| DatapathError::Syscall {
+            operation: "BPF_MAP_LOOKUP_ELEM",
+            object: format!("map {map}"),
+            source,
+        })?;
+        Ok(values.unwrap_or_default())
+    }
+
+    /// What passed and what was dropped, by reason and direction; zeros are left out.
+    pub fn metrics(&self) -> Result<Vec<MetricRow>, DatapathError> {
+        let fd = self.pins.open_map(name::METRICS)?;
+        let reasons = std::iter::once(None).chain(DropReason::ALL.iter().copied().map(Some));
+        let mut rows = Vec::new();
+        for reason in reasons {
+            for direction in Direction::BOTH {
+                let number = reason.map_or(METRIC_FORWARDED, |reason| u32::from(reason as u8));
+                let index = u32::from(direction_number(direction)) * MAX_METRIC + number;
+                let mut count = Count::default();
+                for counter in self.per_cpu_at::<Counter>(&fd, name::METRICS, index)? {
+                    count += counter.into();
+                }
+                if count != Count::default() {
+                    rows.push(MetricRow { direction, reason, count });
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Counters of an endpoint.
+    pub fn endpoint_stats(&self, endpoint_id: u16) -> Result<EndpointStats, DatapathError> {
+        let mut stats = EndpointStats::default();
+        for counter in self.per_cpu::<EndpointCounter>(name::EP_STATS, u32::from(endpoint_id))? {
+            for number in 0..2_u8 {
+                let Some(direction) = direction_from_number(number) else { continue };
+                stats.forwarded[direction as usize] += counter.forwarded[usize::from(number)].into();
+                stats.dropped[direction as usize] += counter.dropped[usize::from(number)].into();
+            }
+        }
+        Ok(stats)
+    }
+
+    /// How often each of these rule sets decided.
+    pub fn rule_hits(&self, rules: &[RuleSetId]) -> Result<Vec<(RuleSetId, u64)>, DatapathError> {
+        let fd = self.pins.open_map(name::RULE_HITS)?;
+        let hits = |rule: &RuleSetId| -> Result<(RuleSetId, u64), DatapathError> {
+            Ok((*rule, self.per_cpu_at::<u64>(&fd, name::RULE_HITS, rule.0)?.iter().sum()))
+        };
+        rules.iter().map(hits).collect()
+    }
+
+    /// Events that found the ring full.
+    pub fn lost_events(&self) -> Result<u64, DatapathError> {
+        Ok(self.per_cpu::<u64>(name::EVENT_LOST, 0)?.iter().sum())
+    }
+
+    /// The host firewall is on.
+    pub fn host_firewall(&self) -> Result<bool, DatapathError> {
+        Ok(self.tables.config.get(&0)?.is_some_and(|config| config.flags & CFG_HOST_FIREWALL != 0))
+    }
+
+    /// How full the maps are (hashes and tries; reads each of them whole).
+    pub fn pressure(&self) -> Result<Vec<MapPressure>, DatapathError> {
+        let tables = &self.tables;
+        let mut rows = Vec::new();
+        let mut add = |map, entries: Result<u64, DatapathError>, max_entries| -> Result<(), DatapathError> {
+            rows.push(MapPressure { map, entries: entries?, max_entries });
+            Ok(())
+        };
+        add(name::POLICY, tables.policy.count(), tables.policy.max_entries())?;
+        add(name::PORT_CLASS, tables.port_classes.count(), tables.port_classes.max_entries())?;
+        add(name::IPCACHE_EXACT, tables.ipcache_exact.count(), tables.ipcache_exact.max_entries())?;
+        add(name::IPCACHE_LPM, tables.ipcache_lpm.count(), tables.ipcache_lpm.max_entries())?;
+        add(name::ADDR_CLASS, tables.address_classes.count(), tables.address_classes.max_entries())?;
+        add(name::ENDPOINTS, tables.endpoints.count(), tables.endpoints.max_entries())?;
+        add(name::SERVICES, tables.services.count(), tables.services.max_entries())?;
+        add(name::BACKENDS, tables.backends.count(), tables.backends.max_entries())?;
+        let ct = self.table::<CtKey, CtEntry>(name::CT)?;
+        add(name::CT, ct.count(), ct.max_entries())?;
+        let nat = self.table::<NatKey, NatValue>(name::NAT)?;
+        add(name::NAT, nat.count(), nat.max_entries())?;
+        Ok(rows)
+    }
+
+    /// Bytes of kernel memory that maps of fixed size take (`max_entries` times key and value).
+    pub fn fixed_bytes(&self) -> Result<u64, DatapathError> {
+        let mut bytes = 0;
+        for spec in specs(&Capacity::default()) {
+            let Some(info) = self.pins.map_info(spec.name)? else { continue };
+            let per_cpu = if info.kind == kind::PERCPU_ARRAY { self.cpus as u64 } else { 1 };
+            let element = u64::from(info.key_size) + u64::from(info.value_size.next_multiple_of(8)) * per_cpu;
+            if matches!(info.kind, kind::ARRAY | kind::PERCPU_ARRAY | kind::LRU_HASH) {
+                bytes += element * u64::from(info.max_entries);
+            }
+            if info.kind == kind::RINGBUF {
+                bytes += u64::from(info.max_entries);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Compares the kernel with a full state (a delta from nothing).
+    pub fn diff(&self, full: &Delta) -> Result<Vec<Divergence>, DatapathError> {
+        let mut rows = Vec::new();
+        let mut ids: HashMap<Identity, u32> = HashMap::new();
+        self.tables.policy_info.for_each(&mut |id, info| {
+            if info.subject_identity != 0 {
+                ids.insert(Identity(info.subject_identity), *id);
+            }
+        })?;
+        let mut wanted = HashMap::new();
+        for subject in full.policies.iter().filter(|subject| !subject.removed) {
+            match ids.get(&subject.subject) {
+                Some(id) => {
+                    wanted.insert(*id, Wanted::of(*id, subject));
+                }
+                None => rows.push(Divergence {
+                    map: name::POLICY_INFO,
+                    what: format!("identity {} has no policy", subject.subject),
+                }),
+            }
+        }
+        let subjects: HashMap<u32, Identity> = ids.iter().map(|(subject, id)| (*id, *subject)).collect();
+        for (id, difference) in compare(&self.tables, &mut wanted)? {
+            if difference.is_empty() {
+                continue;
+            }
+            let subject = subjects.get(&id).copied().unwrap_or_default();
+            rows.push(Divergence {
+                map: name::POLICY,
+                what: format!(
+                    "policy {id} of identity {subject}: {} missing, {} different, {} too many{}",
+                    difference.missing,
+                    difference.changed,
+                    difference.stale_cells.len() + difference.stale_ports.len(),
+                    if difference.flags { ", flags differ" } else { "" },
+                ),
+            });
+        }
+        let addresses = AddressPlan::new(&full.ipcache, &full.address_classes).with_defaults();
+        let mut add = |map, missing: usize, stale: usize| {
+            if missing + stale > 0 {
+                rows.push(Divergence {
+                    map,
+                    what: format!("{missing} missing or different, {stale} too many"),
+                });
+            }
+        };
+        let exact = addresses.exact.exactly(&*self.tables.ipcache_exact)?;
+        add(name::IPCACHE_EXACT, exact.keys.len(), exact.deletes.len());
+        let prefixes = addresses.prefixes.exactly(&*self.tables.ipcache_lpm)?;
+        add(name::IPCACHE_LPM, prefixes.keys.len(), prefixes.deletes.len());
+        let classes = addresses.classes.exactly(&*self.tables.address_classes)?;
+        add(name::ADDR_CLASS, classes.keys.len(), classes.deletes.len());
+        rows.extend(self.diff_services(full)?);
+        rows.sort_by(|a, b| (a.map, &a.what).cmp(&(b.map, &b.what)));
+        Ok(rows)
+    }
+
+    fn diff_services(&self, full: &Delta) -> Result<Vec<Divergence>, DatapathError> {
+        let mut found: HashMap<ServiceFrontend, Vec<Backend>> =
+            self.services()?.into_iter().map(|row| (row.frontend, row.backends)).collect();
+        let mut rows = Vec::new();
+        let mut add = |frontend: &ServiceFrontend, what: &str| {
+            let ServiceFrontend { address, port, protocol } = frontend;
+            rows.push(Divergence {
+                map: name::SERVICES,
+                what: format!("{address} {port}/{protocol}: {what}"),
+            });
+        };
+        for (frontend, entry) in &full.services {
+            let Some(entry) = entry else { continue };
+            match found.remove(frontend) {
+                None => add(frontend, "missing"),
+                Some(mut backends) => {
+                    let mut wanted = entry.backends.clone();
+                    backends.sort();
+                    wanted.sort();
+                    wanted.dedup();
+                    if backends != wanted {
+                        add(frontend, "backends differ");
+                    }
+                }
+            }
+        }
+        found.keys().for_each(|frontend| add(frontend, "too many"));
+        Ok(rows)
+    }
+}
+
+fn connection(key: &CtKey, entry: &CtEntry) -> Connection {
+    let flags = u32::from(entry.flags);
+    let side = |addr: Addr, port, side: CtSide| ConnectionSide {
+        address: addr.to_ip_or_unspecified(),
+        port,
+        identity: Identity(side.identity),
+        ifindex: side.ifindex,
+    };
+    let lo = side(key.lo_addr, key.lo_port, entry.lo);
+    let hi = side(key.hi_addr, key.hi_port, entry.hi);
+    let (client, server) = if flags & CT_INIT_HI != 0 { (hi, lo) } else { (lo, hi) };
+    Connection {
+        protocol: Protocol::from_number(key.protocol),
+        client,
+        server,
+        seen_reply: flags & CT_SEEN_REPLY != 0,
+        closing: flags & (CT_FIN_LO | CT_FIN_HI | CT_RST) != 0,
+        denied: flags & CT_DENIED != 0,
+        proxied: flags & CT_PROXY != 0,
+        frontend: (flags & CT_REV_NAT != 0).then(|| (entry.svc_addr.to_ip_or_unspecified(), entry.svc_port)),
+        rules: RuleSetId(entry.rule_set),
+        last_seen: entry.last_seen,
+    }
+}

@@ -1,0 +1,224 @@
+//! The datapath of a node: programs on devices, maps in the kernel.
+//!
+//! Life of an agent: [`KernelDatapath::open`] (programs of an earlier agent are replaced, enforcement
+//! goes on with what its maps hold) -> [`KernelDatapath::attach_endpoint`] for every local pod ->
+//! [`Datapath::reconcile`] with the full state -> [`KernelDatapath::attach_node`] -> deltas. When the
+//! agent ends, everything stays and goes on judging packets.
+
+use super::abi::*;
+use super::attach::{Attacher, Hook, Mechanism, device_index};
+use super::config::{DatapathConfig, LocalDelivery, Mode, Trace};
+use super::endpoints::EndpointDevice;
+use super::events::{EventReader, PolicySubjects};
+use super::inspect::Inspector;
+use super::pins::Pins;
+use super::reconcile::Reconciled;
+use super::tables::Tables;
+use super::writer::Writer;
+use super::{Datapath, DatapathError, loader};
+use crate::cluster::delta::Delta;
+use crate::model::Family;
+
+/// What L7 traffic meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyState {
+    /// Redirects are dropped: "proxy not available".
+    Absent,
+    /// Redirects are handed to the proxies' sockets.
+    Listening,
+}
+
+/// See the module's contract.
+#[derive(Debug)]
+pub struct KernelDatapath {
+    writer: Writer,
+    attacher: Attacher,
+    pins: Pins,
+    config: DatapathConfig,
+    subjects: PolicySubjects,
+    failures: u64,
+    revision: u64,
+}
+
+/// `sl_config` as far as it does not come with deltas.
+fn base_config(config: &DatapathConfig) -> Result<NodeConfig, DatapathError> {
+    let mut flags = 0;
+    for family in &config.masquerade {
+        flags |= match family {
+            Family::IPv4 => CFG_MASQUERADE_V4,
+            Family::IPv6 => CFG_MASQUERADE_V6,
+        };
+    }
+    if config.local_delivery == LocalDelivery::RedirectPeer {
+        flags |= CFG_REDIRECT_PEER;
+    }
+    let trace_sample = match config.trace {
+        Trace::Drops => 0,
+        Trace::Verdicts => {
+            flags |= CFG_TRACE;
+            0
+        }
+        Trace::Sampled(n) => {
+            flags |= CFG_TRACE;
+            n.max(1)
+        }
+    };
+    let (tunnel_ifindex, tunnel_port) = match &config.mode {
+        Mode::Tunnel { device, port } => {
+            flags |= CFG_TUNNEL;
+            (device_index(device)?, *port)
+        }
+        Mode::Routes => (0, 0),
+    };
+    Ok(NodeConfig {
+        flags,
+        uplink_ifindex: config.uplink.as_deref().map_or(Ok(0), device_index)?,
+        tunnel_ifindex,
+        trace_sample,
+        nat_port_min: *config.nat_ports.start(),
+        nat_port_max: *config.nat_ports.end(),
+        router_mac: config.router_mac,
+        tunnel_port,
+        ..Default::default()
+    })
+}
+
+impl KernelDatapath {
+    /// Loads programs and maps, takes over what an earlier agent left, and replaces its programs.
+    ///
+    /// # Errors
+    /// No BPF file system, a device that is not there, a pinned map of another shape, or a program
+    /// that the kernel refuses. What was enforced before goes on.
+    pub fn open(config: DatapathConfig) -> Result<KernelDatapath, DatapathError> {
+        let base = base_config(&config)?;
+        let pins = Pins::at(&config.bpffs);
+        let ebpf = loader::load(&pins, &config.capacity)?;
+        let tables = Tables::from_kernel(|name| pins.open_map(name))?;
+        let writer = Writer::take_over(tables, base)?;
+        let mut attacher = Attacher::new(ebpf, pins.clone(), config.attach);
+        attacher.replace_all()?;
+        let subjects = PolicySubjects::default();
+        let mut datapath =
+            KernelDatapath { writer, attacher, pins, config, subjects, failures: 0, revision: 0 };
+        datapath.publish_subjects();
+        Ok(datapath)
+    }
+
+    /// Judges a pod's device from now on, and tells where the pod is.
+    pub fn attach_endpoint(&mut self, pod: &str, device: EndpointDevice) -> Result<(), DatapathError> {
+        // The map first: a program that judges packets of an unknown endpoint drops them.
+        self.writer.set_device(pod, device)?;
+        Hook::POD.into_iter().try_for_each(|hook| self.attacher.attach(hook, device.ifindex))
+    }
+
+    /// Forgets a pod's device and takes the programs off it.
+    pub fn detach_endpoint(&mut self, pod: &str) -> Result<(), DatapathError> {
+        let device = self.writer.clear_device(pod)?;
+        match device {
+            Some(device) => self.attacher.detach(&Hook::POD, device.ifindex),
+            None => Ok(()),
+        }
+    }
+
+    /// Judges the uplink and the VXLAN device from now on. To be called when the first full state is
+    /// in place; calling it again is harmless, and needed when a device was made anew.
+    pub fn attach_node(&mut self) -> Result<(), DatapathError> {
+        let base = base_config(&self.config)?;
+        let proxy = self.writer.base().flags & CFG_PROXY;
+        self.writer.set_base(NodeConfig { flags: base.flags | proxy, ..base })?;
+        if let Some(uplink) = &self.config.uplink {
+            let ifindex = device_index(uplink)?;
+            Hook::UPLINK.into_iter().try_for_each(|hook| self.attacher.attach(hook, ifindex))?;
+        }
+        if let Mode::Tunnel { device, .. } = &self.config.mode {
+            self.attacher.attach(Hook::FromOverlay, device_index(device)?)?;
+        }
+        self.attacher.retire_other_versions()
+    }
+
+    /// Says whether proxies listen.
+    pub fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError> {
+        let flag = match state {
+            ProxyState::Absent => 0,
+            ProxyState::Listening => CFG_PROXY,
+        };
+        let base = self.writer.base();
+        self.writer.set_base(NodeConfig { flags: (base.flags & !CFG_PROXY) | flag, ..base })
+    }
+
+    /// A reader of the events. The ring has one consumer: a second reader takes events from the first.
+    pub fn events(&self) -> Result<EventReader, DatapathError> {
+        EventReader::open(&self.pins, self.subjects.clone())
+    }
+
+    /// What is really in the kernel.
+    pub fn inspect(&self) -> Result<Inspector, DatapathError> {
+        Inspector::of_pins(&self.pins)
+    }
+
+    /// How programs are attached.
+    pub fn mechanism(&self) -> Mechanism {
+        self.attacher.mechanism()
+    }
+
+    /// Deltas that could not be applied, since the start.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// Policy revision of the last delta that was applied.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Pods with the devices that were told.
+    pub fn endpoint_devices(&self) -> Vec<(String, EndpointDevice)> {
+        self.writer.devices().map(|(pod, device)| (pod.to_owned(), device)).collect()
+    }
+
+    /// Takes all programs off all devices and removes all pins: nothing is enforced any more.
+    pub fn uninstall(self) -> Result<(), DatapathError> {
+        let KernelDatapath { mut attacher, pins, writer, config, .. } = self;
+        for (_, device) in writer.devices() {
+            attacher.detach(&Hook::POD, device.ifindex)?;
+        }
+        let node = [
+            (config.uplink.as_deref(), &Hook::UPLINK[..]),
+            match &config.mode {
+                Mode::Tunnel { device, .. } => (Some(device.as_str()), &[Hook::FromOverlay][..]),
+                Mode::Routes => (None, &[][..]),
+            },
+        ];
+        for (device, hooks) in node {
+            if let Some(ifindex) = device.and_then(|device| device_index(device).ok()) {
+                attacher.detach(hooks, ifindex)?;
+            }
+        }
+        pins.remove_all()
+    }
+
+    fn publish_subjects(&mut self) {
+        self.subjects.set(self.writer.subjects());
+    }
+
+    fn counted<T>(&mut self, revision: u64, result: Result<T, DatapathError>) -> Result<T, DatapathError> {
+        match &result {
+            Ok(_) => self.revision = revision,
+            Err(_) => self.failures += 1,
+        }
+        self.publish_subjects();
+        result
+    }
+}
+
+impl Datapath for KernelDatapath {
+    fn apply(&mut self, delta: &Delta) -> Result<(), DatapathError> {
+        let result = self.writer.apply(delta);
+        self.counted(delta.revision, result)
+    }
+
+    fn reconcile(&mut self, full: &Delta) -> Result<Reconciled, DatapathError> {
+        let result = self.writer.reconcile(full);
+        self.counted(full.revision, result)
+    }
+}

@@ -1,0 +1,61 @@
+//! Loads the embedded object: maps from their pins or new, then every program.
+
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use super::DatapathError;
+use super::attach::Hook;
+use super::config::Capacity;
+use super::pins::Pins;
+use super::tables::{name, specs};
+
+/// `bpf/datapath.c`, compiled by build.rs.
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.bpf.o"));
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Loads maps and programs. Maps are taken from `pins` where they are there and fit, else made and
+/// pinned.
+///
+/// # Errors
+/// A pinned map of another shape; anything that the kernel refuses, with its verifier's words.
+pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Ebpf, DatapathError> {
+    let specs = specs(capacity);
+    pins.create()?;
+    pins.check(&specs)?;
+    let mut loader = EbpfLoader::new();
+    // The object uses no kernel types: reading the kernel's BTF would cost time and memory.
+    loader.btf(None);
+    for spec in &specs {
+        loader.map_pin_path(spec.name, pins.map(spec.name));
+    }
+    loader
+        .map_max_entries(name::POLICY, capacity.policy_entries)
+        .map_max_entries(name::IPCACHE_EXACT, capacity.ipcache)
+        .map_max_entries(name::CT, capacity.connections)
+        .map_max_entries(name::EVENTS, capacity.event_bytes);
+    let mut ebpf = loader.load(OBJECT).map_err(|error: EbpfError| DatapathError::Load {
+        program: "datapath.bpf.o".to_owned(),
+        reason: chain(&error),
+    })?;
+    for hook in Hook::ALL {
+        let program = hook.program();
+        let refused = |reason: String| DatapathError::Load { program: program.to_owned(), reason };
+        let loaded: &mut SchedClassifier = (ebpf.program_mut(program))
+            .ok_or_else(|| refused("the object has no such program".to_owned()))?
+            .try_into()
+            .map_err(|error| refused(chain(&error)))?;
+        loaded.load().map_err(|error| refused(chain(&error)))?;
+    }
+    // Checked after loading too: what was just made must be what we think we made.
+    pins.check(&specs)?;
+    Ok(ebpf)
+}

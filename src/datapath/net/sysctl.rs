@@ -1,0 +1,54 @@
+//! `/proc/sys/net` of the calling thread's network namespace.
+
+use std::path::PathBuf;
+
+use super::NetError;
+
+/// Writes `net/<path>`. The parts are path components: device names may hold dots.
+pub fn set(path: &[&str], value: &str) -> Result<(), NetError> {
+    let mut file = PathBuf::from("/proc/sys/net");
+    file.extend(path);
+    std::fs::write(&file, value).map_err(|source| NetError::Sysctl {
+        key: file.display().to_string(),
+        value: value.to_owned(),
+        source,
+    })
+}
+
+/// The kernel has this family at all (IPv6 can be compiled out or disabled).
+pub fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv6/conf/all/forwarding").exists()
+}
+
+/// A node routes packets of its pods.
+pub fn prepare_node() -> Result<(), NetError> {
+    set(&["ipv4", "ip_forward"], "1")?;
+    // Loose everywhere: the kernel takes the larger of `all` and the device's value.
+    set(&["ipv4", "conf", "all", "rp_filter"], "0")?;
+    set(&["ipv4", "conf", "default", "rp_filter"], "0")?;
+    if has_ipv6() {
+        set(&["ipv6", "conf", "all", "forwarding"], "1")?;
+    }
+    Ok(())
+}
+
+/// The host side of a pod's veth: addresses of pods are routed, sources are checked by our programs.
+pub fn prepare_host_side(device: &str) -> Result<(), NetError> {
+    set(&["ipv4", "conf", device, "rp_filter"], "0")?;
+    set(&["ipv4", "conf", device, "forwarding"], "1")?;
+    if has_ipv6() {
+        set(&["ipv6", "conf", device, "forwarding"], "1")?;
+        set(&["ipv6", "conf", device, "accept_ra"], "0")?;
+    }
+    Ok(())
+}
+
+/// The pod's side: no router advertisements, no duplicate address detection (addresses are ours).
+pub fn prepare_pod_side(device: &str) -> Result<(), NetError> {
+    if has_ipv6() {
+        set(&["ipv6", "conf", device, "disable_ipv6"], "0")?;
+        set(&["ipv6", "conf", device, "accept_ra"], "0")?;
+        set(&["ipv6", "conf", device, "accept_dad"], "0")?;
+    }
+    Ok(())
+}
