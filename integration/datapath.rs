@@ -1,0 +1,468 @@
+//! Real packets through the loaded programs: two pods of one node, in namespaces of their own. Needs root.
+//!
+//! Every test runs on a thread with a network and a mount namespace of its own: whatever it makes is
+//! gone when it ends, however it ends.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use sluice::cluster::delta::{AddressKind, Delta, EndpointChange, IpcacheEntry};
+use sluice::datapath::config::ROUTER_MAC;
+use sluice::datapath::inspect::ConnectionFilter;
+use sluice::datapath::net::pod::{PodNetwork, create};
+use sluice::datapath::net::watch::{DeviceEvent, DeviceWatch};
+use sluice::datapath::net::{Namespace, Netlink, sysctl, tunnel};
+use sluice::datapath::{
+    AttachMode, Datapath, DatapathConfig, DatapathError, EndpointDevice, FlowEventKind, KernelDatapath,
+    LinkLayer,
+};
+use sluice::model::{Direction, DropReason, Identity, Protocol};
+use sluice::policy::map_state::{
+    CellKinds, DirectionInfo, PolicyEntry, PolicyInfo, PolicyKey, PortClass, Precedence, RuleSetId, Slot,
+    SlotAction, SubjectDelta,
+};
+
+const CLIENT: Identity = Identity(300);
+const SERVER: Identity = Identity(301);
+const ALLOWED: u16 = 8080;
+const DENIED: u16 = 8081;
+/// Long enough for a packet on this machine, short enough to wait for one that never comes.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Runs a test in namespaces of its own, with a BPF file system of its own.
+fn isolated<F: Future<Output = ()>>(test: impl FnOnce(std::path::PathBuf) -> F + Send) {
+    let dir = tempfile::Builder::new().prefix("dp-").tempdir().unwrap();
+    std::thread::scope(|scope| {
+        let path = dir.path().to_owned();
+        let thread = scope.spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            mount(Some("bpf"), &path, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                sysctl::prepare_node().unwrap();
+                let node = Netlink::here().unwrap();
+                node.set_up(node.get("lo").await.unwrap().ifindex).await.unwrap();
+                test(path.join("sluice")).await;
+            });
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn new_namespace() -> Namespace {
+    std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        Namespace::current().unwrap()
+    })
+    .join()
+    .unwrap()
+}
+
+struct Pod {
+    name: &'static str,
+    namespace: Namespace,
+    addresses: Vec<IpAddr>,
+    device: EndpointDevice,
+    identity: Identity,
+}
+
+impl Pod {
+    async fn new(name: &'static str, id: u16, identity: Identity) -> Pod {
+        let namespace = new_namespace();
+        let addresses = vec![ip(&format!("10.244.0.{id}")), ip(&format!("fd00:244::{id}"))];
+        let network = PodNetwork {
+            namespace: &namespace,
+            host_device: &format!("dp-{id}"),
+            pod_device: "eth0",
+            addresses: &addresses,
+            mtu: 1450,
+            router_mac: ROUTER_MAC,
+        };
+        let made = create(&Netlink::here().unwrap(), &network).await.unwrap();
+        let device = EndpointDevice {
+            ifindex: made.host_ifindex,
+            mac: made.pod_mac,
+            id,
+            link_layer: LinkLayer::Ethernet,
+        };
+        Pod { name, namespace, addresses, device, identity }
+    }
+
+    /// A listener inside the pod that echoes, until the end of the process.
+    fn echo(&self, address: IpAddr, port: u16) {
+        let listener = self.namespace.run(|| TcpListener::bind((address, port)).unwrap()).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 64];
+                    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                        if stream.write_all(&buffer[..read]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    fn connect(&self, to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
+        self.namespace.run(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), PATIENCE)).unwrap()
+    }
+}
+
+fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"x")?;
+    stream.read_exact(&mut [0])
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+}
+
+fn subject(subject: Identity, info: PolicyInfo, upserts: Vec<(PolicyKey, PolicyEntry)>) -> SubjectDelta {
+    SubjectDelta {
+        subject,
+        info,
+        upserts,
+        deletes: Vec::new(),
+        class_upserts: Vec::new(),
+        class_deletes: Vec::new(),
+        removed: false,
+    }
+}
+
+fn allow(port: u16) -> (PolicyKey, PolicyEntry) {
+    let key = PolicyKey {
+        direction: Direction::Ingress,
+        identity: CLIENT,
+        protocol: Some(Protocol::Tcp),
+        port: PortClass::Exact(port),
+    };
+    let slot = Slot { precedence: Precedence(10), action: SlotAction::Allow, rules: RuleSetId(7) };
+    (key, PolicyEntry { admin: None, normal: Some(slot) })
+}
+
+fn default_deny_ingress() -> PolicyInfo {
+    let cells = CellKinds { id_exact: true, ..Default::default() };
+    let ingress = DirectionInfo { default_deny: true, cells, ..Default::default() };
+    PolicyInfo { ingress, ..Default::default() }
+}
+
+/// The server takes connections of the client to [`ALLOWED`] only; the client may do anything.
+fn state(pods: &[&Pod]) -> Delta {
+    let entry =
+        |pod: &Pod| IpcacheEntry { identity: pod.identity, tunnel_endpoint: None, class: AddressKind::Pod };
+    Delta {
+        revision: 1,
+        ipcache: pods
+            .iter()
+            .flat_map(|pod| pod.addresses.iter().map(|address| ((*address).into(), Some(entry(pod)))))
+            .collect(),
+        policies: vec![
+            subject(CLIENT, PolicyInfo::default(), Vec::new()),
+            subject(SERVER, default_deny_ingress(), vec![allow(ALLOWED)]),
+        ],
+        endpoints: pods
+            .iter()
+            .map(|pod| EndpointChange::Upsert {
+                pod: pod.name.to_owned(),
+                addresses: pod.addresses.clone(),
+                identity: pod.identity,
+            })
+            .collect(),
+        ..Default::default()
+    }
+}
+
+struct Bench {
+    client: Pod,
+    server: Pod,
+    config: DatapathConfig,
+}
+
+impl Bench {
+    async fn new(bpffs: &Path, attach: AttachMode) -> Bench {
+        let client = Pod::new("shop/client", 1, CLIENT).await;
+        let server = Pod::new("shop/server", 2, SERVER).await;
+        for address in &server.addresses {
+            server.echo(*address, ALLOWED);
+            server.echo(*address, DENIED);
+        }
+        let config = DatapathConfig { attach, ..DatapathConfig::new(bpffs) };
+        Bench { client, server, config }
+    }
+
+    fn state(&self) -> Delta {
+        state(&[&self.client, &self.server])
+    }
+
+    /// What an agent does when it starts.
+    fn start(&self) -> KernelDatapath {
+        let mut datapath = KernelDatapath::open(self.config.clone()).unwrap();
+        for pod in [&self.client, &self.server] {
+            datapath.attach_endpoint(pod.name, pod.device).unwrap();
+        }
+        datapath.reconcile(&self.state()).unwrap();
+        datapath.attach_node().unwrap();
+        datapath
+    }
+
+    fn expect_policy(&self) {
+        for address in &self.server.addresses {
+            let mut allowed = self.client.connect(*address, ALLOWED).unwrap();
+            ping(&mut allowed).unwrap();
+            let refused = self.client.connect(*address, DENIED).unwrap_err();
+            assert!(is_timeout(&refused), "{address}: {refused}");
+        }
+    }
+}
+
+#[test]
+fn what_policy_allows_passes_and_the_rest_is_dropped_and_told() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let datapath = bench.start();
+        bench.expect_policy();
+
+        let mut reader = datapath.events().unwrap();
+        let mut events = Vec::new();
+        let told = |event: &sluice::datapath::FlowEvent| {
+            event.kind == FlowEventKind::Dropped(DropReason::PolicyDenied)
+                && event.destination_port == DENIED
+                && event.destination == bench.server.addresses[0]
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !events.iter().any(told) {
+            assert!(Instant::now() < deadline, "no event for the drop: {events:#?}");
+            let _ = tokio::time::timeout(PATIENCE, reader.read(&mut events)).await;
+        }
+        let drop = events.iter().find(|event| told(event)).unwrap();
+        assert_eq!((drop.source_identity, drop.destination_identity), (CLIENT, SERVER));
+        assert_eq!((drop.direction, drop.default_deny), (Direction::Ingress, true));
+        assert_eq!((drop.endpoint_id, drop.policy_subject), (2, Some(SERVER)));
+        assert_eq!(reader.undecodable(), 0);
+
+        let inspector = datapath.inspect().unwrap();
+        assert_eq!(inspector.diff(&bench.state()).unwrap(), []);
+        let rows = inspector.policies(Some(SERVER)).unwrap();
+        assert_eq!((rows.len(), rows[0].default_deny.clone()), (1, vec![Direction::Ingress]));
+        assert_eq!(rows[0].entries, [allow(ALLOWED)]);
+        let filter = ConnectionFilter { port: Some(ALLOWED), ..Default::default() };
+        let connections = inspector.connections(&filter).unwrap();
+        assert!(connections.iter().any(|c| c.server.address == bench.server.addresses[0] && c.seen_reply));
+        let denied =
+            inspector.metrics().unwrap().into_iter().find(|row| {
+                (row.direction, row.reason) == (Direction::Ingress, Some(DropReason::PolicyDenied))
+            });
+        assert!(denied.is_some_and(|row| row.count.packets >= 2));
+        let hits = inspector.rule_hits(&[RuleSetId(7)]).unwrap();
+        assert!(hits[0].1 >= 2, "{hits:?}");
+        assert!(inspector.endpoint_stats(2).unwrap().dropped[Direction::Ingress as usize].packets >= 2);
+    });
+}
+
+#[test]
+fn a_restart_neither_opens_a_hole_nor_disturbs_a_connection() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let mut datapath = bench.start();
+        let server = bench.server.addresses[0];
+        let mut established = bench.client.connect(server, ALLOWED).unwrap();
+        let epochs = |datapath: &KernelDatapath| -> Vec<u32> {
+            datapath.inspect().unwrap().policies(None).unwrap().iter().map(|row| row.epoch).collect()
+        };
+        let before = epochs(&datapath);
+        for _ in 0..5 {
+            drop(datapath);
+            // No agent runs: what it left in the kernel judges.
+            ping(&mut established).unwrap();
+            ping(&mut bench.client.connect(server, ALLOWED).unwrap()).unwrap();
+            assert!(is_timeout(&bench.client.connect(server, DENIED).unwrap_err()));
+            datapath = bench.start();
+            ping(&mut established).unwrap();
+        }
+        assert_eq!(epochs(&datapath), before, "nothing changed, so no flow is judged again");
+        bench.expect_policy();
+    });
+}
+
+#[test]
+fn traffic_flows_through_every_moment_of_a_restart() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        drop(bench.start());
+        let server = bench.server.addresses[0];
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let traffic = scope.spawn(|| {
+                let mut established = bench.client.connect(server, ALLOWED).unwrap();
+                established.set_nodelay(true).unwrap();
+                let mut slowest = Duration::ZERO;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let start = Instant::now();
+                    ping(&mut established).unwrap();
+                    ping(&mut bench.client.connect(server, ALLOWED).unwrap()).unwrap();
+                    slowest = slowest.max(start.elapsed());
+                }
+                slowest
+            });
+            let holes = scope.spawn(|| {
+                let mut tries = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert!(is_timeout(&bench.client.connect(server, DENIED).unwrap_err()));
+                    tries += 1;
+                }
+                tries
+            });
+            for _ in 0..10 {
+                drop(bench.start());
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            // A lost packet would cost a retransmission timeout: 200 ms, or 1 s for a SYN.
+            let slowest = traffic.join().unwrap();
+            assert!(slowest < Duration::from_millis(190), "a round trip took {slowest:?}");
+            assert!(holes.join().unwrap() > 0);
+        });
+    });
+}
+
+#[test]
+fn a_change_of_policy_cuts_an_established_connection() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let mut datapath = bench.start();
+        for address in bench.server.addresses.clone() {
+            let mut stream = bench.client.connect(address, ALLOWED).unwrap();
+            ping(&mut stream).unwrap();
+            let mut change = subject(SERVER, default_deny_ingress(), Vec::new());
+            change.deletes = vec![allow(ALLOWED).0];
+            datapath.apply(&Delta { policies: vec![change], ..Default::default() }).unwrap();
+            assert!(is_timeout(&ping(&mut stream).unwrap_err()), "{address}");
+            assert!(is_timeout(&bench.client.connect(address, ALLOWED).unwrap_err()), "{address}");
+            datapath.apply(&bench.state()).unwrap();
+            ping(&mut bench.client.connect(address, ALLOWED).unwrap()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_relabelled_client_loses_its_connections() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let mut datapath = bench.start();
+        let server = bench.server.addresses[0];
+        let mut stream = bench.client.connect(server, ALLOWED).unwrap();
+        ping(&mut stream).unwrap();
+        let mut state = bench.state();
+        let stranger = Identity(302);
+        for (net, entry) in &mut state.ipcache {
+            if bench.client.addresses.contains(&net.addr()) {
+                entry.as_mut().unwrap().identity = stranger;
+            }
+        }
+        state.policies = vec![subject(stranger, PolicyInfo::default(), Vec::new())];
+        state.endpoints.truncate(1);
+        let EndpointChange::Upsert { identity, .. } = &mut state.endpoints[0] else { unreachable!() };
+        *identity = stranger;
+        datapath.apply(&state).unwrap();
+        assert!(is_timeout(&ping(&mut stream).unwrap_err()));
+    });
+}
+
+#[test]
+fn clsact_enforces_like_tcx_and_survives_a_restart() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Clsact).await;
+        drop(bench.start());
+        bench.expect_policy();
+        let datapath = bench.start();
+        bench.expect_policy();
+        datapath.uninstall().unwrap();
+        ping(&mut bench.client.connect(bench.server.addresses[0], DENIED).unwrap()).unwrap();
+    });
+}
+
+#[test]
+fn a_detached_endpoint_is_not_judged_and_an_uninstall_leaves_nothing() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let datapath = bench.start();
+        bench.expect_policy();
+        datapath.uninstall().unwrap();
+        ping(&mut bench.client.connect(bench.server.addresses[0], DENIED).unwrap()).unwrap();
+        assert!(!bpffs.exists());
+    });
+}
+
+#[test]
+fn a_pinned_map_of_another_size_is_refused_and_enforcement_goes_on() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        drop(bench.start());
+        let mut config = bench.config.clone();
+        config.capacity.connections /= 2;
+        let error = KernelDatapath::open(config).unwrap_err();
+        assert!(matches!(error, DatapathError::MapShape { map: "sl_ct", .. }), "{error}");
+        bench.expect_policy();
+    });
+}
+
+#[test]
+fn a_directory_outside_bpffs_is_refused_and_left_clean() {
+    isolated(|_| async move {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let error = KernelDatapath::open(DatapathConfig::new(elsewhere.path().join("sluice"))).unwrap_err();
+        assert!(error.to_string().contains("BPF file system"), "{error}");
+        assert!(!elsewhere.path().join("sluice/v1").exists());
+    });
+}
+
+#[test]
+fn a_full_map_is_reported_and_changes_nothing() {
+    isolated(|bpffs| async move {
+        let mut bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        bench.config.capacity.policy_entries = 4;
+        let mut datapath = bench.start();
+        let many = (9000..9010).map(allow).collect();
+        let change = subject(SERVER, default_deny_ingress(), many);
+        let error = datapath.apply(&Delta { policies: vec![change], ..Default::default() }).unwrap_err();
+        assert!(matches!(error, DatapathError::MapFull { map: "sl_policy", entries: 4, .. }), "{error}");
+        assert_eq!(datapath.failures(), 1);
+        assert_eq!(datapath.inspect().unwrap().diff(&bench.state()).unwrap(), []);
+        bench.expect_policy();
+    });
+}
+
+#[test]
+fn the_tunnel_device_is_made_once_and_its_end_is_told() {
+    isolated(|_| async move {
+        let node = Netlink::here().unwrap();
+        let mut watch = DeviceWatch::start().unwrap();
+        let first = tunnel::ensure(&node, tunnel::PORT, 1450, ROUTER_MAC).await.unwrap();
+        assert_eq!((first.mac.as_slice(), first.mtu, first.up), (ROUTER_MAC.as_slice(), 1450, true));
+        assert!(first.vxlan.unwrap().external);
+        let again = tunnel::ensure(&node, tunnel::PORT, 1450, ROUTER_MAC).await.unwrap();
+        assert_eq!(first.ifindex, again.ifindex);
+        let moved = tunnel::ensure(&node, 8472, 1450, ROUTER_MAC).await.unwrap();
+        assert_eq!(moved.vxlan.unwrap().port, 8472);
+        node.delete(moved.ifindex).await.unwrap();
+        node.delete(moved.ifindex).await.unwrap();
+        let gone = DeviceEvent::Gone { ifindex: moved.ifindex, name: tunnel::DEVICE.to_owned() };
+        let told = async { while watch.next().await.expect("the subscription lives") != gone {} };
+        tokio::time::timeout(Duration::from_secs(5), told).await.expect("the end of the device is told");
+    });
+}
