@@ -4,7 +4,7 @@
 //! - [`link`]: devices, addresses, routes and neighbours over rtnetlink.
 //! - [`pod`]: a pod's veth pair with everything that belongs to it.
 //! - [`tunnel`]: the VXLAN device.
-//! - [`sysctl`]: `/proc/sys/net`.
+//! - [`sysctl`]: what is set below `/proc/sys/net`.
 //! - [`watch`]: devices that come and go.
 
 pub mod link;
