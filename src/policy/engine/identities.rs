@@ -6,12 +6,12 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
-use super::label_index::{Anchor, anchor};
 use super::matching;
 use super::selectors::{SelectorId, SelectorKey};
 use crate::model::{Identity, IdentityKind, IdentityRecord, Protocol};
 use crate::policy::named_port::{self, NamedPort};
 use crate::policy::rule::Peer;
+use crate::policy::selector::{LabelSelector, Operator, Requirement};
 
 /// An identity with what was derived from it.
 #[derive(Debug)]
@@ -30,6 +30,7 @@ pub(super) type PortName = (Arc<str>, Protocol);
 #[derive(Debug, Default)]
 pub(super) struct IdentityTable {
     known: HashMap<Identity, Known>,
+    /// By key and value, whatever the source; each ascending.
     by_label: HashMap<Arc<str>, HashMap<Arc<str>, Vec<Identity>>>,
     by_prefix: BTreeMap<IpNet, Vec<Identity>>,
     by_fqdn: HashMap<Arc<str>, Vec<Identity>>,
@@ -58,7 +59,10 @@ impl IdentityTable {
         let id = record.id;
         for label in record.labels.iter() {
             let values = self.by_label.entry(label.key.clone()).or_default();
-            values.entry(label.value.clone()).or_default().push(id);
+            let holders = values.entry(label.value.clone()).or_default();
+            if let Err(position) = holders.binary_search(&id) {
+                holders.insert(position, id);
+            }
         }
         for prefix in matching::prefixes(&record) {
             self.by_prefix.entry(prefix).or_default().push(id);
@@ -94,7 +98,14 @@ impl IdentityTable {
         let known = self.known.remove(&id)?;
         for label in known.record.labels.iter() {
             if let Some(values) = self.by_label.get_mut(&label.key) {
-                drop_from(values, &label.value, id);
+                if let Some(holders) = values.get_mut(&label.value) {
+                    if let Ok(position) = holders.binary_search(&id) {
+                        holders.remove(position);
+                    }
+                    if holders.is_empty() {
+                        values.remove(&label.value);
+                    }
+                }
                 if values.is_empty() {
                     self.by_label.remove(&label.key);
                 }
@@ -146,24 +157,7 @@ impl IdentityTable {
                 .into_iter()
                 .flat_map(|numbers| numbers.values().flatten().copied())
                 .collect(),
-            SelectorKey::Peer(Peer::Pods(selector)) => match anchor(selector) {
-                Anchor::Pairs(key, values) => self
-                    .by_label
-                    .get(key)
-                    .into_iter()
-                    .flat_map(|pairs| values.iter().filter_map(|value| pairs.get(value)))
-                    .flatten()
-                    .copied()
-                    .collect(),
-                Anchor::Key(key) => self
-                    .by_label
-                    .get(key)
-                    .into_iter()
-                    .flat_map(|pairs| pairs.values().flatten())
-                    .copied()
-                    .collect(),
-                Anchor::None => self.known.keys().copied().collect(),
-            },
+            SelectorKey::Peer(Peer::Pods(selector)) => self.pod_candidates(selector),
             SelectorKey::Peer(Peer::Nodes(_)) => self.nodes.iter().copied().collect(),
             SelectorKey::Peer(Peer::Entity(_)) => self.known.keys().copied().collect(),
             // Prefixes sort by address, then length: all that lie inside are neighbours.
@@ -182,6 +176,28 @@ impl IdentityTable {
         found.sort_unstable();
         found.dedup();
         found
+    }
+
+    /// Those that meet every requirement that needs a label to be there, sources aside.
+    fn pod_candidates(&self, selector: &LabelSelector) -> Vec<Identity> {
+        let holders = |requirement: &Requirement| -> Option<Vec<&Vec<Identity>>> {
+            let pairs = self.by_label.get(&requirement.key.key);
+            match &requirement.operator {
+                Operator::In(values) => Some(values.iter().filter_map(|value| pairs?.get(value)).collect()),
+                Operator::Exists => Some(pairs.into_iter().flat_map(|pairs| pairs.values()).collect()),
+                Operator::NotIn(_) | Operator::DoesNotExist => None,
+            }
+        };
+        let mut needed: Vec<Vec<&Vec<Identity>>> =
+            selector.requirements().iter().filter_map(holders).collect();
+        needed.sort_by_key(|lists| lists.iter().map(|list| list.len()).sum::<usize>());
+        let Some((fewest, others)) = needed.split_first() else {
+            return self.known.keys().copied().collect();
+        };
+        let meets_others = |id: &Identity| {
+            others.iter().all(|lists| lists.iter().any(|list| list.binary_search(id).is_ok()))
+        };
+        fewest.iter().flat_map(|list| list.iter()).copied().filter(meets_others).collect()
     }
 }
 

@@ -13,14 +13,14 @@ use crate::model::Labels;
 use crate::policy::selector::{LabelSelector, Operator};
 
 /// The requirement that a selector is filed under. Sources are left to the full test.
-pub(super) enum Anchor<'a> {
+enum Anchor<'a> {
     Pairs(&'a Arc<str>, &'a BTreeSet<Arc<str>>),
     Key(&'a Arc<str>),
     None,
 }
 
 /// The most telling requirement: `In` with the fewest values, else `Exists`.
-pub(super) fn anchor(selector: &LabelSelector) -> Anchor<'_> {
+fn anchor(selector: &LabelSelector) -> Anchor<'_> {
     let requirements = selector.requirements();
     let pairs = requirements
         .iter()
