@@ -5,8 +5,11 @@ use proptest::prelude::*;
 use super::super::delta::{EndpointChange, IpcacheEntry, NodeSettings, ServiceEntry, ServiceFrontend};
 use super::*;
 use crate::fqdn::Learned;
+use crate::policy::decision::Outcome;
+use crate::policy::engine::L4Flow;
 use crate::policy::l7::DnsPattern;
 use crate::policy::map_state::{PolicyEntry, PolicyInfo, PolicyKey, PortClass, PortClassRange, SubjectDelta};
+use crate::policy::oracle;
 use crate::policy::rule::{CidrGroupRef, GroupSelect, ServiceRef};
 
 #[derive(Clone, Debug)]
@@ -48,8 +51,18 @@ fn a_rule() -> impl Strategy<Value = Rule> {
     ]);
     let direction = proptest::sample::select(Direction::BOTH.to_vec());
     let action = proptest::sample::select(vec![Action::Allow, Action::Allow, Action::Deny]);
-    (direction, action, proptest::collection::vec(a_peer(), 0..3), ports)
-        .prop_map(|(direction, action, peers, ports)| rule(direction, action, peers, ports))
+    (direction, action, proptest::collection::vec(a_peer(), 0..3), ports).prop_map(
+        |(direction, action, peers, ports)| {
+            // `toFQDNs` exists in egress allow rules only.
+            if peers.iter().any(|peer| matches!(peer, Peer::Fqdn(_))) {
+                return rule(Direction::Egress, Action::Allow, peers, ports);
+            }
+            // A port name resolves by the identity of the destination, which an address class has not.
+            let has_address = peers.iter().any(|peer| matches!(peer, Peer::Address(_)));
+            let ports = if has_address && ports == tcp("http") { Ports::Any } else { ports };
+            rule(direction, action, peers, ports)
+        },
+    )
 }
 
 fn a_change() -> impl Strategy<Value = Change> {
@@ -331,6 +344,109 @@ proptest! {
         for policy in view.engine().policies() {
             let Subject::Pods(Some(subject)) = &policy.specs[0].subject else { unreachable!() };
             prop_assert!(!subject.matches(&labels), "{labels}");
+        }
+    }
+}
+
+/// The same objects for the evaluator that reads the semantics word by word.
+fn oracle(objects: &BTreeMap<ObjectRef, Change>, view: &View, now: Duration) -> oracle::State {
+    let mut state = oracle::State { now, ..oracle::State::default() };
+    state.switches.cluster = "default".into();
+    state.switches.pod_ranges = options().pod_cidrs;
+    for change in objects.values() {
+        let Change::Upsert(resource) = change.clone() else { continue };
+        match resource {
+            Resource::Object(Object::Namespace(o)) => {
+                state.namespaces.insert(o.name.clone(), o);
+            }
+            Resource::Object(Object::Node(o)) => {
+                state.nodes.insert(o.name.clone(), o);
+            }
+            Resource::Object(Object::Pod(o)) => {
+                state.pods.insert((o.namespace.clone(), o.name.clone()), o);
+            }
+            Resource::Object(Object::Service(o)) => {
+                state.services.insert((o.namespace.clone(), o.name.clone()), o);
+            }
+            Resource::Object(Object::EndpointSlice(o)) => {
+                state.slices.insert((o.namespace.clone(), o.name.clone()), o);
+            }
+            Resource::CidrGroup(o) => {
+                state.groups.insert(o.name.clone(), o);
+            }
+            Resource::Policy(o) => {
+                state.policies.insert(o.object.clone(), o);
+            }
+            Resource::Secret(_) => {}
+        }
+    }
+    for (name, addresses) in view.names().names() {
+        state.answers.extend(addresses.iter().map(|(address, expires)| oracle::Answer {
+            node: LOCAL.into(),
+            name: name.to_string(),
+            address: *address,
+            expires: *expires,
+        }));
+    }
+    state
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// What this node decides is what the semantics say, whoever talks to whom.
+    #[test]
+    fn verdicts_are_those_of_the_semantics(steps in proptest::collection::vec(a_step(), 1..14)) {
+        let mut view = view();
+        let mut objects: BTreeMap<ObjectRef, Change> = BTreeMap::new();
+        let mut now = Duration::ZERO;
+        let start = Step::Apply(cluster_objects());
+        for step in std::iter::once(start).chain(steps) {
+            match step {
+                Step::Apply(mut changes) => {
+                    // Without its namespace a pod is closed: there is nothing to compare.
+                    changes.retain(|change| *change != delete(Kind::Namespace, "", "b"));
+                    if view.apply(changes.clone()).is_ok() {
+                        for change in changes {
+                            match &change {
+                                Change::Upsert(resource) => objects.insert(resource.reference(), change),
+                                Change::Delete(reference) => objects.remove(reference),
+                            };
+                        }
+                    }
+                }
+                Step::Learn(wait, answer) => {
+                    now += Duration::from_secs(wait);
+                    view.expire(now);
+                    view.learn(now, &answer);
+                }
+            }
+        }
+        let oracle = oracle(&objects, &view, now);
+        let addresses = [
+            "10.244.1.0", "10.244.1.1", "10.50.0.1", "10.60.0.1", "192.0.2.1", "192.0.2.2",
+            "192.0.2.9", "192.7.0.1", "198.51.100.7", "172.18.0.11", "172.18.0.12",
+        ];
+        for (source, destination) in addresses.iter().flat_map(|a| addresses.iter().map(move |b| (ip(a), ip(b)))) {
+            // Whether `ipBlock` admits an address of the cluster that is nobody's is left to the engine.
+            if [source, destination].iter().any(|a| view.resolve(*a).identity == Identity::UNKNOWN) {
+                continue;
+            }
+            for port in [80, 87, 95, 8080] {
+                let sides = view.decide(source, destination, L4Flow { protocol: Protocol::Tcp, port });
+                let flow = oracle::Flow { source, destination, protocol: Protocol::Tcp, port };
+                let verdict = oracle.judge(&flow);
+                for (ours, theirs) in [(&sides.egress, &verdict.egress), (&sides.ingress, &verdict.ingress)] {
+                    let Some(ours) = ours else { continue };
+                    let Some(theirs) = theirs.as_ref().map(|side| &side.decision) else {
+                        return Err(TestCaseError::fail(format!("nobody is governed: {flow:?}")));
+                    };
+                    prop_assert_eq!(ours.outcome, theirs.outcome, "{:?}: {:?} or {:?}", flow, ours, theirs);
+                    if ours.outcome == Outcome::Deny {
+                        prop_assert_eq!(&ours.because, &theirs.because, "{:?}", flow);
+                    }
+                }
+            }
         }
     }
 }
