@@ -31,7 +31,8 @@ pub enum Keys {
     Node,
     /// Cilium: `source:key`, or a key of any source.
     Cilium,
-    /// Plain labels of an object that is no endpoint (a Service, a CIDR group).
+    /// Cilium: labels of an object that is no endpoint (a Service, a CIDR group). They have no
+    /// source, so what the key says of it means nothing.
     Object,
 }
 
@@ -108,7 +109,7 @@ fn selector_key(cursor: &Cursor<'_>, text: &str, keys: Keys) -> Option<SelectorK
     match keys {
         Keys::Pod => checked(text).map(|()| k8s_key(text)),
         Keys::Namespace => checked(text).map(|()| k8s_key(&format!("{NAMESPACE_LABELS}{text}"))),
-        Keys::Object => checked(text).map(|()| SelectorKey { source: None, key: text.into() }),
+        Keys::Object => cilium_key(cursor, text).map(|key| SelectorKey { source: None, ..key }),
         Keys::Cilium => cilium_key(cursor, text),
         Keys::Node => {
             let key = cilium_key(cursor, text)?;

@@ -159,7 +159,7 @@ fn service(fields: &Fields<'_>, context: Context<'_>) -> Option<ServiceRef> {
             .object(|fields| {
                 let namespace = service_namespace(fields, context);
                 let selector = fields.require("selector")?;
-                let selector = selector::read(&selector, Keys::Cilium)?;
+                let selector = selector::read(&selector, Keys::Object)?;
                 Some(ServiceRef::Labels { namespace, selector })
             })
             .flatten(),

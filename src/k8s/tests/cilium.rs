@@ -200,7 +200,15 @@ fn cidr_sets_name_a_prefix_a_group_or_labels() {
     let Peer::CidrGroup(group) = one("{cidrGroupRef: vpn, except: [10.0.0.0/24]}") else { panic!() };
     assert_eq!((group.groups, group.except.len()), (GroupSelect::Name("vpn".into()), 1));
     let Peer::CidrGroup(group) = one("{cidrGroupSelector: {matchLabels: {purpose: vpn}}}") else { panic!() };
-    assert!(matches!(group.groups, GroupSelect::Labels(_)));
+    let GroupSelect::Labels(plain) = group.groups else { panic!() };
+    for source in ["k8s", "any", "cidrgroup"] {
+        let Peer::CidrGroup(group) =
+            one(&format!("{{cidrGroupSelector: {{matchLabels: {{\"{source}:purpose\": vpn}}}}}}"))
+        else {
+            panic!()
+        };
+        assert_eq!(group.groups, GroupSelect::Labels(plain.clone()), "{source}");
+    }
     for set in ["{}", "{cidr: 10.0.0.0/8, cidrGroupRef: vpn}"] {
         rejected(&cnp(&format!("ingress: [{{fromCIDRSet: [{set}]}}]")), &["expected exactly one"]);
     }

@@ -50,7 +50,7 @@ fn apply_blocks_are_accepted_or_rejected_as_expected() {
             let origin = Origin {
                 file: file.display().to_string().into(),
                 lines_before: block.content_line - 1,
-                columns_before: 0,
+                columns_before: block.content_column - 1,
             };
             let applied = parse_at(&origin, &block.text, &ParseOptions::default());
             if step.get("expect").and_then(Node::as_str) == Some("invalid") {
@@ -69,4 +69,22 @@ fn apply_blocks_are_accepted_or_rejected_as_expected() {
     }
     assert_eq!(rejected, 14);
     assert!(accepted >= 30, "{accepted}");
+}
+
+#[test]
+fn a_problem_in_an_apply_block_has_its_place_in_the_file() {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/scenarios/l4/invalid-01-networkpolicy.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let manifest = parse("s.yaml", &text, &ParseOptions::default());
+    let apply = steps(&manifest.others[0].node)[3].get("apply").unwrap();
+    let Value::Text(block) = &apply.value else { panic!("{apply:?}") };
+    let origin = Origin {
+        file: "s.yaml".into(),
+        lines_before: block.content_line - 1,
+        columns_before: block.content_column - 1,
+    };
+    let problem = &parse_at(&origin, &block.text, &ParseOptions::default()).problems[0];
+    let line = text.lines().nth(problem.position.line as usize - 1).unwrap();
+    assert!(line[problem.position.column as usize - 1..].starts_with("endPort: 8000"), "{problem}: {line}");
 }
