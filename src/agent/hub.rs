@@ -1,0 +1,79 @@
+//! Where flows meet: producers push, the ring remembers, followers get a copy.
+//!
+//! A push never waits. A follower that cannot keep up is told how many it lost by its own channel.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use crate::flow::Flow;
+use crate::flow::ring::{Batch, Ring};
+
+/// Flows a follower may lag behind before it loses some.
+const FOLLOWER_QUEUE: usize = 8192;
+
+#[derive(Debug)]
+pub struct Hub {
+    ring: Mutex<Ring>,
+    live: broadcast::Sender<Arc<Flow>>,
+    /// Events that never reached user space, by the kernel's own count.
+    lost: AtomicU64,
+}
+
+impl Hub {
+    pub fn new(capacity: usize) -> Hub {
+        Hub { ring: Mutex::new(Ring::new(capacity)), live: broadcast::channel(FOLLOWER_QUEUE).0, lost: AtomicU64::new(0) }
+    }
+
+    pub fn push(&self, flows: impl IntoIterator<Item = Flow>) {
+        let followed = self.live.receiver_count() > 0;
+        let mut ring = self.ring.lock();
+        for flow in flows {
+            let flow = Arc::new(flow);
+            if followed {
+                // The last follower may just have gone; the ring has the flow all the same.
+                self.live.send(Arc::clone(&flow)).ok();
+            }
+            ring.push(flow);
+        }
+    }
+
+    pub fn read(&self, cursor: u64, limit: usize) -> Batch {
+        self.ring.lock().read(cursor, limit)
+    }
+
+    pub fn follow(&self) -> broadcast::Receiver<Arc<Flow>> {
+        self.live.subscribe()
+    }
+
+    pub fn seen(&self) -> u64 {
+        self.ring.lock().seen()
+    }
+
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Takes over the kernel's count of lost events.
+    pub fn set_lost(&self, total: u64) {
+        self.lost.store(total, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::tests::flow;
+
+    #[tokio::test]
+    async fn a_follower_sees_what_the_ring_remembers() {
+        let hub = Hub::new(2);
+        let mut follower = hub.follow();
+        hub.push((1..=3).map(flow));
+        assert_eq!(follower.recv().await.unwrap().destination.port, Some(1));
+        assert_eq!(hub.read(0, 10).flows.len(), 2);
+        assert_eq!(hub.seen(), 3);
+    }
+}
