@@ -12,6 +12,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use crate::cluster::delta::DenyResponse;
+pub use crate::policy::engine::{AllowLocalhost, Enforcement};
 
 /// What was written, before validation. An absent member is not set at this level.
 #[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
@@ -103,19 +104,6 @@ pub enum Source {
 pub enum Routing {
     Tunnel,
     Routes,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Enforcement {
-    Default,
-    Always,
-    Never,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AllowLocalhost {
-    Always,
-    Policy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod datapath;
+pub mod endpoint;
 pub mod flow;
 pub mod fqdn;
 pub mod identity;

@@ -1,0 +1,336 @@
+//! The agent's state and its one owner: a thread that runs jobs in order.
+//!
+//! Everything that changes what is enforced is a job on this thread, so that there is one order of
+//! events: objects, devices, DNS answers. A change goes to the view first (pure, whole or not at
+//! all), then to the kernel. What the kernel refuses is kept and tried again, oldest first, with
+//! backoff; until then the kernel enforces the older state, and `status` says so.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::hub::Hub;
+use super::kernel::Kernel;
+use crate::api::backend::Refusal;
+use crate::cluster::delta::Delta;
+use crate::cluster::View;
+use crate::cluster::{Change, Resource};
+use crate::config::AgentConfig;
+use crate::endpoint::{Described, Device, DeviceName, Member, Registration, Registry};
+use crate::model::{Node, Object, ObjectRef, Pod};
+use crate::store::Store;
+use crate::store::objects::ObjectStore;
+
+/// First and longest pause between attempts to realize a delta.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Work for the core's thread.
+pub type Job = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// A delta that the kernel has not taken yet, with the revision of its source.
+#[derive(Debug)]
+struct Pending {
+    delta: Delta,
+    revision: u64,
+}
+
+/// See the module.
+pub struct Core {
+    pub config: Arc<AgentConfig>,
+    pub view: View,
+    pub kernel: Box<dyn Kernel>,
+    pub store: Store,
+    /// Only where this agent keeps the objects itself.
+    pub objects: Option<ObjectStore>,
+    pub endpoints: Registry,
+    pub hub: Arc<Hub>,
+    pub started: Instant,
+    /// Revision of the objects that the view holds, as their source counts.
+    pub desired: u64,
+    /// Revision that the kernel enforces.
+    pub realized: u64,
+    /// The source of the objects, for `status`: `None` is well, else what is wrong.
+    pub source_trouble: Option<String>,
+    pub source_failures: u64,
+    pending: VecDeque<Pending>,
+    retry_at: Option<Instant>,
+    retry_pause: Duration,
+    pub kernel_trouble: Option<String>,
+    pub kernel_failures: u64,
+    kept_offset: Option<u32>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("desired", &self.desired).field("realized", &self.realized).finish_non_exhaustive()
+    }
+}
+
+/// What a core starts with.
+pub struct Parts {
+    pub config: Arc<AgentConfig>,
+    pub view: View,
+    pub kernel: Box<dyn Kernel>,
+    pub store: Store,
+    pub objects: Option<ObjectStore>,
+    pub hub: Arc<Hub>,
+}
+
+/// A transaction was refused; nothing changed.
+pub type Refused = Vec<String>;
+
+impl Core {
+    pub fn new(parts: Parts) -> Core {
+        let Parts { config, view, kernel, store, objects, hub } = parts;
+        Core {
+            config,
+            view,
+            kernel,
+            store,
+            objects,
+            endpoints: Registry::default(),
+            hub,
+            started: Instant::now(),
+            desired: 0,
+            realized: 0,
+            source_trouble: None,
+            source_failures: 0,
+            pending: VecDeque::new(),
+            retry_at: None,
+            retry_pause: RETRY.0,
+            kernel_trouble: None,
+            kernel_failures: 0,
+            kept_offset: None,
+        }
+    }
+
+    /// Loads a first state: no packet is judged differently before all of it is in the kernel.
+    pub fn start(&mut self, changes: Vec<Change>, revision: u64) -> Result<(), Refused> {
+        self.view.apply(changes).map_err(texts)?;
+        self.keep_offset();
+        self.desired = revision;
+        let full = self.view.full();
+        match self.kernel.reconcile(&full).and_then(|_| self.kernel.started()) {
+            Ok(()) => self.realized = revision,
+            Err(error) => {
+                self.trouble(error.to_string());
+                self.pending.push_back(Pending { delta: full, revision });
+                self.schedule();
+            }
+        }
+        Ok(())
+    }
+
+    /// One transaction of the source.
+    pub fn transact(&mut self, changes: Vec<Change>, revision: u64) -> Result<(), Refused> {
+        let delta = self.view.apply(changes).map_err(texts)?;
+        self.desired = revision;
+        self.keep_offset();
+        self.realize(delta, revision);
+        Ok(())
+    }
+
+    /// Node-local identity numbers of this run must not be given another meaning by the next one.
+    pub fn keep_offset(&mut self) {
+        let offset = self.view.local_number_offset();
+        if self.kept_offset == Some(offset) {
+            return;
+        }
+        match self.store.set_setting(super::OFFSET_SETTING, &offset.to_string()) {
+            Ok(()) => self.kept_offset = Some(offset),
+            Err(error) => tracing::warn!(%error, "the position of local identities was not stored"),
+        }
+    }
+
+    /// Hands a delta to the kernel, after those that wait.
+    pub fn realize(&mut self, delta: Delta, revision: u64) {
+        self.pending.push_back(Pending { delta, revision });
+        if self.retry_at.is_none() {
+            self.drain();
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(next) = self.pending.front() {
+            if let Err(error) = self.kernel.apply(&next.delta) {
+                self.trouble(error.to_string());
+                self.schedule();
+                return;
+            }
+            self.realized = self.realized.max(next.revision);
+            self.pending.pop_front();
+        }
+        self.kernel_trouble = None;
+        self.retry_at = None;
+        self.retry_pause = RETRY.0;
+    }
+
+    fn trouble(&mut self, message: String) {
+        tracing::error!(error = %message, "the kernel does not have the newest state");
+        self.kernel_trouble = Some(message);
+        self.kernel_failures += 1;
+    }
+
+    fn schedule(&mut self) {
+        self.retry_at = Some(Instant::now() + self.retry_pause);
+        self.retry_pause = (self.retry_pause * 2).min(RETRY.1);
+    }
+
+    /// Deltas that wait for the kernel.
+    pub fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Puts a pod's device under policy. The programs are attached before anything is stored: a
+    /// device that cannot be attached is not an endpoint.
+    pub fn add_endpoint(&mut self, pod: &str, device: DeviceName, described: Option<Described>) -> Result<(), Refusal> {
+        let id = self.endpoints.number_for(pod).map_err(|full| Refusal::Conflict(full.to_string()))?;
+        let found = self.kernel.find(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
+        if let Some((other, _)) = self.endpoints.iter().find(|(other, member)| {
+            *other != pod && matches!(&member.device, Device::Found { ifindex, .. } if Some(*ifindex) == found.ifindex())
+        }) {
+            return Err(Refusal::Conflict(format!("the device of {pod} is already that of {other}")));
+        }
+        let registration = Registration { id, device, described };
+        self.kernel.attach(pod, id, &found).map_err(|error| Refusal::Failed(error.to_string()))?;
+        if let Some(change) = described_pod(pod, &registration, &self.config.node_name) {
+            if let Err(problems) = self.transact(vec![change], self.desired) {
+                self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
+                return Err(Refusal::Invalid { message: "the pod was refused".into(), problems });
+            }
+        }
+        self.store.put_endpoint(pod, &registration).map_err(|error| Refusal::Failed(error.to_string()))?;
+        self.endpoints.insert(pod, Member { registration, device: found.into() });
+        Ok(())
+    }
+
+    /// Takes a pod's device out of policy.
+    pub fn remove_endpoint(&mut self, pod: &str) -> Result<(), Refusal> {
+        let Some(member) = self.endpoints.get(pod) else {
+            return Err(Refusal::NotFound(format!("no endpoint {pod} on this node")));
+        };
+        let described = member.registration.described.is_some();
+        self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
+        self.endpoints.remove(pod);
+        self.store.delete_endpoint(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
+        if described && let Some((namespace, name)) = pod.split_once('/') {
+            let change = Change::Delete(ObjectRef::new(crate::model::Kind::Pod, namespace, name));
+            self.transact(vec![change], self.desired)
+                .map_err(|problems| Refusal::Invalid { message: "the pod was not removed".into(), problems })?;
+        }
+        Ok(())
+    }
+
+    /// Devices of an earlier run, read from the store. One that is missing stays registered and closed.
+    pub fn restore_endpoints(&mut self) -> Result<Vec<Change>, crate::store::StoreError> {
+        let mut changes = Vec::new();
+        for (pod, registration) in self.store.endpoints::<Registration>()? {
+            let device = match self.kernel.find(&registration.device) {
+                Ok(found) => match self.kernel.attach(&pod, registration.id, &found) {
+                    Ok(()) => found.into(),
+                    Err(error) => Device::Missing(error.to_string()),
+                },
+                Err(error) => Device::Missing(error.to_string()),
+            };
+            if let Device::Missing(reason) = &device {
+                tracing::warn!(pod, reason, "the device of an endpoint is missing");
+            }
+            changes.extend(described_pod(&pod, &registration, &self.config.node_name));
+            self.endpoints.insert(&pod, Member { registration, device });
+        }
+        Ok(changes)
+    }
+
+    /// A device went away: its endpoint is reported and stays closed until it is added again.
+    pub fn device_vanished(&mut self, ifindex: u32) {
+        let vanished: Vec<String> = self
+            .endpoints
+            .iter()
+            .filter(|(_, member)| matches!(member.device, Device::Found { ifindex: known, .. } if known == ifindex))
+            .map(|(pod, _)| pod.to_owned())
+            .collect();
+        for pod in vanished {
+            tracing::warn!(pod, "the device of an endpoint has vanished");
+            if let Err(error) = self.kernel.detach(&pod) {
+                tracing::debug!(pod, %error, "nothing left to detach");
+            }
+            if let Some(member) = self.endpoints.get_mut(&pod) {
+                member.device = Device::Missing("the device has vanished".into());
+            }
+        }
+    }
+
+    /// Runs jobs until every sender has gone.
+    pub fn run(mut self, jobs: &mpsc::Receiver<Job>) {
+        loop {
+            let job = match self.retry_at {
+                None => jobs.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+                Some(at) => jobs.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            match job {
+                Ok(job) => job(&mut self),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.retry_at = None;
+                    self.drain();
+                }
+            }
+        }
+    }
+}
+
+fn texts<E: std::fmt::Display>(errors: Vec<E>) -> Refused {
+    errors.iter().map(ToString::to_string).collect()
+}
+
+/// The pod object that the operator described in `endpoint add`.
+fn described_pod(pod: &str, registration: &Registration, node: &str) -> Option<Change> {
+    let described = registration.described.as_ref()?;
+    let (namespace, name) = pod.split_once('/')?;
+    Some(Change::Upsert(Resource::Object(Object::Pod(Pod {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        labels: described.labels.clone(),
+        node: Some(node.to_owned()),
+        addresses: described.addresses.clone(),
+        host_network: false,
+        service_account: "default".to_owned(),
+        ports: Vec::new(),
+    }))))
+}
+
+/// The local node as an object, for a source that does not describe nodes.
+pub fn local_node(config: &AgentConfig, addresses: &[std::net::IpAddr]) -> Change {
+    Change::Upsert(Resource::Object(Object::Node(Node {
+        name: config.node_name.clone(),
+        labels: [("kubernetes.io/hostname".to_owned(), config.node_name.clone())].into(),
+        addresses: addresses.to_vec(),
+    })))
+}
+
+/// How other threads reach the core.
+#[derive(Clone, Debug)]
+pub struct CoreHandle {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl CoreHandle {
+    /// Starts the core on a thread of its own.
+    pub fn spawn(core: Core) -> std::io::Result<(CoreHandle, std::thread::JoinHandle<()>)> {
+        let (jobs, receiver) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("sluice-core".into()).spawn(move || core.run(&receiver))?;
+        Ok((CoreHandle { jobs }, thread))
+    }
+
+    /// Runs `job` on the core's thread and waits for what it returns.
+    pub async fn call<T: Send + 'static>(&self, job: impl FnOnce(&mut Core) -> T + Send + 'static) -> Result<T, Refusal> {
+        let (answer, wait) = tokio::sync::oneshot::channel();
+        let job: Job = Box::new(move |core| {
+            // The caller may have given up; the work is done all the same.
+            answer.send(job(core)).ok();
+        });
+        self.jobs.send(job).map_err(|_| Refusal::Failed("the agent is stopping".into()))?;
+        wait.await.map_err(|_| Refusal::Failed("the agent is stopping".into()))
+    }
+}

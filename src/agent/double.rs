@@ -1,0 +1,80 @@
+//! A kernel for tests: remembers what it was told, finds every device, fails on request.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::kernel::{FoundDevice, Kernel, Row};
+use crate::api::backend::KernelTable;
+use crate::api::types::Feature;
+use crate::cluster::delta::Delta;
+use crate::datapath::{Datapath, DatapathError};
+use crate::endpoint::DeviceName;
+
+/// What a test sees.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub applied: Vec<Delta>,
+    pub reconciled: Vec<Delta>,
+    pub attached: Vec<String>,
+    /// So many of the next applications fail.
+    pub failures: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct DoubleKernel(pub Arc<Mutex<Seen>>);
+
+impl Datapath for DoubleKernel {
+    fn apply(&mut self, delta: &Delta) -> Result<(), DatapathError> {
+        let mut seen = self.0.lock();
+        if seen.failures > 0 {
+            seen.failures -= 1;
+            return Err(DatapathError::Other("the test wants a failure".into()));
+        }
+        seen.applied.push(delta.clone());
+        Ok(())
+    }
+
+    fn reconcile(&mut self, full: &Delta) -> Result<crate::datapath::Reconciled, DatapathError> {
+        self.0.lock().reconciled.push(full.clone());
+        Ok(crate::datapath::Reconciled::default())
+    }
+}
+
+impl Kernel for DoubleKernel {
+    fn started(&mut self) -> Result<(), DatapathError> {
+        Ok(())
+    }
+
+    fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError> {
+        let (DeviceName::Host { interface } | DeviceName::Netns { interface, .. }) = device;
+        let number = interface.bytes().fold(7u32, |sum, byte| sum * 31 % 60_000 + u32::from(byte));
+        Ok(FoundDevice { interface: interface.clone(), ifindex: number, mac: [2, 0, 0, 0, 0, 1] })
+    }
+
+    fn attach(&mut self, pod: &str, _id: u16, _device: &FoundDevice) -> Result<(), DatapathError> {
+        self.0.lock().attached.push(pod.to_owned());
+        Ok(())
+    }
+
+    fn detach(&mut self, pod: &str) -> Result<(), DatapathError> {
+        self.0.lock().attached.retain(|attached| attached != pod);
+        Ok(())
+    }
+
+    fn rows(&mut self, _table: KernelTable, _full: &Delta) -> Result<Vec<Row>, DatapathError> {
+        Ok(Vec::new())
+    }
+
+    fn features(&self) -> Vec<Feature> {
+        Vec::new()
+    }
+
+    fn lost_events(&mut self) -> u64 {
+        0
+    }
+
+    fn pressure(&mut self) -> Vec<(String, u64, u64)> {
+        Vec::new()
+    }
+}

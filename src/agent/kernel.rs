@@ -1,0 +1,49 @@
+//! What the core needs of the kernel side: the datapath, devices and tables. A trait, so that the
+//! agent can be tested without root.
+
+use crate::api::backend::KernelTable;
+use crate::api::types::Feature;
+use crate::cluster::delta::Delta;
+use crate::datapath::{Datapath, DatapathError};
+use crate::endpoint::{Device, DeviceName};
+
+/// A device that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundDevice {
+    pub interface: String,
+    pub ifindex: u32,
+    pub mac: [u8; 6],
+}
+
+impl FoundDevice {
+    pub fn ifindex(&self) -> Option<u32> {
+        Some(self.ifindex)
+    }
+}
+
+impl From<FoundDevice> for Device {
+    fn from(found: FoundDevice) -> Device {
+        Device::Found { interface: found.interface, ifindex: found.ifindex, mac: found.mac }
+    }
+}
+
+/// One row of a kernel table: column -> value.
+pub type Row = serde_json::Map<String, serde_json::Value>;
+
+/// See the module.
+pub trait Kernel: Datapath {
+    /// The first full state is in the maps: the node's own devices may be judged from now on.
+    fn started(&mut self) -> Result<(), DatapathError>;
+    /// Finds the node's side of a pod's device.
+    fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError>;
+    /// Attaches the programs and makes the device that of `pod`.
+    fn attach(&mut self, pod: &str, id: u16, device: &FoundDevice) -> Result<(), DatapathError>;
+    fn detach(&mut self, pod: &str) -> Result<(), DatapathError>;
+    /// Rows of a table; `full` is what should be there.
+    fn rows(&mut self, table: KernelTable, full: &Delta) -> Result<Vec<Row>, DatapathError>;
+    fn features(&self) -> Vec<Feature>;
+    /// Events that found the ring full.
+    fn lost_events(&mut self) -> u64;
+    /// Fill of each map: name, entries, most.
+    fn pressure(&mut self) -> Vec<(String, u64, u64)>;
+}

@@ -1,0 +1,227 @@
+//! The composition root: the only place where everything meets.
+//!
+//! Order of a start, so that no packet finds a hole:
+//!
+//! 1. configuration is valid as a whole, the store is sound, the source's credentials are there;
+//! 2. the datapath opens: programs of an earlier run are replaced one by one, and go on with the
+//!    maps that are there (enforcement does not wait for us);
+//! 3. the first full state of the source: devices of known pods are attached, the state is computed,
+//!    and the maps are made to hold exactly it; only then are uplink and overlay programs attached;
+//! 4. the admin socket opens (it answers `status` already while 3 is waiting for a server).
+//!
+//! When the agent ends, everything in the kernel stays.
+
+mod backend;
+mod core;
+mod enrich;
+mod hub;
+mod kernel;
+mod linux;
+mod manifests;
+mod pump;
+mod sources;
+mod tables;
+
+#[cfg(test)]
+mod double;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use self::backend::AgentBackend;
+use self::core::{Core, CoreHandle, Parts};
+use self::hub::Hub;
+use self::kernel::Kernel;
+use self::linux::LinuxKernel;
+pub use self::manifests::Manifests;
+use crate::api;
+use crate::cluster::{View, ViewOptions};
+use crate::config::{AgentConfig, EmptyRuleLists, Source};
+use crate::identity::IdentityAllocator;
+use crate::k8s;
+use crate::policy::engine::{CidrMatch, EngineOptions};
+use crate::server::client::{ClientConfig, ServerClient};
+use crate::store::objects::ObjectStore;
+use crate::store::{DEFAULT_GRACE, IdentityStore, LocalAllocator, OpenOptions, Store, system_clock};
+
+/// Name of the setting that keeps [`View::local_number_offset`].
+const OFFSET_SETTING: &str = "local-number-offset";
+
+/// What the policies of this agent's configuration mean.
+pub fn view_options(config: &AgentConfig, local_number_offset: u32) -> ViewOptions {
+    ViewOptions {
+        node: config.node_name.clone(),
+        cluster_name: config.cluster_name.clone(),
+        engine: EngineOptions {
+            enforcement: config.enforcement,
+            cidr_match: if config.cidr_matches_nodes.is_on() { CidrMatch::WorldAndNodes } else { CidrMatch::World },
+            allow_localhost: config.allow_localhost,
+            ..EngineOptions::default()
+        },
+        host_firewall: config.host_firewall.is_on(),
+        deny_response: config.deny_response,
+        pod_cidrs: config.pod_cidrs.clone(),
+        local_number_offset,
+        ..ViewOptions::default()
+    }
+}
+
+/// The parser with what the configuration says about empty lists.
+pub fn manifests(config: &AgentConfig) -> Manifests {
+    let empty_rule_lists = match config.empty_rule_lists {
+        EmptyRuleLists::Deny => k8s::EmptyRuleLists::Deny,
+        EmptyRuleLists::Ignore => k8s::EmptyRuleLists::Ignore,
+    };
+    Manifests { options: k8s::ParseOptions { empty_rule_lists, ..k8s::ParseOptions::default() } }
+}
+
+/// Runs an agent until it is told to stop.
+pub fn run(config: AgentConfig) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("sluice")
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(serve(Arc::new(config)))
+}
+
+async fn serve(config: Arc<AgentConfig>) -> anyhow::Result<()> {
+    let store = Store::open(&OpenOptions::new(config.state_dir.join("state.db")))?;
+    let addresses = node_addresses(&config)?;
+    let mut updates = None;
+    let (allocator, objects, client): (Box<dyn IdentityAllocator + Send>, _, _) = match &config.source {
+        Source::Standalone => {
+            let identities = IdentityStore::open(store.clone(), system_clock(), DEFAULT_GRACE)?;
+            let objects = ObjectStore::new(store.clone(), Arc::new(manifests(&config)));
+            (Box::new(LocalAllocator::new(identities)), Some(objects), None)
+        }
+        Source::Server { url, token_file } => {
+            let (client, receiver) = join(&config, url, token_file.as_deref()).await?;
+            updates = Some(receiver);
+            (Box::new(client.allocator()), None, Some(Arc::new(client)))
+        }
+        Source::Kubernetes { .. } => anyhow::bail!("watching the Kubernetes API is not part of this release"),
+    };
+    let offset = store.setting(OFFSET_SETTING)?.and_then(|text| text.parse().ok()).unwrap_or(0);
+    let view = View::new(view_options(&config, offset), allocator);
+    let kernel = LinuxKernel::open(&config, &addresses)?;
+    let events = kernel.events()?;
+    let vanished = kernel.vanished_devices();
+    let hub = Arc::new(Hub::new(config.flow_buffer));
+    let mut core = Core::new(Parts {
+        config: Arc::clone(&config),
+        view,
+        kernel: Box::new(kernel),
+        store,
+        objects,
+        hub: Arc::clone(&hub),
+    });
+    if config.source == Source::Standalone {
+        sources::start_standalone(&mut core, &addresses)?;
+    } else {
+        core.source_trouble = Some("waiting for the first state of the server".into());
+    }
+    let (core, thread) = CoreHandle::spawn(core).context("start the core's thread")?;
+    tokio::spawn(pump::run(events, core.clone(), Arc::clone(&hub)));
+    tokio::spawn(watch_devices(vanished, core.clone()));
+    if let (Some(client), Some(updates)) = (client, updates) {
+        let follower =
+            sources::Follower::new(core.clone(), Arc::clone(&config), manifests(&config), addresses.clone());
+        tokio::spawn(follower.run(updates));
+        tokio::spawn(sources::report(client, core.clone(), addresses));
+    }
+    let backend = Arc::new(AgentBackend { core: core.clone(), hub });
+    let socket = config.run_dir.join("admin.sock");
+    let listener = api::unix::bind(&socket).await?;
+    tracing::info!(node = config.node_name, socket = %socket.display(), "ready");
+    // Not running under systemd is no failure.
+    sd_notify::notify(false, &[sd_notify::NotifyState::Ready]).ok();
+    tokio::select! {
+        served = axum::serve(listener, api::admin::router(backend)) => served.context("serve the admin API")?,
+        () = stop_signal() => {}
+    }
+    tracing::info!("stopping; what is in the kernel goes on enforcing");
+    std::fs::remove_file(&socket).ok();
+    drop(core);
+    drop(thread);
+    Ok(())
+}
+
+async fn join(
+    config: &AgentConfig,
+    url: &str,
+    token_file: Option<&std::path::Path>,
+) -> anyhow::Result<(ServerClient, tokio::sync::mpsc::Receiver<crate::server::event::Update>)> {
+    let mut pause = std::time::Duration::from_millis(100);
+    loop {
+        let token = match token_file.map(std::fs::read_to_string) {
+            None => None,
+            Some(Ok(text)) => Some(text.trim().parse().context("the join token")?),
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Some(Err(error)) => return Err(error).context("read the join token"),
+        };
+        let client = ClientConfig {
+            url: url.to_owned(),
+            node: config.node_name.clone(),
+            token,
+            directory: config.state_dir.join("server"),
+        };
+        match ServerClient::connect(client, system_clock()).await {
+            Ok(connected) => return Ok(connected),
+            Err(error) if error.is_transient() => {
+                tracing::warn!(%error, "cannot join the server yet");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(std::time::Duration::from_secs(10));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn watch_devices(mut vanished: tokio::sync::mpsc::UnboundedReceiver<u32>, core: CoreHandle) {
+    while let Some(ifindex) = vanished.recv().await {
+        if core.call(move |core| core.device_vanished(ifindex)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn stop_signal() {
+    let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+        return tokio::signal::ctrl_c().await.unwrap_or_default();
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+/// Configured, or the global addresses of the uplink.
+fn node_addresses(config: &AgentConfig) -> anyhow::Result<Vec<IpAddr>> {
+    if !config.node_addresses.is_empty() {
+        return Ok(config.node_addresses.clone());
+    }
+    let Some(uplink) = &config.uplink else { return Ok(Vec::new()) };
+    let addresses: Vec<IpAddr> = nix::ifaddrs::getifaddrs()
+        .context("read the addresses of this node")?
+        .filter(|interface| interface.interface_name == *uplink)
+        .filter_map(|interface| {
+            let address = interface.address?;
+            if let Some(v4) = address.as_sockaddr_in() {
+                return Some(IpAddr::V4(v4.ip()));
+            }
+            address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()))
+        })
+        .filter(|address| match address {
+            IpAddr::V4(v4) => !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        })
+        .collect();
+    anyhow::ensure!(!addresses.is_empty(), "the uplink {uplink} has no address: give --node-address");
+    Ok(addresses)
+}
