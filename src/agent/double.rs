@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::kernel::{FoundDevice, Kernel, Row};
-use crate::api::backend::KernelTable;
+use super::kernel::{FoundDevice, Kernel};
 use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
-use crate::datapath::{Datapath, DatapathError};
+use crate::datapath::{Datapath, DatapathError, Inspector};
 use crate::endpoint::DeviceName;
 
 /// What a test sees.
@@ -62,8 +61,8 @@ impl Kernel for DoubleKernel {
         Ok(())
     }
 
-    fn rows(&mut self, _table: KernelTable, _full: &Delta) -> Result<Vec<Row>, DatapathError> {
-        Ok(Vec::new())
+    fn inspect(&self) -> Result<Inspector, DatapathError> {
+        Err(DatapathError::Other("the double has no kernel".into()))
     }
 
     fn features(&self) -> Vec<Feature> {

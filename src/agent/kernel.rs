@@ -1,10 +1,8 @@
 //! What the core needs of the kernel side: the datapath, devices and tables. A trait, so that the
 //! agent can be tested without root.
 
-use crate::api::backend::KernelTable;
 use crate::api::types::Feature;
-use crate::cluster::delta::Delta;
-use crate::datapath::{Datapath, DatapathError};
+use crate::datapath::{Datapath, DatapathError, Inspector};
 use crate::endpoint::{Device, DeviceName};
 
 /// A device that was found.
@@ -27,9 +25,6 @@ impl From<FoundDevice> for Device {
     }
 }
 
-/// One row of a kernel table: column -> value.
-pub type Row = serde_json::Map<String, serde_json::Value>;
-
 /// See the module.
 pub trait Kernel: Datapath {
     /// The first full state is in the maps: the node's own devices may be judged from now on.
@@ -39,8 +34,8 @@ pub trait Kernel: Datapath {
     /// Attaches the programs and makes the device that of `pod`.
     fn attach(&mut self, pod: &str, id: u16, device: &FoundDevice) -> Result<(), DatapathError>;
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError>;
-    /// Rows of a table; `full` is what should be there.
-    fn rows(&mut self, table: KernelTable, full: &Delta) -> Result<Vec<Row>, DatapathError>;
+    /// Reads what is really in the kernel.
+    fn inspect(&self) -> Result<Inspector, DatapathError>;
     fn features(&self) -> Vec<Feature>;
     /// Events that found the ring full.
     fn lost_events(&mut self) -> u64;

@@ -50,7 +50,7 @@ impl ManifestParser for Manifests {
 /// The documents of a stream with the line (from 1) on which each begins. A line that starts with
 /// `---` at column 1 always begins a document (YAML 1.2, section 9.1.2), also inside a block scalar.
 fn documents(text: &str) -> Vec<(usize, Arc<str>)> {
-    let mut found = Vec::new();
+    let mut found: Vec<(usize, Arc<str>)> = Vec::new();
     let (mut first, mut begin, mut offset) = (1, 0, 0);
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let marker = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));

@@ -16,6 +16,7 @@ mod core;
 mod enrich;
 mod hub;
 mod kernel;
+mod kernel_tables;
 mod linux;
 mod manifests;
 mod pump;
@@ -35,7 +36,6 @@ use anyhow::Context as _;
 use self::backend::AgentBackend;
 use self::core::{Core, CoreHandle, Parts};
 use self::hub::Hub;
-use self::kernel::Kernel;
 use self::linux::LinuxKernel;
 pub use self::manifests::Manifests;
 use crate::api;
@@ -46,7 +46,7 @@ use crate::k8s;
 use crate::policy::engine::{CidrMatch, EngineOptions};
 use crate::server::client::{ClientConfig, ServerClient};
 use crate::store::objects::ObjectStore;
-use crate::store::{DEFAULT_GRACE, IdentityStore, LocalAllocator, OpenOptions, Store, system_clock};
+use crate::store::{DEFAULT_GRACE, Holder, IdentityStore, OpenOptions, Store, StoreAllocator, system_clock};
 
 /// Name of the setting that keeps [`View::local_number_offset`].
 const OFFSET_SETTING: &str = "local-number-offset";
@@ -98,7 +98,7 @@ async fn serve(config: Arc<AgentConfig>) -> anyhow::Result<()> {
         Source::Standalone => {
             let identities = IdentityStore::open(store.clone(), system_clock(), DEFAULT_GRACE)?;
             let objects = ObjectStore::new(store.clone(), Arc::new(manifests(&config)));
-            (Box::new(LocalAllocator::new(identities)), Some(objects), None)
+            (Box::new(StoreAllocator::new(identities, Holder::Local)), Some(objects), None)
         }
         Source::Server { url, token_file } => {
             let (client, receiver) = join(&config, url, token_file.as_deref()).await?;
@@ -156,7 +156,7 @@ async fn join(
     config: &AgentConfig,
     url: &str,
     token_file: Option<&std::path::Path>,
-) -> anyhow::Result<(ServerClient, tokio::sync::mpsc::Receiver<crate::server::event::Update>)> {
+) -> anyhow::Result<(ServerClient, tokio::sync::mpsc::Receiver<crate::server::Update>)> {
     let mut pause = std::time::Duration::from_millis(100);
     loop {
         let token = match token_file.map(std::fs::read_to_string) {

@@ -13,7 +13,7 @@ use crate::cluster::{Change, Resource};
 use crate::config::AgentConfig;
 use crate::model::{Kind, Node, Object, ObjectRef};
 use crate::server::client::ServerClient;
-use crate::server::event::{Peer, Update, UpdateKind};
+use crate::server::{Peer, Update, UpdateKind};
 use crate::store::NodeReport;
 use crate::store::objects::Reader;
 
@@ -203,7 +203,7 @@ pub async fn report(client: Arc<ServerClient>, core: CoreHandle, addresses: Vec<
         }
         let report = NodeReport {
             addresses: addresses.clone(),
-            realized_revision: realized,
+            realized_revision: Some(realized),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         match client.report(&report).await {

@@ -82,7 +82,7 @@ impl Core {
         };
         let waiting = self.waiting();
         let health = self.store.health();
-        let store_trouble = health.last_error.clone();
+        let store_trouble = health.failing.clone();
         let missing: Vec<String> = self
             .endpoints
             .iter()
@@ -109,7 +109,7 @@ impl Core {
             ),
             component("maps", &list(&full), "none is nearly full".into(), 0),
             component("endpoints", &list(&missing), "every device is there".into(), missing.len() as u64),
-            component("store", &store_trouble, "healthy".into(), health.failures),
+            component("store", &store_trouble, "healthy".into(), health.errors.values().sum()),
         ]
     }
 
