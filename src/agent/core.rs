@@ -261,6 +261,23 @@ impl Core {
         }
     }
 
+    /// Looks at every device again: news about them were lost.
+    pub fn find_vanished(&mut self) {
+        let known: Vec<(DeviceName, u32)> = self
+            .endpoints
+            .iter()
+            .filter_map(|(_, member)| match member.device {
+                Device::Found { ifindex, .. } => Some((member.registration.device.clone(), ifindex)),
+                Device::Missing(_) => None,
+            })
+            .collect();
+        for (device, ifindex) in known {
+            if self.kernel.find(&device).map(|found| found.ifindex).ok() != Some(ifindex) {
+                self.device_vanished(ifindex);
+            }
+        }
+    }
+
     /// Runs jobs until every sender has gone.
     pub fn run(mut self, jobs: &mpsc::Receiver<Job>) {
         loop {

@@ -2,50 +2,136 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use tokio::runtime::Handle;
 
 use super::kernel::{FoundDevice, Kernel};
 use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
 use crate::config::{AgentConfig, Routing};
+use crate::datapath::config::ROUTER_MAC;
+use crate::datapath::net::{Device, Namespace, NetError, Netlink, sysctl, tunnel};
 use crate::datapath::{
     Datapath, DatapathConfig, DatapathError, EndpointDevice, EventReader, Inspector, KernelDatapath, LinkLayer, Mode,
-    Reconciled,
+    Reconciled, preflight,
 };
 use crate::endpoint::DeviceName;
 use crate::model::Family;
 
-/// Name of the VXLAN device.
-const TUNNEL: &str = "sluice_vxlan";
-/// UDP port of the tunnel; the one that Linux and Cilium use for it, not IANA's 4789, which a cluster
-/// beside this one may use.
+/// UDP port of the tunnel: the one that Linux itself defaults to, not IANA's 4789, which another overlay
+/// on the machine may hold.
 const TUNNEL_PORT: u16 = 8472;
 
 #[derive(Debug)]
 pub struct LinuxKernel {
     datapath: KernelDatapath,
+    netlink: Netlink,
+    runtime: Handle,
+    features: Vec<Feature>,
+}
+
+fn failed(error: NetError) -> DatapathError {
+    DatapathError::Other(error.to_string())
 }
 
 impl LinuxKernel {
-    /// Opens the datapath; programs of an earlier run are replaced by ours.
-    pub fn open(config: &AgentConfig, addresses: &[IpAddr]) -> Result<LinuxKernel, DatapathError> {
+    /// Opens the datapath; programs of an earlier run are replaced by ours. To be called inside the
+    /// runtime, in the node's network namespace.
+    pub async fn open(config: &AgentConfig, addresses: &[IpAddr]) -> Result<LinuxKernel, DatapathError> {
+        let netlink = Netlink::here().map_err(failed)?;
+        if !preflight::on_bpffs(&config.bpffs) {
+            preflight::mount_bpffs(&config.bpffs).map_err(|source| DatapathError::Syscall {
+                operation: "mount a BPF file system",
+                object: config.bpffs.display().to_string(),
+                source,
+            })?;
+        }
+        sysctl::prepare_node().map_err(failed)?;
         let mut datapath = DatapathConfig::new(&config.bpffs);
         datapath.uplink.clone_from(&config.uplink);
+        let mut features = Vec::new();
+        let feature = |name: &str, state: &str, detail: String| Feature { name: name.into(), state: state.into(), detail };
         datapath.mode = match (config.routing, &config.uplink) {
-            (Routing::Tunnel, Some(_)) => {
-                crate::datapath::net::ensure_vxlan(TUNNEL, TUNNEL_PORT)?;
-                Mode::Tunnel { device: TUNNEL.to_owned(), port: TUNNEL_PORT }
+            (Routing::Tunnel, Some(uplink)) => {
+                let below = netlink.get(uplink).await.map_err(failed)?;
+                let family = addresses.first().map_or(Family::IPv4, |address| Family::of(*address));
+                let mtu = below.mtu.saturating_sub(tunnel::overhead(family));
+                tunnel::ensure(&netlink, TUNNEL_PORT, mtu, ROUTER_MAC).await.map_err(failed)?;
+                features.push(feature("overlay", "vxlan", format!("{} on port {TUNNEL_PORT}, MTU {mtu}", tunnel::DEVICE)));
+                Mode::Tunnel { device: tunnel::DEVICE.to_owned(), port: TUNNEL_PORT }
             }
-            _ => Mode::Routes,
+            (_, None) => {
+                features.push(feature("overlay", "off", "no --uplink: this node alone".into()));
+                Mode::Routes
+            }
+            (Routing::Routes, _) => {
+                features.push(feature("overlay", "off", "plain routes".into()));
+                Mode::Routes
+            }
         };
         if config.masquerade.is_on() && config.uplink.is_some() {
             datapath.masquerade = addresses.iter().map(|address| Family::of(*address)).collect::<BTreeSet<_>>();
         }
-        Ok(LinuxKernel { datapath: KernelDatapath::open(datapath)? })
+        let datapath = KernelDatapath::open(datapath)?;
+        features.push(feature("attachment", &format!("{:?}", datapath.mechanism()).to_lowercase(), String::new()));
+        features.push(feature("local delivery", "redirect_peer", "past the pod's host side".into()));
+        Ok(LinuxKernel { datapath, netlink, runtime: Handle::current(), features })
     }
 
     pub fn events(&self) -> Result<EventReader, DatapathError> {
         self.datapath.events()
     }
+
+    async fn find_device(&self, device: &DeviceName) -> Result<FoundDevice, NetError> {
+        match device {
+            DeviceName::Netns { netns, interface } => {
+                let namespace = Namespace::open(Path::new(netns))?;
+                let inner = Netlink::inside(&namespace)?.get(interface).await?;
+                let host = self
+                    .netlink
+                    .devices()
+                    .await?
+                    .into_iter()
+                    .find(|host| Some(host.ifindex) == inner.link && host.link == Some(inner.ifindex))
+                    .ok_or_else(|| NetError::NoDevice(format!("on the node's side of {interface} in {netns}")))?;
+                found(host, &inner)
+            }
+            DeviceName::Host { interface } => {
+                let host = self.netlink.get(interface).await?;
+                for path in namespaces() {
+                    let Ok(namespace) = Namespace::open(&path) else { continue };
+                    let Ok(inside) = Netlink::inside(&namespace) else { continue };
+                    let Ok(devices) = inside.devices().await else { continue };
+                    let is_peer = |inner: &&Device| Some(inner.ifindex) == host.link && inner.link == Some(host.ifindex);
+                    if let Some(inner) = devices.iter().find(is_peer) {
+                        return found(host.clone(), inner);
+                    }
+                }
+                Err(NetError::NoDevice(format!("on the pod's side of {interface}, in any network namespace")))
+            }
+        }
+    }
+}
+
+fn found(host: Device, inner: &Device) -> Result<FoundDevice, NetError> {
+    let mac = <[u8; 6]>::try_from(inner.mac.as_slice())
+        .map_err(|_| NetError::WrongDevice { device: inner.name.clone(), expected: "Ethernet" })?;
+    Ok(FoundDevice { interface: host.name, ifindex: host.ifindex, mac })
+}
+
+/// Every network namespace that has a name or a process, once.
+fn namespaces() -> Vec<PathBuf> {
+    let entries = |directory: &str| {
+        std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path())
+    };
+    let of_processes = entries("/proc").map(|process| process.join("ns/net"));
+    let mut seen = BTreeSet::new();
+    entries("/run/netns")
+        .chain(of_processes)
+        .filter(|path| std::fs::metadata(path).is_ok_and(|meta| seen.insert((meta.dev(), meta.ino()))))
+        .collect()
 }
 
 impl Datapath for LinuxKernel {
@@ -55,5 +141,41 @@ impl Datapath for LinuxKernel {
 
     fn reconcile(&mut self, full: &Delta) -> Result<Reconciled, DatapathError> {
         self.datapath.reconcile(full)
+    }
+}
+
+impl Kernel for LinuxKernel {
+    fn started(&mut self) -> Result<(), DatapathError> {
+        self.datapath.attach_node()
+    }
+
+    fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError> {
+        self.runtime.block_on(self.find_device(device)).map_err(failed)
+    }
+
+    fn attach(&mut self, pod: &str, id: u16, device: &FoundDevice) -> Result<(), DatapathError> {
+        let FoundDevice { ifindex, mac, .. } = *device;
+        self.datapath.attach_endpoint(pod, EndpointDevice { ifindex, mac, id, link_layer: LinkLayer::Ethernet })
+    }
+
+    fn detach(&mut self, pod: &str) -> Result<(), DatapathError> {
+        self.datapath.detach_endpoint(pod)
+    }
+
+    fn inspect(&self) -> Result<Inspector, DatapathError> {
+        self.datapath.inspect()
+    }
+
+    fn features(&self) -> Vec<Feature> {
+        self.features.clone()
+    }
+
+    fn lost_events(&mut self) -> u64 {
+        self.datapath.inspect().and_then(|inspector| inspector.lost_events()).unwrap_or(0)
+    }
+
+    fn pressure(&mut self) -> Vec<(String, u64, u64)> {
+        let rows = self.datapath.inspect().and_then(|inspector| inspector.pressure()).unwrap_or_default();
+        rows.into_iter().map(|row| (row.map.to_owned(), row.entries, u64::from(row.max_entries))).collect()
     }
 }

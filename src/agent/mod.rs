@@ -40,6 +40,7 @@ use self::linux::LinuxKernel;
 pub use self::manifests::Manifests;
 use crate::api;
 use crate::cluster::{View, ViewOptions};
+use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
 use crate::config::{AgentConfig, EmptyRuleLists, Source};
 use crate::identity::IdentityAllocator;
 use crate::k8s;
@@ -109,9 +110,9 @@ async fn serve(config: Arc<AgentConfig>) -> anyhow::Result<()> {
     };
     let offset = store.setting(OFFSET_SETTING)?.and_then(|text| text.parse().ok()).unwrap_or(0);
     let view = View::new(view_options(&config, offset), allocator);
-    let kernel = LinuxKernel::open(&config, &addresses)?;
+    let kernel = LinuxKernel::open(&config, &addresses).await?;
     let events = kernel.events()?;
-    let vanished = kernel.vanished_devices();
+    let devices = DeviceWatch::start()?;
     let hub = Arc::new(Hub::new(config.flow_buffer));
     let mut core = Core::new(Parts {
         config: Arc::clone(&config),
@@ -121,14 +122,17 @@ async fn serve(config: Arc<AgentConfig>) -> anyhow::Result<()> {
         objects,
         hub: Arc::clone(&hub),
     });
-    if config.source == Source::Standalone {
-        sources::start_standalone(&mut core, &addresses)?;
-    } else {
+    let is_standalone = config.source == Source::Standalone;
+    if !is_standalone {
         core.source_trouble = Some("waiting for the first state of the server".into());
     }
     let (core, thread) = CoreHandle::spawn(core).context("start the core's thread")?;
+    if is_standalone {
+        let addresses = addresses.clone();
+        core.call(move |core| sources::start_standalone(core, &addresses)).await??;
+    }
     tokio::spawn(pump::run(events, core.clone(), Arc::clone(&hub)));
-    tokio::spawn(watch_devices(vanished, core.clone()));
+    tokio::spawn(watch_devices(devices, core.clone()));
     if let (Some(client), Some(updates)) = (client, updates) {
         let follower =
             sources::Follower::new(core.clone(), Arc::clone(&config), manifests(&config), addresses.clone());
@@ -183,9 +187,14 @@ async fn join(
     }
 }
 
-async fn watch_devices(mut vanished: tokio::sync::mpsc::UnboundedReceiver<u32>, core: CoreHandle) {
-    while let Some(ifindex) = vanished.recv().await {
-        if core.call(move |core| core.device_vanished(ifindex)).await.is_err() {
+async fn watch_devices(mut devices: DeviceWatch, core: CoreHandle) {
+    while let Some(event) = devices.next().await {
+        let told = match event {
+            DeviceEvent::Gone { ifindex, .. } => core.call(move |core| core.device_vanished(ifindex)).await,
+            DeviceEvent::Missed => core.call(Core::find_vanished).await,
+            DeviceEvent::Present { .. } => Ok(()),
+        };
+        if told.is_err() {
             return;
         }
     }

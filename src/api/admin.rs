@@ -82,28 +82,6 @@ fn parameter<'a>(parameters: &'a [(String, String)], name: &str) -> Option<&'a s
     parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
-/// A kind by its name, in any case.
-pub fn parse_kind(text: &str) -> Option<Kind> {
-    serde_json::from_value(serde_json::Value::String(text.to_owned()))
-        .ok()
-        .or_else(|| ALL_KINDS.iter().copied().find(|kind| kind.to_string().eq_ignore_ascii_case(text)))
-}
-
-const ALL_KINDS: &[Kind] = &[
-    Kind::NetworkPolicy,
-    Kind::CiliumNetworkPolicy,
-    Kind::CiliumClusterwideNetworkPolicy,
-    Kind::CiliumCIDRGroup,
-    Kind::ClusterNetworkPolicy,
-    Kind::Namespace,
-    Kind::Pod,
-    Kind::Node,
-    Kind::Service,
-    Kind::Endpoints,
-    Kind::EndpointSlice,
-    Kind::Secret,
-];
-
 async fn status(State(backend): Shared) -> Response {
     answer(backend.status().await)
 }
@@ -123,7 +101,7 @@ async fn apply(State(backend): Shared, Query(parameters): Parameters, body: Byte
 async fn objects(State(backend): Shared, Query(parameters): Parameters) -> Response {
     let kind = match parameter(&parameters, "kind") {
         None => None,
-        Some(text) => match parse_kind(text) {
+        Some(text) => match Kind::parse(text) {
             Some(kind) => Some(kind),
             None => return bad_request(format!("kind={text}: not a kind that sluice knows")),
         },
@@ -135,7 +113,7 @@ async fn delete_object(
     State(backend): Shared,
     Path((kind, namespace, name)): Path<(String, String, String)>,
 ) -> Response {
-    let Some(kind) = parse_kind(&kind) else {
+    let Some(kind) = Kind::parse(&kind) else {
         return bad_request(format!("{kind}: not a kind that sluice knows"));
     };
     let namespace = if kind.is_namespaced() && namespace != "-" { namespace.as_str() } else { "" };

@@ -21,8 +21,8 @@ pub fn run(args: AgentArgs) -> CliResult {
     let invalid = |error: crate::config::ConfigError| CliError::Invalid(error.to_string());
     let file = args.config.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()));
     let lower = file.as_deref().map(AgentSettings::read).transpose().map_err(invalid)?.unwrap_or_default();
-    let host = nix::unistd::gethostname().map_err(anyhow::Error::from)?;
-    let config = AgentConfig::resolve(args.settings.over(lower), &host.to_string_lossy()).map_err(invalid)?;
+    let host = host_name()?;
+    let config = AgentConfig::resolve(args.settings.over(lower), &host).map_err(invalid)?;
     init_logs(config.log_format, &config.log)?;
     crate::agent::run(config)?;
     Ok(Exit::Done)
@@ -40,4 +40,10 @@ pub fn init_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
         LogFormat::Json => registry.with(layer.json()).try_init()?,
     }
     Ok(())
+}
+
+/// The kernel's name for this machine.
+fn host_name() -> anyhow::Result<String> {
+    let name = nix::sys::utsname::uname()?;
+    Ok(name.nodename().to_string_lossy().into_owned())
 }

@@ -4,6 +4,7 @@
 //! found a problem, the thing asked for is not there); 2 the input is invalid or the command line
 //! is wrong; 3 the agent or server cannot be reached; 4 not permitted.
 
+mod agent;
 mod connect;
 mod endpoint;
 mod lab;
@@ -70,6 +71,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the node's agent
+    Agent(Box<agent::AgentArgs>),
     /// Manage and test policies
     Policy {
         #[command(subcommand)]
@@ -141,6 +144,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> CliResult {
     match command {
+        Command::Agent(args) => agent::run(*args),
         Command::Policy { command } => match command {
             PolicyCommand::Apply(args) => objects::apply(args),
             PolicyCommand::Get(args) => objects::get(args),

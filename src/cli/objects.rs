@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use super::connect::{Connection, block_on, encode};
 use super::print::{self, Output, plain};
 use super::{CliError, CliResult, Exit};
-use crate::api::admin::parse_kind;
 use crate::api::types::{Applied, ExplainAnswer, StoredObject};
+use crate::model::Kind;
 
 #[derive(Debug, clap::Args)]
 pub struct ApplyArgs {
@@ -175,7 +175,7 @@ pub fn get(args: GetArgs) -> CliResult {
 }
 
 pub fn delete(args: DeleteArgs) -> CliResult {
-    let Some(kind) = parse_kind(&args.kind) else {
+    let Some(kind) = Kind::parse(&args.kind) else {
         return Err(CliError::Invalid(format!("{}: not a kind that sluice knows", args.kind)));
     };
     let (namespace, name) = args.object.split_once('/').unwrap_or(("-", &args.object));

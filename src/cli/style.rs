@@ -7,6 +7,9 @@ pub const TEMPLATE: &str = "{about-with-newline}\n{usage-heading} sluice COMMAND
 
 /// The commands in groups, in the order in which a new user meets them.
 pub const TOUR: &str = "\
+Run:
+  agent          the agent of this node (all that a single machine needs)
+
 Policy:
   policy         apply, get, delete and explain policies
 

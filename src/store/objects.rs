@@ -147,6 +147,11 @@ impl ObjectStore {
         &self.store
     }
 
+    /// The parser that stored manifests are read with.
+    pub fn parser(&self) -> &dyn ManifestParser {
+        &*self.parser
+    }
+
     /// Everything that is stored.
     ///
     /// # Errors

@@ -1,0 +1,198 @@
+//! The agent without root: the real store, view and engine over a kernel that remembers.
+
+use std::sync::Arc;
+
+use super::backend::AgentBackend;
+use super::core::{Core, CoreHandle, Parts};
+use super::double::DoubleKernel;
+use super::hub::Hub;
+use super::{manifests, sources, view_options};
+use crate::api::backend::{ApplyMode, Backend as _, ExplainQuery, Refusal};
+use crate::api::types::EndpointRequest;
+use crate::cluster::View;
+use crate::config::{AgentConfig, AgentSettings};
+use crate::model::{Kind, ObjectRef, Protocol};
+use crate::store::objects::ObjectStore;
+use crate::store::{DEFAULT_GRACE, Holder, IdentityStore, OpenOptions, Store, StoreAllocator, system_clock};
+
+const PODS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: web, labels: {app: web}}
+spec: {nodeName: node1}
+status: {podIPs: [{ip: 10.244.0.5}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: client, labels: {app: client}}
+spec: {nodeName: node1}
+status: {podIPs: [{ip: 10.244.0.6}]}
+";
+
+const DENY: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: web-in}
+spec: {podSelector: {matchLabels: {app: web}}}
+";
+
+struct Rig {
+    backend: AgentBackend,
+    kernel: DoubleKernel,
+    directory: tempfile::TempDir,
+}
+
+fn open(directory: tempfile::TempDir) -> Rig {
+    let settings = AgentSettings {
+        node_name: Some("node1".into()),
+        node_address: Some(vec!["172.18.0.2".into()]),
+        ..AgentSettings::default()
+    };
+    let config = Arc::new(AgentConfig::resolve(settings, "host").unwrap());
+    let store = Store::open(&OpenOptions::new(directory.path().join("state.db"))).unwrap();
+    let identities = IdentityStore::open(store.clone(), system_clock(), DEFAULT_GRACE).unwrap();
+    let allocator = StoreAllocator::new(identities, Holder::Local);
+    let kernel = DoubleKernel::default();
+    let hub = Arc::new(Hub::new(16));
+    let mut core = Core::new(Parts {
+        view: View::new(view_options(&config, 0), Box::new(allocator)),
+        kernel: Box::new(kernel.clone()),
+        objects: Some(ObjectStore::new(store.clone(), Arc::new(manifests(&config)))),
+        store,
+        hub: Arc::clone(&hub),
+        config: Arc::clone(&config),
+    });
+    sources::start_standalone(&mut core, &config.node_addresses).unwrap();
+    let (core, _thread) = CoreHandle::spawn(core).unwrap();
+    Rig { backend: AgentBackend { core, hub }, kernel, directory }
+}
+
+fn rig() -> Rig {
+    open(tempfile::tempdir().unwrap())
+}
+
+async fn explain(rig: &Rig, from: &str, to: &str, port: u16) -> String {
+    let query = ExplainQuery { from: from.into(), to: to.into(), port, protocol: Protocol::Tcp };
+    rig.backend.explain(query).await.unwrap().verdict
+}
+
+#[tokio::test]
+async fn a_policy_is_stored_enforced_and_deleted() {
+    let rig = rig();
+    rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
+    assert_eq!(explain(&rig, "shop/client", "shop/web", 80).await, "allowed");
+    let applied = rig.backend.apply(DENY.into(), ApplyMode::Commit).await.unwrap();
+    assert_eq!(applied.results[0].action, "created");
+    assert_eq!(explain(&rig, "shop/client", "shop/web", 80).await, "denied");
+    let status = rig.backend.status().await.unwrap();
+    assert_eq!((status.revision.desired, status.revision.realized), (applied.revision, applied.revision));
+    rig.backend.delete(ObjectRef::new(Kind::NetworkPolicy, "shop", "web-in")).await.unwrap();
+    assert_eq!(explain(&rig, "shop/client", "shop/web", 80).await, "allowed");
+}
+
+#[tokio::test]
+async fn an_invalid_manifest_changes_nothing() {
+    let rig = rig();
+    rig.backend.apply(format!("{PODS}---{DENY}"), ApplyMode::Commit).await.unwrap();
+    let before = rig.backend.status().await.unwrap().revision;
+    let broken = format!("{}---\napiVersion: v1\nkind: Namespace\nmetadata: {{}}\n", DENY.replace("app: web", "app: x"));
+    let refused = rig.backend.apply(broken, ApplyMode::Commit).await;
+    assert!(matches!(&refused, Err(Refusal::Invalid { problems, .. }) if !problems.is_empty()), "{refused:?}");
+    assert_eq!(explain(&rig, "shop/client", "shop/web", 80).await, "denied");
+    assert_eq!(rig.backend.status().await.unwrap().revision, before);
+}
+
+#[tokio::test]
+async fn two_pods_with_one_address_are_refused_and_nothing_is_stored() {
+    let rig = rig();
+    rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
+    let twin = PODS.replace("name: client", "name: twin").replace("10.244.0.6", "10.244.0.5");
+    let refused = rig.backend.apply(twin, ApplyMode::Commit).await;
+    assert!(matches!(refused, Err(Refusal::Invalid { .. })), "{refused:?}");
+    assert_eq!(rig.backend.objects(Some(Kind::Pod), None).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_dry_run_judges_and_changes_nothing() {
+    let rig = rig();
+    rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
+    let deltas = rig.kernel.0.lock().applied.len();
+    rig.backend.apply(DENY.into(), ApplyMode::DryRun).await.unwrap();
+    assert_eq!(explain(&rig, "shop/client", "shop/web", 80).await, "allowed");
+    assert_eq!(rig.kernel.0.lock().applied.len(), deltas);
+    assert_eq!(rig.backend.objects(Some(Kind::NetworkPolicy), None).await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn what_the_kernel_refuses_is_tried_again_and_said() {
+    let rig = rig();
+    rig.kernel.0.lock().failures = 2;
+    rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
+    let status = rig.backend.status().await.unwrap();
+    assert_eq!(status.health, "degraded");
+    assert!(status.revision.realized < status.revision.desired);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let status = rig.backend.status().await.unwrap();
+        if status.revision.realized == status.revision.desired {
+            assert_eq!(status.health, "ok");
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "never realized");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_and_its_policy_survive_a_restart() {
+    let first = rig();
+    first.backend.apply(DENY.into(), ApplyMode::Commit).await.unwrap();
+    let request = EndpointRequest {
+        pod: "shop/web".into(),
+        netns: None,
+        interface: None,
+        host_interface: Some("veth0".into()),
+        labels: [("app".to_owned(), "web".to_owned())].into(),
+        addresses: vec!["10.244.0.5".parse().unwrap()],
+    };
+    let endpoint = first.backend.add_endpoint(request).await.unwrap();
+    assert_eq!((endpoint.state.as_str(), endpoint.ingress.default_deny), ("ready", true));
+    let Rig { backend, directory, .. } = first;
+    drop(backend);
+    let second = loop_open(directory);
+    let again = second.backend.endpoints().await.unwrap();
+    assert_eq!(again.len(), 1);
+    assert_eq!((again[0].id, again[0].identity), (endpoint.id, endpoint.identity));
+    assert_eq!(second.kernel.0.lock().reconciled.len(), 1);
+    assert_eq!(second.kernel.0.lock().attached, ["shop/web"]);
+}
+
+/// The store is free once the first core's thread has ended.
+fn loop_open(directory: tempfile::TempDir) -> Rig {
+    let path = directory.path().join("state.db");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while Store::open(&OpenOptions::new(path.clone())).is_err() {
+        assert!(std::time::Instant::now() < deadline, "the first core never let go of its store");
+        std::thread::yield_now();
+    }
+    open(directory)
+}
+
+#[tokio::test]
+async fn one_device_belongs_to_one_pod() {
+    let rig = rig();
+    rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
+    let request = |pod: &str| EndpointRequest {
+        pod: pod.into(),
+        netns: None,
+        interface: None,
+        host_interface: Some("veth0".into()),
+        labels: Default::default(),
+        addresses: vec![],
+    };
+    rig.backend.add_endpoint(request("shop/web")).await.unwrap();
+    let second = rig.backend.add_endpoint(request("shop/client")).await;
+    assert!(matches!(second, Err(Refusal::Conflict(_))), "{second:?}");
+    rig.backend.remove_endpoint("shop/web".into()).await.unwrap();
+    rig.backend.add_endpoint(request("shop/client")).await.unwrap();
+}
