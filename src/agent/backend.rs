@@ -9,8 +9,8 @@ use super::core::{Core, CoreHandle};
 use super::hub::Hub;
 use crate::api::backend::{Answer, ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
 use crate::api::types::{
-    Applied, Endpoint, EndpointRequest, ExplainAnswer, IdentityInfo, IpcacheInfo, ObjectResult, ServiceInfo, Status,
-    StoredObject,
+    Applied, Endpoint, EndpointRequest, ExplainAnswer, IdentityInfo, IpcacheInfo, ObjectResult, ServiceInfo,
+    Status, StoredObject,
 };
 use crate::cluster::Change;
 use crate::endpoint::{Described, DeviceName};
@@ -42,7 +42,9 @@ fn refuse(error: ApplyError) -> Refusal {
 
 fn keeps_objects(core: &Core) -> Result<ObjectStore, Refusal> {
     core.objects.clone().ok_or_else(|| {
-        Refusal::Conflict("this agent takes its objects from elsewhere (see `sluice status`); apply them there".into())
+        Refusal::Conflict(
+            "this agent takes its objects from elsewhere (see `sluice status`); apply them there".into(),
+        )
     })
 }
 
@@ -75,11 +77,11 @@ impl Core {
         let mut admitted = None;
         let applied = objects.apply(text, store_mode, |changes| {
             let problem = |message: String| Problem { message, ..Problem::default() };
-            let inverse = Core::inverse(&objects, changes).map_err(|refusal| vec![problem(refusal.to_string())])?;
-            let delta = self
-                .view
-                .apply(changes.to_vec())
-                .map_err(|errors| errors.iter().map(|error| problem(error.to_string())).collect::<Vec<_>>())?;
+            let inverse =
+                Core::inverse(&objects, changes).map_err(|refusal| vec![problem(refusal.to_string())])?;
+            let delta = self.view.apply(changes.to_vec()).map_err(|errors| {
+                errors.iter().map(|error| problem(error.to_string())).collect::<Vec<_>>()
+            })?;
             admitted = Some((delta, inverse));
             Ok(())
         });
@@ -136,7 +138,11 @@ impl Core {
             .map(|policy| policy.object.clone())
             .filter(|object| kind.is_none_or(|kind| kind == object.kind))
             .filter(|object| namespace.is_none_or(|namespace| namespace == &*object.namespace))
-            .map(|object| StoredObject { selects: self.selected_here(&object), manifest: String::new(), object })
+            .map(|object| StoredObject {
+                selects: self.selected_here(&object),
+                manifest: String::new(),
+                object,
+            })
             .collect()
     }
 
@@ -160,7 +166,9 @@ impl Core {
             .map(|(prefix, _)| prefix.addr())
             .filter(fits)
             .find(|address| self.view.resolve(*address).owner.is_some_and(|owner| owner.path() == name))
-            .ok_or_else(|| Refusal::NotFound(format!("{name}: neither an address nor a pod or node that is known")))
+            .ok_or_else(|| {
+                Refusal::NotFound(format!("{name}: neither an address nor a pod or node that is known"))
+            })
     }
 }
 
@@ -222,15 +230,18 @@ impl Backend for AgentBackend {
 
     fn add_endpoint(&self, request: EndpointRequest) -> Answer<'_, Endpoint> {
         Box::pin(self.on_core(move |core| {
-            let invalid = |message: &str| Refusal::Invalid { message: message.to_owned(), problems: Vec::new() };
+            let invalid =
+                |message: &str| Refusal::Invalid { message: message.to_owned(), problems: Vec::new() };
             match request.pod.split_once('/') {
-                Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {}
+                Some((namespace, name))
+                    if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {}
                 _ => return Err(invalid("pod: expected NAMESPACE/POD")),
             }
             let device = match (request.netns, request.host_interface) {
-                (Some(netns), None) => {
-                    DeviceName::Netns { netns, interface: request.interface.unwrap_or_else(|| "eth0".to_owned()) }
-                }
+                (Some(netns), None) => DeviceName::Netns {
+                    netns,
+                    interface: request.interface.unwrap_or_else(|| "eth0".to_owned()),
+                },
                 (None, Some(interface)) => DeviceName::Host { interface },
                 _ => return Err(invalid("exactly one of netns and hostInterface is needed")),
             };

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use super::hub::Hub;
 use super::kernel::Kernel;
 use crate::api::backend::Refusal;
-use crate::cluster::delta::Delta;
 use crate::cluster::View;
+use crate::cluster::delta::Delta;
 use crate::cluster::{Change, Resource};
 use crate::config::AgentConfig;
 use crate::endpoint::{Described, Device, DeviceName, Member, Registration, Registry};
@@ -63,7 +63,10 @@ pub struct Core {
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("desired", &self.desired).field("realized", &self.realized).finish_non_exhaustive()
+        f.debug_struct("Core")
+            .field("desired", &self.desired)
+            .field("realized", &self.realized)
+            .finish_non_exhaustive()
     }
 }
 
@@ -184,7 +187,12 @@ impl Core {
 
     /// Puts a pod's device under policy. The programs are attached before anything is stored: a
     /// device that cannot be attached is not an endpoint.
-    pub fn add_endpoint(&mut self, pod: &str, device: DeviceName, described: Option<Described>) -> Result<(), Refusal> {
+    pub fn add_endpoint(
+        &mut self,
+        pod: &str,
+        device: DeviceName,
+        described: Option<Described>,
+    ) -> Result<(), Refusal> {
         let id = self.endpoints.number_for(pod).map_err(|full| Refusal::Conflict(full.to_string()))?;
         let found = self.kernel.find(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
         if let Some((other, _)) = self.endpoints.iter().find(|(other, member)| {
@@ -216,8 +224,10 @@ impl Core {
         self.store.delete_endpoint(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
         if described && let Some((namespace, name)) = pod.split_once('/') {
             let change = Change::Delete(ObjectRef::new(crate::model::Kind::Pod, namespace, name));
-            self.transact(vec![change], self.desired)
-                .map_err(|problems| Refusal::Invalid { message: "the pod was not removed".into(), problems })?;
+            self.transact(vec![change], self.desired).map_err(|problems| Refusal::Invalid {
+                message: "the pod was not removed".into(),
+                problems,
+            })?;
         }
         Ok(())
     }
@@ -336,12 +346,16 @@ impl CoreHandle {
     /// Starts the core on a thread of its own.
     pub fn spawn(core: Core) -> std::io::Result<(CoreHandle, std::thread::JoinHandle<()>)> {
         let (jobs, receiver) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("sluice-core".into()).spawn(move || core.run(&receiver))?;
+        let thread =
+            std::thread::Builder::new().name("sluice-core".into()).spawn(move || core.run(&receiver))?;
         Ok((CoreHandle { jobs }, thread))
     }
 
     /// Runs `job` on the core's thread and waits for what it returns.
-    pub async fn call<T: Send + 'static>(&self, job: impl FnOnce(&mut Core) -> T + Send + 'static) -> Result<T, Refusal> {
+    pub async fn call<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
         let (answer, wait) = tokio::sync::oneshot::channel();
         let job: Job = Box::new(move |core| {
             // The caller may have given up; the work is done all the same.

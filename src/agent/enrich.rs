@@ -14,7 +14,8 @@ impl Core {
     /// Everything that the node knows about one end.
     pub fn party(&self, address: IpAddr, port: Option<u16>, identity: Identity) -> Party {
         let resolved = self.view.resolve(address);
-        let labels = self.view.engine().identity(identity).map(|record| record.labels.clone()).unwrap_or_default();
+        let labels =
+            self.view.engine().identity(identity).map(|record| record.labels.clone()).unwrap_or_default();
         let (mut namespace, mut pod, mut node) = (None, None, None);
         if let Some(owner) = resolved.owner {
             match owner.kind {

@@ -24,7 +24,11 @@ pub struct Hub {
 
 impl Hub {
     pub fn new(capacity: usize) -> Hub {
-        Hub { ring: Mutex::new(Ring::new(capacity)), live: broadcast::channel(FOLLOWER_QUEUE).0, lost: AtomicU64::new(0) }
+        Hub {
+            ring: Mutex::new(Ring::new(capacity)),
+            live: broadcast::channel(FOLLOWER_QUEUE).0,
+            lost: AtomicU64::new(0),
+        }
     }
 
     pub fn push(&self, flows: impl IntoIterator<Item = Flow>) {

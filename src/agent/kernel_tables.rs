@@ -44,7 +44,10 @@ impl Core {
                     true => vec![ConnectionFilter::default()],
                     false => addresses
                         .iter()
-                        .map(|address| ConnectionFilter { address: Some(*address), ..ConnectionFilter::default() })
+                        .map(|address| ConnectionFilter {
+                            address: Some(*address),
+                            ..ConnectionFilter::default()
+                        })
                         .collect(),
                 };
                 for filter in filters {
@@ -60,7 +63,9 @@ impl Core {
                 let divergences = inspector.diff(&full).map_err(failed)?;
                 Ok(divergences
                     .into_iter()
-                    .map(|divergence| row([("map", json!(divergence.map)), ("difference", json!(divergence.what))]))
+                    .map(|divergence| {
+                        row([("map", json!(divergence.map)), ("difference", json!(divergence.what))])
+                    })
                     .collect())
             }
         }
@@ -89,7 +94,11 @@ impl Core {
         }
     }
 
-    fn policy_rows(&self, inspector: &Inspector, subject: Option<Identity>) -> Result<Vec<Row>, DatapathError> {
+    fn policy_rows(
+        &self,
+        inspector: &Inspector,
+        subject: Option<Identity>,
+    ) -> Result<Vec<Row>, DatapathError> {
         let policies = inspector.policies(subject)?;
         let sets: Vec<RuleSetId> = policies
             .iter()
@@ -98,13 +107,20 @@ impl Core {
             .collect::<std::collections::BTreeSet<_>>()
             .into_iter()
             .collect();
-        let hits: std::collections::BTreeMap<RuleSetId, u64> = inspector.rule_hits(&sets)?.into_iter().collect();
+        let hits: std::collections::BTreeMap<RuleSetId, u64> =
+            inspector.rule_hits(&sets)?.into_iter().collect();
         let mut rows = Vec::new();
         for policy in &policies {
             for (key, entry) in &policy.entries {
                 for (tier, slot) in [("admin", entry.admin), ("normal", entry.normal)] {
                     let Some(slot) = slot else { continue };
-                    rows.push(self.policy_row(policy.subject, key, tier, &slot, hits.get(&slot.rules).copied()));
+                    rows.push(self.policy_row(
+                        policy.subject,
+                        key,
+                        tier,
+                        &slot,
+                        hits.get(&slot.rules).copied(),
+                    ));
                 }
             }
             for direction in &policy.default_deny {
@@ -116,20 +132,31 @@ impl Core {
                     ("tier", json!("default")),
                     ("action", json!("deny")),
                     ("hits", Value::Null),
-                    ("rules", json!(self
-                        .view
-                        .engine()
-                        .default_deny_objects(policy.subject, *direction)
-                        .iter()
-                        .map(|object| object.path())
-                        .collect::<Vec<_>>())),
+                    (
+                        "rules",
+                        json!(
+                            self.view
+                                .engine()
+                                .default_deny_objects(policy.subject, *direction)
+                                .iter()
+                                .map(|object| object.path())
+                                .collect::<Vec<_>>()
+                        ),
+                    ),
                 ]));
             }
         }
         Ok(rows)
     }
 
-    fn policy_row(&self, subject: Identity, key: &PolicyKey, tier: &str, slot: &Slot, hits: Option<u64>) -> Row {
+    fn policy_row(
+        &self,
+        subject: Identity,
+        key: &PolicyKey,
+        tier: &str,
+        slot: &Slot,
+        hits: Option<u64>,
+    ) -> Row {
         row([
             ("subject", json!(self.identity_text(subject))),
             ("direction", json!(key.direction.to_string())),
@@ -142,7 +169,11 @@ impl Core {
         ])
     }
 
-    fn connection_rows(&self, inspector: &Inspector, filter: &ConnectionFilter) -> Result<Vec<Row>, DatapathError> {
+    fn connection_rows(
+        &self,
+        inspector: &Inspector,
+        filter: &ConnectionFilter,
+    ) -> Result<Vec<Row>, DatapathError> {
         let rows = inspector.connections(filter)?;
         Ok(rows
             .into_iter()
@@ -155,11 +186,21 @@ impl Core {
                 };
                 row([
                     ("protocol", json!(connection.protocol.to_string())),
-                    ("client", json!(SocketAddr::new(connection.client.address, connection.client.port).to_string())),
-                    ("server", json!(SocketAddr::new(connection.server.address, connection.server.port).to_string())),
+                    (
+                        "client",
+                        json!(SocketAddr::new(connection.client.address, connection.client.port).to_string()),
+                    ),
+                    (
+                        "server",
+                        json!(SocketAddr::new(connection.server.address, connection.server.port).to_string()),
+                    ),
                     (
                         "service",
-                        json!(connection.frontend.map(|(address, port)| SocketAddr::new(address, port).to_string())),
+                        json!(
+                            connection
+                                .frontend
+                                .map(|(address, port)| SocketAddr::new(address, port).to_string())
+                        ),
                     ),
                     ("state", json!(state)),
                     ("proxied", json!(connection.proxied)),
@@ -175,15 +216,17 @@ impl Core {
         if let Some(member) = endpoint.and_then(|pod| self.endpoints.get(pod)) {
             let stats = inspector.endpoint_stats(member.registration.id)?;
             let lines = crate::model::Direction::BOTH.into_iter().flat_map(|direction| {
-                [("forwarded", stats.forwarded), ("dropped", stats.dropped)].into_iter().map(move |(what, counts)| {
-                    let count = counts[direction as usize];
-                    row([
-                        ("direction", json!(direction.to_string())),
-                        ("what", json!(what)),
-                        ("packets", json!(count.packets)),
-                        ("bytes", json!(count.bytes)),
-                    ])
-                })
+                [("forwarded", stats.forwarded), ("dropped", stats.dropped)].into_iter().map(
+                    move |(what, counts)| {
+                        let count = counts[direction as usize];
+                        row([
+                            ("direction", json!(direction.to_string())),
+                            ("what", json!(what)),
+                            ("packets", json!(count.packets)),
+                            ("bytes", json!(count.bytes)),
+                        ])
+                    },
+                )
             });
             return Ok(lines.collect());
         }
@@ -193,7 +236,10 @@ impl Core {
             .map(|metric| {
                 row([
                     ("direction", json!(metric.direction.to_string())),
-                    ("what", json!(metric.reason.map_or("forwarded".to_owned(), |reason| reason.to_string()))),
+                    (
+                        "what",
+                        json!(metric.reason.map_or("forwarded".to_owned(), |reason| reason.to_string())),
+                    ),
                     ("packets", json!(metric.count.packets)),
                     ("bytes", json!(metric.count.bytes)),
                 ])

@@ -14,8 +14,8 @@ use crate::config::{AgentConfig, Routing};
 use crate::datapath::config::ROUTER_MAC;
 use crate::datapath::net::{Device, Namespace, NetError, Netlink, sysctl, tunnel};
 use crate::datapath::{
-    Datapath, DatapathConfig, DatapathError, EndpointDevice, EventReader, Inspector, KernelDatapath, LinkLayer, Mode,
-    Reconciled, preflight,
+    Datapath, DatapathConfig, DatapathError, EndpointDevice, EventReader, Inspector, KernelDatapath,
+    LinkLayer, Mode, Reconciled, preflight,
 };
 use crate::endpoint::DeviceName;
 use crate::model::Family;
@@ -52,14 +52,22 @@ impl LinuxKernel {
         let mut datapath = DatapathConfig::new(&config.bpffs);
         datapath.uplink.clone_from(&config.uplink);
         let mut features = Vec::new();
-        let feature = |name: &str, state: &str, detail: String| Feature { name: name.into(), state: state.into(), detail };
+        let feature = |name: &str, state: &str, detail: String| Feature {
+            name: name.into(),
+            state: state.into(),
+            detail,
+        };
         datapath.mode = match (config.routing, &config.uplink) {
             (Routing::Tunnel, Some(uplink)) => {
                 let below = netlink.get(uplink).await.map_err(failed)?;
                 let family = addresses.first().map_or(Family::IPv4, |address| Family::of(*address));
                 let mtu = below.mtu.saturating_sub(tunnel::overhead(family));
                 tunnel::ensure(&netlink, TUNNEL_PORT, mtu, ROUTER_MAC).await.map_err(failed)?;
-                features.push(feature("overlay", "vxlan", format!("{} on port {TUNNEL_PORT}, MTU {mtu}", tunnel::DEVICE)));
+                features.push(feature(
+                    "overlay",
+                    "vxlan",
+                    format!("{} on port {TUNNEL_PORT}, MTU {mtu}", tunnel::DEVICE),
+                ));
                 Mode::Tunnel { device: tunnel::DEVICE.to_owned(), port: TUNNEL_PORT }
             }
             (_, None) => {
@@ -72,10 +80,15 @@ impl LinuxKernel {
             }
         };
         if config.masquerade.is_on() && config.uplink.is_some() {
-            datapath.masquerade = addresses.iter().map(|address| Family::of(*address)).collect::<BTreeSet<_>>();
+            datapath.masquerade =
+                addresses.iter().map(|address| Family::of(*address)).collect::<BTreeSet<_>>();
         }
         let datapath = KernelDatapath::open(datapath)?;
-        features.push(feature("attachment", &format!("{:?}", datapath.mechanism()).to_lowercase(), String::new()));
+        features.push(feature(
+            "attachment",
+            &format!("{:?}", datapath.mechanism()).to_lowercase(),
+            String::new(),
+        ));
         features.push(feature("local delivery", "redirect_peer", "past the pod's host side".into()));
         Ok(LinuxKernel { datapath, netlink, runtime: Handle::current(), features })
     }
@@ -95,7 +108,9 @@ impl LinuxKernel {
                     .await?
                     .into_iter()
                     .find(|host| Some(host.ifindex) == inner.link && host.link == Some(inner.ifindex))
-                    .ok_or_else(|| NetError::NoDevice(format!("on the node's side of {interface} in {netns}")))?;
+                    .ok_or_else(|| {
+                        NetError::NoDevice(format!("on the node's side of {interface} in {netns}"))
+                    })?;
                 found(host, &inner)
             }
             DeviceName::Host { interface } => {
@@ -104,7 +119,9 @@ impl LinuxKernel {
                     let Ok(namespace) = Namespace::open(&path) else { continue };
                     let Ok(inside) = Netlink::inside(&namespace) else { continue };
                     let Ok(devices) = inside.devices().await else { continue };
-                    let is_peer = |inner: &&Device| Some(inner.ifindex) == host.link && inner.link == Some(host.ifindex);
+                    let is_peer = |inner: &&Device| {
+                        Some(inner.ifindex) == host.link && inner.link == Some(host.ifindex)
+                    };
                     if let Some(inner) = devices.iter().find(is_peer) {
                         return found(host.clone(), inner);
                     }
@@ -155,7 +172,8 @@ impl Kernel for LinuxKernel {
 
     fn attach(&mut self, pod: &str, id: u16, device: &FoundDevice) -> Result<(), DatapathError> {
         let FoundDevice { ifindex, mac, .. } = *device;
-        self.datapath.attach_endpoint(pod, EndpointDevice { ifindex, mac, id, link_layer: LinkLayer::Ethernet })
+        self.datapath
+            .attach_endpoint(pod, EndpointDevice { ifindex, mac, id, link_layer: LinkLayer::Ethernet })
     }
 
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError> {

@@ -39,8 +39,12 @@ impl ManifestParser for Manifests {
             .into_iter()
             .map(|document| {
                 let line = document.position.line as usize;
-                let manifest = texts.iter().rev().find(|(first, _)| *first <= line).map(|(_, text)| Arc::clone(text));
-                ParsedObject { manifest: manifest.unwrap_or_else(|| text.into()), resource: document.resource }
+                let manifest =
+                    texts.iter().rev().find(|(first, _)| *first <= line).map(|(_, text)| Arc::clone(text));
+                ParsedObject {
+                    manifest: manifest.unwrap_or_else(|| text.into()),
+                    resource: document.resource,
+                }
             })
             .collect();
         Ok(Parsed { objects, warnings })
@@ -53,7 +57,9 @@ fn documents(text: &str) -> Vec<(usize, Arc<str>)> {
     let mut found: Vec<(usize, Arc<str>)> = Vec::new();
     let (mut first, mut begin, mut offset) = (1, 0, 0);
     for (index, line) in text.split_inclusive('\n').enumerate() {
-        let marker = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        let marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if marker {
             found.push((first, Arc::from(&text[begin..offset])));
             (first, begin) = (index + 1, offset);
@@ -85,7 +91,8 @@ mod tests {
 
     #[test]
     fn a_problem_has_its_place() {
-        let problems = Manifests::default().parse("apiVersion: v1\nkind: Namespace\nmetadata: {nam: a}\n").unwrap_err();
+        let problems =
+            Manifests::default().parse("apiVersion: v1\nkind: Namespace\nmetadata: {nam: a}\n").unwrap_err();
         assert!(problems.iter().any(|problem| problem.line == Some(3)), "{problems:?}");
     }
 }

@@ -40,8 +40,8 @@ use self::linux::LinuxKernel;
 pub use self::manifests::Manifests;
 use crate::api;
 use crate::cluster::{View, ViewOptions};
-use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
 use crate::config::{AgentConfig, EmptyRuleLists, Source};
+use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
 use crate::identity::IdentityAllocator;
 use crate::k8s;
 use crate::policy::engine::{CidrMatch, EngineOptions};
@@ -59,7 +59,11 @@ pub fn view_options(config: &AgentConfig, local_number_offset: u32) -> ViewOptio
         cluster_name: config.cluster_name.clone(),
         engine: EngineOptions {
             enforcement: config.enforcement,
-            cidr_match: if config.cidr_matches_nodes.is_on() { CidrMatch::WorldAndNodes } else { CidrMatch::World },
+            cidr_match: if config.cidr_matches_nodes.is_on() {
+                CidrMatch::WorldAndNodes
+            } else {
+                CidrMatch::World
+            },
             allow_localhost: config.allow_localhost,
             ..EngineOptions::default()
         },

@@ -22,7 +22,8 @@ pub async fn run(mut reader: EventReader, core: CoreHandle, hub: Arc<Hub>) {
         if batch.is_empty() {
             continue;
         }
-        let flows = core.call(move |core| batch.into_iter().map(|event| core.flow(event)).collect::<Vec<_>>()).await;
+        let flows =
+            core.call(move |core| batch.into_iter().map(|event| core.flow(event)).collect::<Vec<_>>()).await;
         let Ok(flows) = flows else { return };
         hub.push(flows);
     }
@@ -39,7 +40,10 @@ impl Core {
             _ => self.decided_by_rules(event.rules),
         };
         let service = event.frontend.map(|(address, port)| ServiceRef {
-            name: self.view.translate(address, port, event.protocol).map(|entry| entry.service.as_str().into()),
+            name: self
+                .view
+                .translate(address, port, event.protocol)
+                .map(|entry| entry.service.as_str().into()),
             address,
             port,
         });
@@ -65,7 +69,11 @@ impl Core {
             },
             direction: event.direction,
             source: self.party(event.source, port(event.source_port), event.source_identity),
-            destination: self.party(event.destination, port(event.destination_port), event.destination_identity),
+            destination: self.party(
+                event.destination,
+                port(event.destination_port),
+                event.destination_identity,
+            ),
             protocol: event.protocol,
             tcp_flags: event.tcp_flags,
             icmp: is_icmp.then_some((event.icmp_type, event.icmp_code)),

@@ -22,7 +22,8 @@ const REPORT: Duration = Duration::from_secs(20);
 
 /// Loads what the agent's own store holds, and the local node if no object describes it.
 pub fn start_standalone(core: &mut Core, addresses: &[IpAddr]) -> anyhow::Result<()> {
-    let objects = core.objects.clone().ok_or_else(|| anyhow::anyhow!("a standalone agent keeps its objects"))?;
+    let objects =
+        core.objects.clone().ok_or_else(|| anyhow::anyhow!("a standalone agent keeps its objects"))?;
     let loaded = objects.load()?;
     let described: BTreeSet<ObjectRef> = loaded.resources.iter().map(Resource::reference).collect();
     let mut changes: Vec<Change> = Vec::new();
@@ -32,7 +33,8 @@ pub fn start_standalone(core: &mut Core, addresses: &[IpAddr]) -> anyhow::Result
     changes.extend(core.restore_endpoints()?);
     // What an object says about a pod stands above what `endpoint add` said.
     changes.extend(loaded.resources.into_iter().map(Change::Upsert));
-    core.start(changes, loaded.revision).map_err(|problems| anyhow::anyhow!("the stored objects: {}", problems.join("; ")))
+    core.start(changes, loaded.revision)
+        .map_err(|problems| anyhow::anyhow!("the stored objects: {}", problems.join("; ")))
 }
 
 /// Follows a server until the core or the stream is gone.
@@ -56,7 +58,12 @@ impl std::fmt::Debug for Follower {
 }
 
 impl Follower {
-    pub fn new(core: CoreHandle, config: Arc<AgentConfig>, parser: Manifests, addresses: Vec<IpAddr>) -> Follower {
+    pub fn new(
+        core: CoreHandle,
+        config: Arc<AgentConfig>,
+        parser: Manifests,
+        addresses: Vec<IpAddr>,
+    ) -> Follower {
         Follower {
             core,
             config,
@@ -98,11 +105,13 @@ impl Follower {
         let mut reader = Reader::new(&self.parser);
         let mut upserts = Vec::with_capacity(update.upserts.len());
         for object in &update.upserts {
-            let resource = reader.find(&object.reference, &object.manifest).map_err(|error| error.to_string())?;
+            let resource =
+                reader.find(&object.reference, &object.manifest).map_err(|error| error.to_string())?;
             upserts.push(Change::Upsert(resource));
         }
         let mut changes = std::mem::take(&mut self.backlog);
-        let named: BTreeSet<ObjectRef> = update.upserts.iter().map(|object| object.reference.clone()).collect();
+        let named: BTreeSet<ObjectRef> =
+            update.upserts.iter().map(|object| object.reference.clone()).collect();
         if update.kind == UpdateKind::Snapshot {
             changes.clear();
             changes.extend(self.known.difference(&named).cloned().map(Change::Delete));
@@ -188,8 +197,9 @@ pub async fn report(client: Arc<ServerClient>, core: CoreHandle, addresses: Vec<
         let realized = core
             .call(move |core| {
                 if !connection.connected {
-                    core.source_trouble =
-                        Some(connection.last_error.unwrap_or_else(|| "not connected to the server yet".to_owned()));
+                    core.source_trouble = Some(
+                        connection.last_error.unwrap_or_else(|| "not connected to the server yet".to_owned()),
+                    );
                     core.source_failures = connection.failures;
                 } else if core.desired == connection.revision {
                     core.source_trouble = None;

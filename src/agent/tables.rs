@@ -1,8 +1,8 @@
 //! The agent's knowledge in the forms of the admin API.
 
 use crate::api::types::{
-    Component, Counts, Endpoint, Enforcement, ExplainAnswer, ExplainSide, IdentityInfo, IpcacheInfo, Revision,
-    ServiceInfo, Status,
+    Component, Counts, Endpoint, Enforcement, ExplainAnswer, ExplainSide, IdentityInfo, IpcacheInfo,
+    Revision, ServiceInfo, Status,
 };
 use crate::config::Source;
 use crate::endpoint::{Device, DeviceName};
@@ -114,7 +114,8 @@ impl Core {
     }
 
     fn endpoint_state(&self, pod: &str) -> &'static str {
-        let found = matches!(self.endpoints.get(pod).map(|member| &member.device), Some(Device::Found { .. }));
+        let found =
+            matches!(self.endpoints.get(pod).map(|member| &member.device), Some(Device::Found { .. }));
         match (found, self.view.endpoints().any(|local| local.pod.path() == pod)) {
             (true, true) => "ready",
             (true, false) => "waiting-for-identity",
@@ -171,7 +172,9 @@ impl Core {
         let engine = self.view.engine();
         let Some(record) = engine.identity(identity) else { return Vec::new() };
         let selects = |subject: &Subject| match subject {
-            Subject::Pods(selector) => selector.as_ref().is_some_and(|selector| selector.matches(&record.labels)),
+            Subject::Pods(selector) => {
+                selector.as_ref().is_some_and(|selector| selector.matches(&record.labels))
+            }
             Subject::Nodes(_) => false,
         };
         engine
@@ -179,7 +182,8 @@ impl Core {
             .filter(|policy| {
                 policy.specs.iter().any(|spec| {
                     selects(&spec.subject)
-                        && (spec.default_deny(direction) || spec.rules.iter().any(|rule| rule.direction == direction))
+                        && (spec.default_deny(direction)
+                            || spec.rules.iter().any(|rule| rule.direction == direction))
                 })
             })
             .map(|policy| policy.object.clone())
@@ -245,7 +249,9 @@ impl Core {
         let selects = |identity: Identity| {
             let Some(record) = engine.identity(identity) else { return false };
             policy.specs.iter().any(|spec| match &spec.subject {
-                Subject::Pods(selector) => selector.as_ref().is_some_and(|selector| selector.matches(&record.labels)),
+                Subject::Pods(selector) => {
+                    selector.as_ref().is_some_and(|selector| selector.matches(&record.labels))
+                }
                 Subject::Nodes(_) => false,
             })
         };
@@ -260,10 +266,11 @@ impl Core {
         port: u16,
         protocol: Protocol,
     ) -> ExplainAnswer {
-        let (to, port) = match self.view.translate(to, port, protocol).and_then(|entry| entry.backends.first()) {
-            Some(backend) => (backend.address, backend.port),
-            None => (to, port),
-        };
+        let (to, port) =
+            match self.view.translate(to, port, protocol).and_then(|entry| entry.backends.first()) {
+                Some(backend) => (backend.address, backend.port),
+                None => (to, port),
+            };
         let flow = L4Flow { protocol, port };
         let sides = self.view.decide(from, to, flow);
         let (source, destination) = (self.view.resolve(from), self.view.resolve(to));
@@ -287,7 +294,13 @@ impl Core {
         ExplainAnswer { verdict: verdict.to_owned(), sides: explained }
     }
 
-    fn explain_side(&self, side: &SideDecision, subject: Identity, peer: PeerView, flow: L4Flow) -> ExplainSide {
+    fn explain_side(
+        &self,
+        side: &SideDecision,
+        subject: Identity,
+        peer: PeerView,
+        flow: L4Flow,
+    ) -> ExplainSide {
         let engine = self.view.engine();
         let (because, objects, rules) = match &side.because {
             Because::Rules(rules) => {
@@ -296,7 +309,8 @@ impl Core {
                 let texts = rules
                     .iter()
                     .map(|reference| {
-                        let path = engine.rule(reference).map(|rule| rule.path.to_string()).unwrap_or_default();
+                        let path =
+                            engine.rule(reference).map(|rule| rule.path.to_string()).unwrap_or_default();
                         format!("{} {path}", reference.object)
                     })
                     .collect();

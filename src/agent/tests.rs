@@ -95,9 +95,15 @@ async fn an_invalid_manifest_changes_nothing() {
     let rig = rig();
     rig.backend.apply(format!("{PODS}---{DENY}"), ApplyMode::Commit).await.unwrap();
     let before = rig.backend.status().await.unwrap().revision;
-    let broken = format!("{}---\napiVersion: v1\nkind: Namespace\nmetadata: {{}}\n", DENY.replace("app: web", "app: x"));
+    let broken = format!(
+        "{}---\napiVersion: v1\nkind: Namespace\nmetadata: {{}}\n",
+        DENY.replace("app: web", "app: x")
+    );
     let refused = rig.backend.apply(broken, ApplyMode::Commit).await;
-    assert!(matches!(&refused, Err(Refusal::Invalid { problems, .. }) if !problems.is_empty()), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(Refusal::Invalid { problems, .. }) if !problems.is_empty()),
+        "{refused:?}"
+    );
     assert_eq!(explain(&rig, "shop/client", "shop/web", 80).await, "denied");
     assert_eq!(rig.backend.status().await.unwrap().revision, before);
 }

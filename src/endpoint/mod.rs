@@ -39,7 +39,11 @@ pub struct Registration {
 /// The device behind a registration, as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Device {
-    Found { interface: String, ifindex: u32, mac: [u8; 6] },
+    Found {
+        interface: String,
+        ifindex: u32,
+        mac: [u8; 6],
+    },
     /// With the reason.
     Missing(String),
 }
@@ -71,7 +75,8 @@ impl Registry {
         if let Some(member) = self.members.get(pod) {
             return Ok(member.registration.id);
         }
-        let taken: std::collections::BTreeSet<u16> = self.members.values().map(|member| member.registration.id).collect();
+        let taken: std::collections::BTreeSet<u16> =
+            self.members.values().map(|member| member.registration.id).collect();
         (1..=MAX_ENDPOINTS).find(|number| !taken.contains(number)).ok_or(Full)
     }
 
