@@ -202,11 +202,11 @@ impl Core {
         }
         let registration = Registration { id, device, described };
         self.kernel.attach(pod, id, &found).map_err(|error| Refusal::Failed(error.to_string()))?;
-        if let Some(change) = described_pod(pod, &registration, &self.config.node_name) {
-            if let Err(problems) = self.transact(vec![change], self.desired) {
-                self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
-                return Err(Refusal::Invalid { message: "the pod was refused".into(), problems });
-            }
+        if let Some(change) = described_pod(pod, &registration, &self.config.node_name)
+            && let Err(problems) = self.transact(vec![change], self.desired)
+        {
+            self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
+            return Err(Refusal::Invalid { message: "the pod was refused".into(), problems });
         }
         self.store.put_endpoint(pod, &registration).map_err(|error| Refusal::Failed(error.to_string()))?;
         self.endpoints.insert(pod, Member { registration, device: found.into() });

@@ -39,7 +39,7 @@ use self::hub::Hub;
 use self::linux::LinuxKernel;
 pub use self::manifests::Manifests;
 use crate::api;
-use crate::cluster::{View, ViewOptions};
+use crate::cluster::{MissingNamespaces, View, ViewOptions};
 use crate::config::{AgentConfig, EmptyRuleLists, Source};
 use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
 use crate::identity::IdentityAllocator;
@@ -47,7 +47,9 @@ use crate::k8s;
 use crate::policy::engine::{CidrMatch, EngineOptions};
 use crate::server::client::{ClientConfig, ServerClient};
 use crate::store::objects::ObjectStore;
-use crate::store::{DEFAULT_GRACE, Holder, IdentityStore, OpenOptions, Store, StoreAllocator, system_clock};
+use crate::store::{
+    DEFAULT_GRACE, Holder, IdentityStore, OnCorrupt, OpenOptions, Store, StoreAllocator, system_clock,
+};
 
 /// Name of the setting that keeps [`View::local_number_offset`].
 const OFFSET_SETTING: &str = "local-number-offset";
@@ -70,6 +72,10 @@ pub fn view_options(config: &AgentConfig, local_number_offset: u32) -> ViewOptio
         host_firewall: config.host_firewall.is_on(),
         deny_response: config.deny_response,
         pod_cidrs: config.pod_cidrs.clone(),
+        missing_namespaces: match config.source {
+            Source::Kubernetes { .. } => MissingNamespaces::Wait,
+            Source::Standalone | Source::Server { .. } => MissingNamespaces::Exist,
+        },
         local_number_offset,
         ..ViewOptions::default()
     }
@@ -85,18 +91,19 @@ pub fn manifests(config: &AgentConfig) -> Manifests {
 }
 
 /// Runs an agent until it is told to stop.
-pub fn run(config: AgentConfig) -> anyhow::Result<()> {
+pub fn run(config: AgentConfig, on_corrupt: OnCorrupt) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("sluice")
         .enable_all()
         .build()
         .context("start the runtime")?;
-    runtime.block_on(serve(Arc::new(config)))
+    runtime.block_on(serve(Arc::new(config), on_corrupt))
 }
 
-async fn serve(config: Arc<AgentConfig>) -> anyhow::Result<()> {
-    let store = Store::open(&OpenOptions::new(config.state_dir.join("state.db")))?;
+async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Result<()> {
+    let store =
+        Store::open(&OpenOptions { on_corrupt, ..OpenOptions::new(config.state_dir.join("state.db")) })?;
     let addresses = node_addresses(&config)?;
     let mut updates = None;
     let (allocator, objects, client): (Box<dyn IdentityAllocator + Send>, _, _) = match &config.source {

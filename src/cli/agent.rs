@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{CliError, CliResult, Exit};
-use crate::config::{AgentConfig, AgentSettings, LogFormat};
+use super::{CliError, CliResult, Exit, logs};
+use crate::config::{AgentConfig, AgentSettings};
+use crate::store::OnCorrupt;
 
 #[derive(Debug, clap::Args)]
 pub struct AgentArgs {
@@ -12,6 +13,9 @@ pub struct AgentArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     settings: AgentSettings,
+    /// Begin with an empty state if the stored one is corrupt; the corrupt file is kept beside it
+    #[arg(long)]
+    reset_corrupt_state: bool,
 }
 
 /// Read when no --config is given and it exists.
@@ -23,23 +27,10 @@ pub fn run(args: AgentArgs) -> CliResult {
     let lower = file.as_deref().map(AgentSettings::read).transpose().map_err(invalid)?.unwrap_or_default();
     let host = host_name()?;
     let config = AgentConfig::resolve(args.settings.over(lower), &host).map_err(invalid)?;
-    init_logs(config.log_format, &config.log)?;
-    crate::agent::run(config)?;
+    logs::init(config.log_format, &config.log)?;
+    let on_corrupt = if args.reset_corrupt_state { OnCorrupt::StartFresh } else { OnCorrupt::Refuse };
+    crate::agent::run(config, on_corrupt)?;
     Ok(Exit::Done)
-}
-
-/// Logs go to standard error.
-pub fn init_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    use tracing_subscriber::layer::SubscriberExt as _;
-    use tracing_subscriber::util::SubscriberInitExt as _;
-    let targets: tracing_subscriber::filter::Targets = filter.parse()?;
-    let registry = tracing_subscriber::registry().with(targets);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => registry.with(layer.with_target(false)).try_init()?,
-        LogFormat::Json => registry.with(layer.json()).try_init()?,
-    }
-    Ok(())
 }
 
 /// The kernel's name for this machine.

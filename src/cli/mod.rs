@@ -9,7 +9,6 @@ mod connect;
 mod endpoint;
 mod lab;
 mod logs;
-mod manifests;
 mod objects;
 mod observe;
 mod print;

@@ -10,12 +10,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{block_on, encode};
-use super::manifests::Manifests;
 use super::print::{self, Output};
 use super::{CliError, CliResult, Exit, logs, token};
+use crate::agent::Manifests;
 use crate::api::client::Client;
 use crate::api::unix;
-use crate::cluster::ViewOptions;
+use crate::cluster::{MissingNamespaces, ViewOptions};
 use crate::config::LogFormat;
 use crate::k8s::{EmptyRuleLists, ParseOptions};
 use crate::server::{Server, ServerConfig};
@@ -181,7 +181,7 @@ fn serve(args: RunArgs, socket: &std::path::Path) -> CliResult {
         cluster_name: args.cluster_name,
         advertise: advertise.clone(),
         on_corrupt: if args.reset_corrupt_state { OnCorrupt::StartFresh } else { OnCorrupt::Refuse },
-        view: ViewOptions::default(),
+        view: ViewOptions { missing_namespaces: MissingNamespaces::Exist, ..ViewOptions::default() },
     };
     let options = ParseOptions { empty_rule_lists: args.empty_rule_lists, ..ParseOptions::default() };
     runtime.block_on(async {

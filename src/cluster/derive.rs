@@ -17,13 +17,13 @@ use super::dirty::{Dirty, api_server_service};
 use super::expand::{References, expand, prefix_scope};
 use super::ids::{EngineOp, ExternalKey, Ids};
 use super::objects::Objects;
-use super::options::{ViewError, ViewOptions};
+use super::options::{MissingNamespaces, ViewError, ViewOptions};
 use super::uses::{AllUses, Uses};
 use crate::fqdn::NameManager;
 use crate::identity::pod::{has_own_addresses, identity_labels, is_meta_key};
 use crate::identity::reserved::{ApiServer, node_record};
 use crate::ipcache::{Layers, PrefixMap, Source};
-use crate::model::{CidrScope, Family, Identity, Labels, Node, ObjectRef, Pod};
+use crate::model::{CidrScope, Family, Identity, Labels, Namespace, Node, ObjectRef, Pod};
 use crate::policy::rule::Policy;
 use crate::service::slice_addresses;
 
@@ -295,9 +295,17 @@ impl Derived {
         options: &ViewOptions,
         ops: &mut Vec<EngineOp>,
     ) -> Result<PodState, ViewError> {
-        let Some(namespace) = objects.namespace(&pod.namespace) else {
-            let (labels, identity) = (None, Identity::INIT);
-            return Ok(PodState { pod: pod.clone(), labels, identity, is_endpoint: false });
+        let undescribed;
+        let namespace = match (objects.namespace(&pod.namespace), options.missing_namespaces) {
+            (Some(namespace), _) => namespace.as_ref(),
+            (None, MissingNamespaces::Exist) => {
+                undescribed = Namespace::undescribed(&pod.namespace);
+                &undescribed
+            }
+            (None, MissingNamespaces::Wait) => {
+                let (labels, identity) = (None, Identity::INIT);
+                return Ok(PodState { pod: pod.clone(), labels, identity, is_endpoint: false });
+            }
         };
         let labels =
             identity_labels(pod, namespace, &options.cluster_name, &options.label_filter, &self.uses);

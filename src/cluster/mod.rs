@@ -19,7 +19,7 @@ mod uses;
 mod verdict;
 mod view;
 
-pub use options::{ViewError, ViewOptions};
+pub use options::{MissingNamespaces, ViewError, ViewOptions};
 pub use publish::LocalEndpoint;
 pub use verdict::{Resolved, Sides};
 pub use view::View;

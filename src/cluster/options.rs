@@ -30,10 +30,22 @@ pub struct ViewOptions {
     /// Addresses with a fixed identity, such as the gateway of a node ([`Identity::INGRESS`]) or
     /// its health endpoint.
     pub fixed_addresses: BTreeMap<IpAddr, Identity>,
+    pub missing_namespaces: MissingNamespaces,
     /// Where node-local numbers begin inside their scope. An agent that restarts passes what
     /// [`super::View::local_number_offset`] said before, so that entries of its predecessor that
     /// are still in the kernel never get another meaning.
     pub local_number_offset: u32,
+}
+
+/// What a pod's namespace is while no Namespace object describes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MissingNamespaces {
+    /// Not known yet: the pod waits, closed. Right where an API server has every namespace, and its
+    /// labels come later.
+    #[default]
+    Wait,
+    /// There, with no label but its name: for sources in which people need not write namespaces.
+    Exist,
 }
 
 /// Why a transaction was refused. Nothing of it was applied.

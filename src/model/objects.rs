@@ -16,6 +16,14 @@ pub struct Namespace {
     pub labels: KubeLabels,
 }
 
+impl Namespace {
+    /// A namespace of which nothing is known but its name.
+    pub fn undescribed(name: &str) -> Namespace {
+        let labels = [("kubernetes.io/metadata.name".to_owned(), name.to_owned())].into();
+        Namespace { name: name.to_owned(), labels }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerPort {
     pub name: Option<String>,
