@@ -70,21 +70,26 @@ INLINE int addr_before(const struct sluice_addr *a, const struct sluice_addr *b)
 	return bpf_be64_to_cpu(((const word64 *)a)[1]) < bpf_be64_to_cpu(((const word64 *)b)[1]);
 }
 
+typedef __u16 __attribute__((may_alias)) word16;
+
+/* MAC addresses lie at even offsets, in packets and in our structs. */
 INLINE void mac_copy(__u8 *to, const __u8 *from)
 {
-#pragma unroll
-	for (int i = 0; i < 6; i++)
-		to[i] = from[i];
+	((word16 *)to)[0] = ((const word16 *)from)[0];
+	((word16 *)to)[1] = ((const word16 *)from)[1];
+	((word16 *)to)[2] = ((const word16 *)from)[2];
 }
 
 INLINE int mac_equal(const __u8 *a, const __u8 *b)
 {
-	int differ = 0;
+	return !((((const word16 *)a)[0] ^ ((const word16 *)b)[0]) |
+			 (((const word16 *)a)[1] ^ ((const word16 *)b)[1]) |
+			 (((const word16 *)a)[2] ^ ((const word16 *)b)[2]));
+}
 
-#pragma unroll
-	for (int i = 0; i < 6; i++)
-		differ |= a[i] ^ b[i];
-	return !differ;
+INLINE int mac_is_zero(const __u8 *mac)
+{
+	return !(((const word16 *)mac)[0] | ((const word16 *)mac)[1] | ((const word16 *)mac)[2]);
 }
 
 #endif

@@ -147,40 +147,45 @@ INLINE void ct_fill_side(struct ct_side *side, __u8 *mac, const struct party *pa
 	mac_copy(mac, party->mac);
 }
 
-/* Writes the entry of the packet's flow, which was just allowed. `old` is the entry that it continues,
- * or null. */
-INLINE int ct_write(struct work *w, const struct ct_entry *old)
+INLINE void ct_fill(struct ct_entry *e, const struct work *w)
+{
+	const struct party *lo = w->from_lo ? &w->src : &w->dst;
+	const struct party *hi = w->from_lo ? &w->dst : &w->src;
+
+	e->rule_set = w->decision.rule_set;
+	ct_fill_side(&e->lo, e->lo_mac, lo);
+	ct_fill_side(&e->hi, e->hi_mac, hi);
+}
+
+/* The flow goes on under the policies of today. The entry is changed in place: whoever reads it meanwhile
+ * finds an epoch that is old, and judges for itself. */
+INLINE void ct_renew(struct work *w, struct ct_entry *e)
+{
+	ct_fill(e, w);
+	ct_touch(e, &w->pkt, w->from_lo, w->now);
+	if (e->flags & SLUICE_CT_DENIED)
+		e->flags &= ~SLUICE_CT_DENIED;
+}
+
+/* The packet opens a flow that was just allowed. Returns 0 or a drop reason. */
+INLINE int ct_open(struct work *w)
 {
 	struct ct_entry *e = &w->entry;
 	int opener_is_lo = w->reply ? !w->from_lo : w->from_lo;
 
-	if (old) {
-		*e = *old;
-		e->flags &= ~SLUICE_CT_DENIED;
-	} else {
-		__builtin_memset(e, 0, sizeof(*e));
-		e->flags = (w->ct_flags & SLUICE_CT_REV_NAT) | (opener_is_lo ? 0 : SLUICE_CT_INIT_HI);
-		if (w->pkt.protocol == IPPROTO_TCP)
-			e->flags |= SLUICE_CT_SYN_ONLY;
-		if (w->ct_flags & SLUICE_CT_REV_NAT) {
-			addr_copy(&e->svc_addr, &w->ct_svc_addr);
-			e->svc_port = w->ct_svc_port;
-		}
-	}
-	e->rule_set = w->decision.rule_set;
-	if (w->from_lo) {
-		ct_fill_side(&e->lo, e->lo_mac, &w->src);
-		ct_fill_side(&e->hi, e->hi_mac, &w->dst);
-	} else {
-		ct_fill_side(&e->lo, e->lo_mac, &w->dst);
-		ct_fill_side(&e->hi, e->hi_mac, &w->src);
-	}
-	if (w->src.flags & PARTY_REMOTE || w->dst.flags & PARTY_REMOTE)
+	__builtin_memset(e, 0, sizeof(*e));
+	e->flags = (w->ct_flags & SLUICE_CT_REV_NAT) | (opener_is_lo ? 0 : SLUICE_CT_INIT_HI);
+	if (w->pkt.protocol == IPPROTO_TCP)
+		e->flags |= SLUICE_CT_SYN_ONLY;
+	if ((w->src.flags | w->dst.flags) & PARTY_REMOTE)
 		e->flags |= SLUICE_CT_TUNNEL;
+	if (w->ct_flags & SLUICE_CT_REV_NAT) {
+		addr_copy(&e->svc_addr, &w->ct_svc_addr);
+		e->svc_port = w->ct_svc_port;
+	}
+	ct_fill(e, w);
 	ct_touch(e, &w->pkt, w->from_lo, w->now);
-	if (bpf_map_update_elem(&sl_ct, &w->key, e, BPF_ANY))
-		return SLUICE_DROP_CT_FULL;
-	return 0;
+	return bpf_map_update_elem(&sl_ct, &w->key, e, BPF_ANY) ? SLUICE_DROP_CT_FULL : 0;
 }
 
 #endif

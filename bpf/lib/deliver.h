@@ -61,11 +61,6 @@ INLINE int set_macs(struct __sk_buff *skb, const __u8 *source, const __u8 *desti
 	return 0;
 }
 
-INLINE int mac_is_zero(const __u8 *mac)
-{
-	return !(mac[0] | mac[1] | mac[2] | mac[3] | mac[4] | mac[5]);
-}
-
 /* Into the pod behind `ifindex`. A device without Ethernet header has the zero address; packets between
  * the two kinds of devices go through the stack, which knows how to. */
 INLINE int deliver_local(struct __sk_buff *skb, struct work *w, const struct node_config *config,

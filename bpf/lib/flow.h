@@ -204,11 +204,11 @@ GLOBAL int flow(struct __sk_buff *skb, struct work *w)
 				return verdict;
 		}
 	}
-	verdict = judge(skb, w);
+	verdict = judge(skb, w, e);
 	if (verdict)
 		return drop(skb, w, verdict);
-	if (w->reply && (w->entry.flags & SLUICE_CT_REV_NAT))
-		rewrite_source(w, &w->entry.svc_addr, w->entry.svc_port);
+	if (w->reply && e && (e->flags & SLUICE_CT_REV_NAT))
+		rewrite_source(w, &e->svc_addr, e->svc_port);
 	if (w->ct_flags & SLUICE_CT_SERVICE) {
 		verdict = service_remember(w);
 		if (verdict)

@@ -149,12 +149,11 @@ INLINE int looks_like_answer(const struct work *w)
 		w->pkt.sport < w->pkt.dport;
 }
 
-/* A packet that no entry vouches for. Returns 0 or a drop reason; both parties are known afterwards, and
- * an entry exists when the packet is tracked. */
-GLOBAL int judge(struct __sk_buff *skb, struct work *w)
+/* A packet that no entry vouches for: `e` is the one under w->key, or null. Returns 0 or a drop reason; both
+ * parties are known afterwards, and an entry exists when the packet is tracked. */
+GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 {
 	const struct node_config *config = node_config();
-	struct ct_entry *e = NULL;
 	int reason;
 
 	if (!w || !config)
@@ -169,7 +168,6 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w)
 	if (addr_equal(&w->pkt.saddr, &w->pkt.daddr)) /* a pod reaches itself, always */
 		return 0;
 	if (w->pkt.flags & PKT_TRACKED) {
-		e = bpf_map_lookup_elem(&sl_ct, &w->key);
 		if (e && (!ct_alive(e, w->pkt.protocol, w->now) || ct_reopens(e, &w->pkt, w->from_lo) ||
 				  ((e->flags ^ w->ct_flags) & SLUICE_CT_REV_NAT && !ct_is_reply(e, w->from_lo))))
 			e = NULL;
@@ -193,7 +191,10 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w)
 	if (!e && (w->pkt.flags & PKT_TYPED) &&
 		w->pkt.icmp_type == (w->pkt.flags & PKT_V6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY))
 		return 0;
-	return ct_write(w, e);
+	if (!e)
+		return ct_open(w);
+	ct_renew(w, e);
+	return 0;
 }
 
 #endif

@@ -1,0 +1,236 @@
+//! Connections: what an entry lets pass, and what ends it.
+
+use sluice::datapath::abi;
+use sluice::datapath::testrun::{Action, Hook, L4, TcpFlags};
+use sluice::model::DropReason;
+
+use crate::fixture::*;
+
+/// Bob's ingress allows Alice on TCP 80 and UDP 53; Alice's ingress allows nobody.
+fn client_and_server() -> Node {
+    let mut node = Node::new();
+    let dns = Cell::normal(ALICE, 17, abi::PORT_EXACT | 53, slot(abi::ACTION_ALLOW, 10, 8));
+    node.policy(
+        BOB_POLICY,
+        [DEFAULT_DENY, DEFAULT_DENY],
+        &[(Direction::Ingress, Cell::allow_tcp(ALICE, 80)), (Direction::Ingress, dns)],
+    );
+    node.policy(ALICE_POLICY, [0, DEFAULT_DENY], &[]);
+    node
+}
+
+#[test]
+fn replies_pass_whatever_policy_says() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        let denied = node.send(family, Who::Bob, Who::Alice, tcp(80, 40000, TcpFlags::SYN_ACK));
+        assert_dropped(&denied, DropReason::PolicyDenied);
+        assert_delivered(&node.send(family, Who::Alice, Who::Bob, syn(80)), Who::Bob);
+        let reply = node.send(family, Who::Bob, Who::Alice, tcp(80, 40000, TcpFlags::SYN_ACK));
+        assert_delivered(&reply, Who::Alice);
+        assert_delivered(&node.send(family, Who::Alice, Who::Bob, udp(5000, 53)), Who::Bob);
+        assert_delivered(&node.send(family, Who::Bob, Who::Alice, udp(53, 5000)), Who::Alice);
+        assert_dropped(&node.send(family, Who::Bob, Who::Alice, udp(53, 5001)), DropReason::PolicyDenied);
+    }
+}
+
+#[test]
+fn being_allowed_to_answer_is_not_being_allowed_to_call() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        assert_delivered(&node.send(family, Who::Alice, Who::Bob, syn(80)), Who::Bob);
+        let call = node.send(family, Who::Bob, Who::Alice, tcp(80, 40000, TcpFlags::SYN));
+        assert_dropped(&call, DropReason::PolicyDenied);
+    }
+}
+
+#[test]
+fn a_policy_change_cuts_the_flow_at_its_next_packet_in_both_directions() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, Cell::allow_tcp(ALICE, 80))]);
+        assert_delivered(&node.send(family, Who::Alice, Who::Bob, syn(80)), Who::Bob);
+        let deny = Cell::normal(ALICE, 6, abi::PORT_EXACT | 80, slot(abi::ACTION_DENY, 20, 9));
+        node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, deny)]);
+        let data = tcp(40000, 80, TcpFlags::ACK);
+        assert_dropped(&node.send(family, Who::Alice, Who::Bob, data.clone()), DropReason::PolicyDeny);
+        let reply = node.send(family, Who::Bob, Who::Alice, tcp(80, 40000, TcpFlags::ACK));
+        assert_dropped(&reply, DropReason::PolicyDeny);
+        assert_dropped(&node.send(family, Who::Alice, Who::Bob, data.clone()), DropReason::PolicyDeny);
+        // And it goes on when the policy allows it again.
+        node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, Cell::allow_tcp(ALICE, 80))]);
+        assert_delivered(&node.send(family, Who::Alice, Who::Bob, data), Who::Bob);
+    }
+}
+
+#[test]
+fn a_policy_change_that_still_allows_the_flow_is_not_felt() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        assert_delivered(&node.send(family, Who::Alice, Who::Bob, syn(80)), Who::Bob);
+        node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[]);
+        // The reply comes first: it is judged as the reply that it is.
+        let reply = node.send(family, Who::Bob, Who::Alice, tcp(80, 40000, TcpFlags::SYN_ACK));
+        assert_delivered(&reply, Who::Alice);
+        let data = node.send(family, Who::Alice, Who::Bob, tcp(40000, 80, TcpFlags::ACK));
+        assert_delivered(&data, Who::Bob);
+    }
+}
+
+#[test]
+fn a_stray_packet_in_the_middle_of_a_stream_is_judged_as_a_new_flow() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        let allowed = node.send(family, Who::Alice, Who::Bob, tcp(41000, 80, TcpFlags::ACK));
+        assert_delivered(&allowed, Who::Bob);
+        for flags in [TcpFlags::ACK, TcpFlags::RST, TcpFlags::SYN_ACK, TcpFlags::FIN_ACK] {
+            let denied = node.send(family, Who::Alice, Who::Bob, tcp(41000, 81, flags));
+            assert_dropped(&denied, DropReason::PolicyDenied);
+        }
+    }
+}
+
+#[test]
+fn a_closed_connection_is_followed_by_a_new_one_on_the_same_ports() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        node.send(family, Who::Alice, Who::Bob, syn(80));
+        node.send(family, Who::Bob, Who::Alice, tcp(80, 40000, TcpFlags::FIN_ACK));
+        node.send(family, Who::Alice, Who::Bob, tcp(40000, 80, TcpFlags::FIN_ACK));
+        let flags = connection(&mut node).flags;
+        assert_eq!(u32::from(flags) & (abi::CT_FIN_LO | abi::CT_FIN_HI), abi::CT_FIN_LO | abi::CT_FIN_HI);
+        assert_delivered(&node.send(family, Who::Alice, Who::Bob, syn(80)), Who::Bob);
+        let flags = connection(&mut node).flags;
+        assert_eq!(u32::from(flags) & (abi::CT_FIN_LO | abi::CT_FIN_HI), 0);
+        for (key, _) in node.kernel.entries::<abi::CtKey, abi::CtEntry>("sl_ct") {
+            node.kernel.remove::<_, abi::CtEntry>("sl_ct", key);
+        }
+    }
+}
+
+fn connection(node: &mut Node) -> abi::CtEntry {
+    let entries = node.kernel.entries::<abi::CtKey, abi::CtEntry>("sl_ct");
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    entries[0].1
+}
+
+#[test]
+fn a_forged_reset_does_not_end_a_connection_that_goes_on() {
+    let mut node = client_and_server();
+    node.send(Family::IPv4, Who::Alice, Who::Bob, syn(80));
+    node.send(Family::IPv4, Who::Bob, Who::Alice, tcp(80, 40000, TcpFlags::RST));
+    assert_ne!(u32::from(connection(&mut node).flags) & abi::CT_RST, 0);
+    node.send(Family::IPv4, Who::Alice, Who::Bob, tcp(40000, 80, TcpFlags::ACK));
+    assert_eq!(u32::from(connection(&mut node).flags) & abi::CT_RST, 0);
+}
+
+#[test]
+fn an_old_entry_vouches_for_nothing() {
+    let mut node = client_and_server();
+    node.send(Family::IPv4, Who::Alice, Who::Bob, udp(5000, 53));
+    let (key, mut entry) = node.kernel.entries::<abi::CtKey, abi::CtEntry>("sl_ct")[0];
+    entry.last_seen = entry.last_seen.wrapping_sub(100);
+    node.kernel.put("sl_ct", key, entry);
+    let late = node.send(Family::IPv4, Who::Bob, Who::Alice, udp(53, 5000));
+    assert_dropped(&late, DropReason::PolicyDenied);
+}
+
+#[test]
+fn a_pod_cannot_use_the_connection_of_another() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        node.send(family, Who::Alice, Who::Bob, syn(80));
+        // Bob sends with Alice's address, on his own device.
+        let mut forged = node.frame(family, Who::Alice, Who::Bob, tcp(40000, 80, TcpFlags::ACK));
+        forged.src_mac = Who::Bob.mac();
+        let outcome = node.run(Hook::FromContainer, node.bob, &forged);
+        assert_dropped(&outcome, DropReason::InvalidSourceIp);
+        // Alice with a strange MAC.
+        let mut forged = node.frame(family, Who::Alice, Who::Bob, tcp(40000, 80, TcpFlags::ACK));
+        forged.src_mac = [2, 9, 9, 9, 9, 9];
+        let outcome = node.run(Hook::FromContainer, node.alice, &forged);
+        assert_dropped(&outcome, DropReason::InvalidSourceMac);
+        // Somebody on the wire.
+        let forged = node.frame(family, Who::Alice, Who::Bob, tcp(40000, 80, TcpFlags::ACK));
+        let outcome = node.run(Hook::FromNetwork, node.uplink, &forged);
+        assert_dropped(&outcome, DropReason::InvalidSourceIp);
+    }
+}
+
+#[test]
+fn the_node_reaches_its_pods_and_their_answers_reach_the_stack() {
+    let mut node = client_and_server();
+    let cell = Cell::normal(abi::ID_HOST, 0, abi::PORT_ANY, slot(abi::ACTION_ALLOW, 50, 2));
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, DEFAULT_DENY], &[(Direction::Ingress, cell)]);
+    for family in FAMILIES {
+        assert_passed(&node.send(family, Who::Host, Who::Alice, syn(8080)));
+        let answer = node.send(family, Who::Alice, Who::Host, tcp(8080, 40000, TcpFlags::SYN_ACK));
+        assert_passed(&answer);
+        assert_eq!(answer.mark & abi::MARK_MASK, abi::MARK_VERDICT);
+        // Its own calls to the node are under its egress policy.
+        let call = node.send(family, Who::Alice, Who::Host, tcp(4444, 22, TcpFlags::SYN));
+        assert_dropped(&call, DropReason::PolicyDenied);
+    }
+}
+
+#[test]
+fn the_last_hop_of_the_ttl_is_not_ours_to_give() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        let mut frame = node.frame(family, Who::Alice, Who::Bob, syn(80));
+        frame.ttl = 1;
+        assert_dropped(&node.send_from(Who::Alice, &frame), DropReason::TtlExceeded);
+    }
+}
+
+#[test]
+fn traffic_to_the_world_and_other_nodes_goes_to_the_stack_under_egress_policy() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        for to in [Who::World, Who::OtherNode, Who::Carol] {
+            let outcome = node.send(family, Who::Alice, to, syn(443));
+            assert_passed(&outcome);
+            assert_eq!(outcome.mark & abi::MARK_MASK, abi::MARK_VERDICT);
+            assert_dropped(&node.send(family, Who::Bob, to, syn(443)), DropReason::PolicyDenied);
+        }
+    }
+}
+
+#[test]
+fn remote_pods_are_reached_through_the_tunnel_where_there_is_one() {
+    let mut node = client_and_server();
+    node.config.tunnel_ifindex = node.uplink;
+    node.set_flags(abi::CFG_TUNNEL);
+    for family in FAMILIES {
+        for _ in 0..2 {
+            let outcome = node.send(family, Who::Alice, Who::Carol, syn(443));
+            assert_eq!(outcome.action, Action::Redirect);
+            assert_eq!(outcome.seen().ttl, 63);
+        }
+        // A remote pod's address without a tunnel around it is a forgery.
+        let forged = node.send(family, Who::Carol, Who::Alice, tcp(443, 40000, TcpFlags::SYN_ACK));
+        assert_dropped(&forged, DropReason::InvalidSourceIp);
+    }
+}
+
+#[test]
+fn a_pod_reaches_itself_whatever_policy_says() {
+    let mut node = client_and_server();
+    for family in FAMILIES {
+        let outcome = node.send(family, Who::Bob, Who::Bob, syn(80));
+        assert_delivered(&outcome, Who::Bob);
+    }
+}
+
+#[test]
+fn protocols_without_ports_are_tracked_by_address() {
+    let mut node = client_and_server();
+    let vrrp = || L4::Raw { protocol: 112, bytes: vec![0; 8] };
+    let cell = Cell::normal(ALICE, 112, abi::PORT_ANY, slot(abi::ACTION_ALLOW, 10, 3));
+    node.policy(BOB_POLICY, [DEFAULT_DENY, DEFAULT_DENY], &[(Direction::Ingress, cell)]);
+    for family in FAMILIES {
+        assert_dropped(&node.send(family, Who::Bob, Who::Alice, vrrp()), DropReason::PolicyDenied);
+        assert_delivered(&node.send(family, Who::Alice, Who::Bob, vrrp()), Who::Bob);
+        assert_delivered(&node.send(family, Who::Bob, Who::Alice, vrrp()), Who::Alice);
+    }
+}

@@ -1,0 +1,12 @@
+//! The tc programs under BPF_PROG_TEST_RUN: packet in; verdict, reason and packet out. Needs root.
+
+mod conntrack;
+mod fixture;
+mod fragments;
+mod host;
+mod icmp_errors;
+mod malformed;
+mod masquerade;
+mod neighbours;
+mod policy;
+mod services;
