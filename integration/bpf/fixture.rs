@@ -165,13 +165,25 @@ impl Node {
         self.kernel.set("sl_config", 0, self.config);
     }
 
-    pub fn add_pod(&mut self, address: IpAddr, ifindex: u32, identity: u32, policy_id: u32, id: u16, mac: [u8; 6]) {
+    pub fn add_pod(
+        &mut self,
+        address: IpAddr,
+        ifindex: u32,
+        identity: u32,
+        policy_id: u32,
+        id: u16,
+        mac: [u8; 6],
+    ) {
         let info = abi::EndpointInfo { ifindex, identity, policy_id, flags: 0, id, mac, pad: 0 };
         self.kernel.put("sl_endpoints", Addr::from(address), info);
     }
 
     pub fn know(&mut self, address: IpAddr, identity: u32, flags: u32, tunnel_ep: Addr) {
-        self.kernel.put("sl_ipcache_exact", Addr::from(address), abi::IpcacheValue { identity, flags, tunnel_ep });
+        self.kernel.put(
+            "sl_ipcache_exact",
+            Addr::from(address),
+            abi::IpcacheValue { identity, flags, tunnel_ep },
+        );
     }
 
     pub fn know_prefix(&mut self, prefix: &str, prefix_len: u32, identity: u32, flags: u32) {

@@ -88,8 +88,11 @@ fn errors_about_a_translated_connection_are_translated_with_what_they_quote() {
     let mut node = Node::new();
     node.policy(ALICE_POLICY, [0, DEFAULT_DENY], &[]);
     for family in FAMILIES {
-        let frontend: IpAddr =
-            if family == Family::IPv4 { "10.96.0.10".parse().unwrap() } else { "fd00:96::10".parse().unwrap() };
+        let frontend: IpAddr = if family == Family::IPv4 {
+            "10.96.0.10".parse().unwrap()
+        } else {
+            "fd00:96::10".parse().unwrap()
+        };
         let service = abi::ServiceValue { id: 1, backends: 1, flags: 0, affinity_secs: 0 };
         for protocol in [6, 17] {
             let key = abi::ServiceKey { addr: frontend.into(), port: 80, protocol, pad: 0 };

@@ -99,11 +99,7 @@ fn ipv4_options_are_skipped_but_source_routes_are_dropped() {
 #[test]
 fn extension_headers_are_walked_and_the_port_behind_them_counts() {
     let mut node = Node::new();
-    node.policy(
-        BOB_POLICY,
-        [0, DEFAULT_DENY],
-        &[(Direction::Ingress, Cell::allow_tcp(ALICE, 80))],
-    );
+    node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, Cell::allow_tcp(ALICE, 80))]);
     let options = || vec![0, 0, 1, 4, 0, 0, 0, 0];
     let chains: [Vec<(u8, Vec<u8>)>; 4] = [
         vec![(60, options())],
@@ -143,7 +139,8 @@ fn bad_chains_of_extension_headers_are_dropped() {
         let mut frame = node.frame(Family::IPv6, Who::Alice, Who::Bob, syn(80));
         frame.extensions = chain.clone();
         let outcome = send(&mut node, &frame.bytes());
-        let reason = if chain[0].1[1] == 200 { DropReason::CtTruncated } else { DropReason::InvalidExtensionHeader };
+        let reason =
+            if chain[0].1[1] == 200 { DropReason::CtTruncated } else { DropReason::InvalidExtensionHeader };
         assert_dropped(&outcome, reason);
     }
 }

@@ -53,7 +53,9 @@ fn tcp_udp_and_sctp_go_out_and_come_back() {
 fn two_pods_with_the_same_port_get_different_ones() {
     let mut node = node();
     for family in FAMILIES {
-        for l4 in [|sport, dport| tcp(sport, dport, TcpFlags::SYN), udp, |sport, dport| L4::Sctp { sport, dport }] {
+        for l4 in
+            [|sport, dport| tcp(sport, dport, TcpFlags::SYN), udp, |sport, dport| L4::Sctp { sport, dport }]
+        {
             let alice = out(&mut node, family, Who::Alice, l4(40000, 443));
             let bob = out(&mut node, family, Who::Bob, l4(40000, 443));
             assert_eq!(alice.src, bob.src);

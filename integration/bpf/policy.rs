@@ -200,8 +200,11 @@ fn icmp_types_stand_where_ports_do() {
 fn unknown_addresses_are_refused_once_policy_applies() {
     let mut node = Node::new();
     for family in FAMILIES {
-        let stranger =
-            if family == Family::IPv4 { "10.244.9.9".parse().unwrap() } else { "fd00:244:0:9::9".parse().unwrap() };
+        let stranger = if family == Family::IPv4 {
+            "10.244.9.9".parse().unwrap()
+        } else {
+            "fd00:244:0:9::9".parse().unwrap()
+        };
         let mut frame = node.frame(family, Who::World, Who::Bob, syn(80));
         frame.src = stranger;
         node.policy(BOB_POLICY, [0, 0], &[]);

@@ -27,8 +27,7 @@ fn add_service(node: &mut Node, backends: &[Who], port: u16, flags: u32) {
         }
         for protocol in [6, 17, 132] {
             let key = abi::ServiceKey { addr: frontend(family).into(), port: 80, protocol, pad: 0 };
-            let value =
-                abi::ServiceValue { id, backends: backends.len() as u32, flags, affinity_secs: 100 };
+            let value = abi::ServiceValue { id, backends: backends.len() as u32, flags, affinity_secs: 100 };
             node.kernel.put("sl_services", key, value);
         }
     }

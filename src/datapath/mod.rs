@@ -6,6 +6,7 @@
 //! - [`table`], [`tables`], `sys`: typed maps over bpf(2). [`abi`]: what they hold.
 //! - `loader`, `pins`, [`attach`]: programs and what outlives the agent.
 //! - [`events`], [`inspect`]: what the kernel tells.
+//! - [`testrun`]: the programs on hand-made packets, for tests and benchmarks.
 //! - [`net`]: devices, namespaces, routes. [`preflight`]: is this machine fit.
 
 pub mod abi;
@@ -27,6 +28,8 @@ mod services;
 mod sys;
 pub mod table;
 pub mod tables;
+#[doc(hidden)]
+pub mod testrun;
 pub mod transition;
 pub mod writer;
 

@@ -19,15 +19,36 @@ impl TcpFlags {
 /// What follows the IP header.
 #[derive(Clone, Debug)]
 pub enum L4 {
-    Tcp { sport: u16, dport: u16, flags: TcpFlags },
-    Udp { sport: u16, dport: u16 },
-    Sctp { sport: u16, dport: u16 },
+    Tcp {
+        sport: u16,
+        dport: u16,
+        flags: TcpFlags,
+    },
+    Udp {
+        sport: u16,
+        dport: u16,
+    },
+    Sctp {
+        sport: u16,
+        dport: u16,
+    },
     /// Either ICMP or ICMPv6, by the addresses.
-    Icmp { kind: u8, code: u8, id: u16 },
+    Icmp {
+        kind: u8,
+        code: u8,
+        id: u16,
+    },
     /// An ICMP error that quotes this packet (without its Ethernet header).
-    IcmpError { kind: u8, code: u8, quoted: Vec<u8> },
+    IcmpError {
+        kind: u8,
+        code: u8,
+        quoted: Vec<u8>,
+    },
     /// Any protocol, any bytes.
-    Raw { protocol: u8, bytes: Vec<u8> },
+    Raw {
+        protocol: u8,
+        bytes: Vec<u8>,
+    },
 }
 
 /// A piece of a datagram.
@@ -149,9 +170,9 @@ impl Frame {
                 let header = 20 + self.options.len();
                 let mut ip = vec![0x40 | (header / 4) as u8, 0];
                 ip.extend(((header + transport.len()) as u16).to_be_bytes());
-                let (id, offset) = self.fragment.map_or((0, 0), |f| {
-                    (f.id as u16, (f.offset / 8) | if f.more { 0x2000 } else { 0 })
-                });
+                let (id, offset) = self
+                    .fragment
+                    .map_or((0, 0), |f| (f.id as u16, (f.offset / 8) | if f.more { 0x2000 } else { 0 }));
                 ip.extend(id.to_be_bytes());
                 ip.extend(offset.to_be_bytes());
                 ip.extend([self.ttl, self.protocol(), 0, 0]);
@@ -224,26 +245,27 @@ impl Seen {
     pub fn parse(frame: &[u8]) -> Seen {
         let ip = &frame[14..];
         let mac = |at: usize| -> [u8; 6] { frame[at..at + 6].try_into().expect("six bytes") };
-        let (src, dst, ttl, protocol, start, end, fragment): (IpAddr, IpAddr, _, _, _, _, u16) = match ip[0] >> 4 {
-            4 => {
-                let header = usize::from(ip[0] & 15) * 4;
-                assert_eq!(checksum(&[&ip[..header]]), 0, "IPv4 header checksum");
-                let quad = |at: usize| -> [u8; 4] { ip[at..at + 4].try_into().expect("four bytes") };
-                let total = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-                let fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff;
-                (quad(12).into(), quad(16).into(), ip[8], ip[9], header, total, fragment)
-            }
-            6 => {
-                let wide = |at: usize| -> [u8; 16] { ip[at..at + 16].try_into().expect("sixteen bytes") };
-                let total = 40 + usize::from(u16::from_be_bytes([ip[4], ip[5]]));
-                let (protocol, start, fragment) = match ip[6] {
-                    44 => (ip[40], 48, u16::from_be_bytes([ip[42], ip[43]])),
-                    other => (other, 40, 0),
-                };
-                (wide(8).into(), wide(24).into(), ip[7], protocol, start, total, fragment)
-            }
-            version => panic!("IP version {version}"),
-        };
+        let (src, dst, ttl, protocol, start, end, fragment): (IpAddr, IpAddr, _, _, _, _, u16) =
+            match ip[0] >> 4 {
+                4 => {
+                    let header = usize::from(ip[0] & 15) * 4;
+                    assert_eq!(checksum(&[&ip[..header]]), 0, "IPv4 header checksum");
+                    let quad = |at: usize| -> [u8; 4] { ip[at..at + 4].try_into().expect("four bytes") };
+                    let total = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
+                    let fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff;
+                    (quad(12).into(), quad(16).into(), ip[8], ip[9], header, total, fragment)
+                }
+                6 => {
+                    let wide = |at: usize| -> [u8; 16] { ip[at..at + 16].try_into().expect("sixteen bytes") };
+                    let total = 40 + usize::from(u16::from_be_bytes([ip[4], ip[5]]));
+                    let (protocol, start, fragment) = match ip[6] {
+                        44 => (ip[40], 48, u16::from_be_bytes([ip[42], ip[43]])),
+                        other => (other, 40, 0),
+                    };
+                    (wide(8).into(), wide(24).into(), ip[7], protocol, start, total, fragment)
+                }
+                version => panic!("IP version {version}"),
+            };
         let transport = ip[start..end].to_vec();
         let later = fragment & 0x1fff != 0 && !(fragment == 1 && src.is_ipv6());
         if fragment == 0 {
@@ -258,7 +280,19 @@ impl Seen {
         };
         let icmp = if !later && matches!(protocol, 1 | 58) { (transport[0], transport[1]) } else { (0, 0) };
         let tcp_flags = if !later && protocol == 6 { transport[13] } else { 0 };
-        Seen { src_mac: mac(6), dst_mac: mac(0), src, dst, ttl, protocol, sport, dport, tcp_flags, icmp, transport }
+        Seen {
+            src_mac: mac(6),
+            dst_mac: mac(0),
+            src,
+            dst,
+            ttl,
+            protocol,
+            sport,
+            dport,
+            tcp_flags,
+            icmp,
+            transport,
+        }
     }
 }
 

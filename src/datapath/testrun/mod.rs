@@ -17,9 +17,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 
 pub use self::frame::{Fragment, Frame, L4, Seen, TcpFlags, checksum, crc32c};
 use super::abi;
-
-/// The compiled programs.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.bpf.o"));
+use super::loader::OBJECT;
 
 /// The programs, by the place where they are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +108,8 @@ impl Kernel {
     /// # Panics
     /// When not root, or without iproute2: the tests cannot run then.
     pub fn isolate(devices: &[&str]) -> Vec<u32> {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace (root is needed)");
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .expect("a network namespace (root is needed)");
         devices
             .iter()
             .map(|name| {
