@@ -11,6 +11,7 @@ mod lab;
 mod logs;
 mod objects;
 mod observe;
+mod policy_test;
 mod print;
 mod server;
 mod status;
@@ -117,6 +118,8 @@ enum PolicyCommand {
     Delete(objects::DeleteArgs),
     /// Say what happens to a connection, and why
     Explain(objects::ExplainArgs),
+    /// Judge scenario files offline, without root
+    Test(policy_test::TestArgs),
 }
 
 /// Parses the process's arguments and runs the command.
@@ -149,6 +152,7 @@ fn run(command: Command) -> CliResult {
             PolicyCommand::Get(args) => objects::get(args),
             PolicyCommand::Delete(args) => objects::delete(args),
             PolicyCommand::Explain(args) => objects::explain(args),
+            PolicyCommand::Test(args) => policy_test::run(args),
         },
         Command::Status(args) => status::run(args),
         Command::Endpoint(args) => endpoint::run(args),

@@ -242,7 +242,7 @@ impl Cluster {
     }
 
     /// Addresses at which a headless Service is known: those of its slices, or of its pods.
-    fn headless_addresses(&self, service: &Service) -> Vec<IpAddr> {
+    pub fn headless_addresses(&self, service: &Service) -> Vec<IpAddr> {
         let mut addresses: Vec<IpAddr> = self
             .resources
             .values()

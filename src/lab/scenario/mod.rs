@@ -13,6 +13,7 @@ mod file;
 mod fill;
 mod steps;
 pub mod target;
+mod title;
 
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use file::{PreparedScenario, ScenarioFile, read};
+pub use file::{PreparedScenario, ScenarioFile, parse_options, read};
 pub use target::{Destination, Endpoint, Place};
 
 use super::topology::{Alias, ListenPort};

@@ -5,9 +5,11 @@
 //!
 //! - [`target`]: what a request target means before it is matched (dot segments, escapes);
 //! - [`http`]: a set of HTTP rules compiled to one matcher;
+//! - [`message`]: what makes a request head ambiguous;
 //! - [`names`]: DNS names, patterns and sets of them, for DNS rules, `toFQDNs` and `serverNames`.
 
 pub mod http;
+pub mod message;
 pub mod names;
 pub mod target;
 

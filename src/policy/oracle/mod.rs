@@ -19,7 +19,7 @@ mod tiers;
 mod tests;
 
 pub use layer7::{HttpRequest, Layer7};
-pub use state::{Answer, LocalhostMode, Mode, NodeMode, Party, State, Switches};
+pub use state::{Answer, HostFirewall, LocalhostMode, Mode, NodeMode, Party, State, Switches};
 pub use tiers::Side;
 
 use std::net::IpAddr;
