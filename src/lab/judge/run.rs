@@ -69,6 +69,13 @@ fn refused(scenario: &Scenario, why: &Impossible) -> Refused {
     Refused { problems: why.iter().map(problem).collect() }
 }
 
+/// What left the sender.
+struct Sent {
+    sender: Sender,
+    flow: Flow,
+    payload: Payload,
+}
+
 /// A connection that stays open.
 struct Connection {
     sender: Sender,
@@ -199,7 +206,7 @@ impl Run<'_> {
         failed(&format!("lint {}", codes.join(", ")), "no lint", "this build has no linter")
     }
 
-    fn connect(&mut self, connect: &Connect) -> Result<(Seen, Option<(Sender, Flow, Payload)>), Trouble> {
+    fn connect(&mut self, connect: &Connect) -> Result<(Seen, Option<Sent>), Trouble> {
         let sender = self.world.sender(&connect.from, self.family)?;
         let address = match &connect.to.place {
             Place::Name(name) => match self.resolve(&sender, name)? {
@@ -214,7 +221,7 @@ impl Run<'_> {
         };
         let payload = self.payload(connect, &flow);
         let seen = self.world.exchange(&flow, &payload, &BTreeSet::new())?;
-        Ok((seen, Some((sender, flow, payload))))
+        Ok((seen, Some(Sent { sender, flow, payload })))
     }
 
     /// What the sender says: a request, a ClientHello, a query to the cluster's DNS, or an echo.
@@ -245,7 +252,7 @@ impl Run<'_> {
 
     fn open(&mut self, name: &str, connect: &Connect) -> Result<Seen, Trouble> {
         let (seen, made) = self.connect(connect)?;
-        if let Some((sender, flow, payload)) = made {
+        if let Some(Sent { sender, flow, payload }) = made {
             let names = match &sender.node {
                 Some(node) => self.world.oracle.fresh_names(node, flow.destination),
                 None => BTreeSet::new(),
