@@ -192,11 +192,6 @@ impl AddressPlan {
         upserts + exact.deletes.len() + prefixes.deletes.len() + classes.deletes.len()
     }
 
-    /// New prefixes or addresses take something over: see [`AddressPlan::apply`].
-    pub fn has_upserts(&self) -> bool {
-        !(self.exact.keys.is_empty() && self.prefixes.keys.is_empty() && self.classes.keys.is_empty())
-    }
-
     /// Fails when it cannot fit.
     pub fn check_room(&self, tables: &Tables) -> Result<(), DatapathError> {
         let what = |kind: &'static str, count: usize| move || format!("{count} {kind} to be written");

@@ -65,21 +65,7 @@ impl MemoryDatapath {
 
     /// The label identity of an address, as the kernel side finds it.
     pub fn identity(&self, address: IpAddr) -> Result<Identity, DatapathError> {
-        let (tables, addr) = (&self.writer.tables, Addr::from(address));
-        if let Some(endpoint) = tables.endpoints.get(&addr)? {
-            return Ok(Identity(endpoint.identity));
-        }
-        let entry = match tables.ipcache_exact.get(&addr)? {
-            Some(entry) => Some(entry),
-            None => tables.ipcache_lpm.get(&LpmKey { prefix_len: 128, addr })?,
-        };
-        Ok(entry.map_or(Identity::UNKNOWN, |entry| Identity(entry.identity)))
-    }
-
-    /// Epoch of a subject's policy; `None` before it is loaded.
-    pub fn epoch(&self, subject: Identity) -> Option<u32> {
-        let state = self.writer.policies.state(self.writer.policies.id(subject)?)?;
-        state.is_live().then_some(state.info.epoch)
+        self.writer.tables.identity(address)
     }
 
     /// Judges as `bpf/lib/policy.h` does: `peer` by the policy of `subject`. `port` is the responder's
@@ -93,11 +79,58 @@ impl MemoryDatapath {
         protocol: Protocol,
         port: Option<u16>,
     ) -> Result<SideVerdict, DatapathError> {
-        let tables = &self.writer.tables;
-        let none = RuleSetId(0);
         let Some(id) = self.writer.policies.id(subject) else {
-            return Ok(SideVerdict::Drop(DropReason::EndpointNotReady, none));
+            return Ok(SideVerdict::Drop(DropReason::EndpointNotReady, RuleSetId(0)));
         };
+        self.writer.tables.judge(id, direction, peer, protocol, port)
+    }
+
+    /// Epoch of a subject's policy; `None` before it is loaded.
+    pub fn epoch(&self, subject: Identity) -> Option<u32> {
+        let state = self.writer.policies.state(self.writer.policies.id(subject)?)?;
+        state.is_live().then_some(state.info.epoch)
+    }
+
+    /// Backends of a Service frontend in slot order; `None` when there is no such frontend.
+    pub fn backends(
+        &self,
+        frontend: &crate::cluster::delta::ServiceFrontend,
+    ) -> Result<Option<Vec<Backend>>, DatapathError> {
+        let tables = &self.writer.tables;
+        let Some(entry) = tables.services.get(&frontend.into())? else { return Ok(None) };
+        let mut backends = Vec::new();
+        for slot in 0..entry.backends {
+            let found = tables.backends.get(&BackendKey { svc_id: entry.id, slot })?;
+            backends.extend(found.map(|b| Backend { address: b.addr.to_ip_or_unspecified(), port: b.port }));
+        }
+        Ok(Some(backends))
+    }
+}
+
+/// The kernel side's lookups.
+impl Tables {
+    fn identity(&self, address: IpAddr) -> Result<Identity, DatapathError> {
+        let (tables, addr) = (self, Addr::from(address));
+        if let Some(endpoint) = tables.endpoints.get(&addr)? {
+            return Ok(Identity(endpoint.identity));
+        }
+        let entry = match tables.ipcache_exact.get(&addr)? {
+            Some(entry) => Some(entry),
+            None => tables.ipcache_lpm.get(&LpmKey { prefix_len: 128, addr })?,
+        };
+        Ok(entry.map_or(Identity::UNKNOWN, |entry| Identity(entry.identity)))
+    }
+
+    fn judge(
+        &self,
+        id: u32,
+        direction: Direction,
+        peer: IpAddr,
+        protocol: Protocol,
+        port: Option<u16>,
+    ) -> Result<SideVerdict, DatapathError> {
+        let tables = self;
+        let none = RuleSetId(0);
         let info = tables.policy_info.get(&id)?.unwrap_or_default();
         if info.epoch == 0 {
             return Ok(SideVerdict::Drop(DropReason::EndpointNotReady, none));
@@ -154,21 +187,6 @@ impl MemoryDatapath {
             _ => SideVerdict::Allow(none),
         })
     }
-
-    /// Backends of a Service frontend in slot order; `None` when there is no such frontend.
-    pub fn backends(
-        &self,
-        frontend: &crate::cluster::delta::ServiceFrontend,
-    ) -> Result<Option<Vec<Backend>>, DatapathError> {
-        let tables = &self.writer.tables;
-        let Some(entry) = tables.services.get(&frontend.into())? else { return Ok(None) };
-        let mut backends = Vec::new();
-        for slot in 0..entry.backends {
-            let found = tables.backends.get(&BackendKey { svc_id: entry.id, slot })?;
-            backends.extend(found.map(|b| Backend { address: b.addr.to_ip_or_unspecified(), port: b.port }));
-        }
-        Ok(Some(backends))
-    }
 }
 
 impl Datapath for MemoryDatapath {
@@ -180,6 +198,9 @@ impl Datapath for MemoryDatapath {
         self.writer.reconcile(full)
     }
 }
+
+#[cfg(test)]
+mod transition_tests;
 
 #[cfg(test)]
 mod tests {

@@ -256,17 +256,42 @@ pub struct MemoryTable<K, V> {
     elements: Mutex<BTreeMap<K, V>>,
     /// Tries: the prefix that is one bit shorter.
     shorter: fn(&K) -> Option<K>,
+    observer: Observer,
+}
+
+/// Told after every single write to an in-memory map: a test looks at each state in between.
+#[derive(Clone, Default)]
+pub struct Observer(Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl Observer {
+    /// Calls `see` after every write.
+    pub fn new(see: impl Fn() + Send + Sync + 'static) -> Observer {
+        Observer(Some(Arc::new(see)))
+    }
+
+    fn tell(&self) {
+        if let Some(see) = &self.0 {
+            see();
+        }
+    }
+}
+
+impl Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Observer" } else { "no Observer" })
+    }
 }
 
 impl<K: Key, V: Value> MemoryTable<K, V> {
-    /// An empty map.
-    pub fn create(name: &'static str, max_entries: u32) -> Shared<K, V> {
-        Arc::new(MemoryTable { name, max_entries, elements: Mutex::default(), shorter: |_| None })
-    }
-
-    /// An empty longest-prefix-match trie.
-    pub fn create_trie(name: &'static str, max_entries: u32, shorter: fn(&K) -> Option<K>) -> Shared<K, V> {
-        Arc::new(MemoryTable { name, max_entries, elements: Mutex::default(), shorter })
+    /// An empty map; `shorter` makes it a longest-prefix-match trie.
+    pub fn create(
+        name: &'static str,
+        max_entries: u32,
+        shorter: Option<fn(&K) -> Option<K>>,
+        observer: Observer,
+    ) -> Shared<K, V> {
+        let shorter = shorter.unwrap_or(|_| None);
+        Arc::new(MemoryTable { name, max_entries, elements: Mutex::default(), shorter, observer })
     }
 }
 
@@ -286,8 +311,8 @@ impl<K: Key, V: Value> Table<K, V> for MemoryTable<K, V> {
     }
 
     fn upsert(&self, keys: &[K], values: &[V]) -> Result<(), DatapathError> {
-        let mut elements = self.elements.lock();
         for (written, (key, value)) in keys.iter().zip(values).enumerate() {
+            let mut elements = self.elements.lock();
             if elements.len() >= self.max_entries as usize && !elements.contains_key(key) {
                 return Err(DatapathError::MapFull {
                     map: self.name,
@@ -296,14 +321,16 @@ impl<K: Key, V: Value> Table<K, V> for MemoryTable<K, V> {
                 });
             }
             elements.insert(*key, *value);
+            drop(elements);
+            self.observer.tell();
         }
         Ok(())
     }
 
     fn delete(&self, keys: &[K]) -> Result<(), DatapathError> {
-        let mut elements = self.elements.lock();
         for key in keys {
-            elements.remove(key);
+            self.elements.lock().remove(key);
+            self.observer.tell();
         }
         Ok(())
     }
@@ -328,7 +355,7 @@ mod tests {
 
     #[test]
     fn room_is_counted_in_new_keys_only() {
-        let table = MemoryTable::<u32, u32>::create("sl_test", 3);
+        let table = MemoryTable::<u32, u32>::create("sl_test", 3, None, Observer::default());
         table.upsert(&[1, 2], &[1, 2]).unwrap();
         let what = || "a test".to_owned();
         table.check_room(&[1, 2, 3], &what).unwrap();

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use super::DatapathError;
 use super::abi::*;
 use super::config::Capacity;
-use super::table::{KernelTable, Key, MemoryTable, Shared, Value};
+use super::table::{KernelTable, Key, MemoryTable, Observer, Shared, Value};
 
 /// Shape of a map, as this version of sluice creates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,29 +138,39 @@ impl Tables {
 
     /// Empty maps in this process, with the limits of the kernel's.
     pub fn in_memory(capacity: &Capacity) -> Tables {
+        Self::in_memory_observed(capacity, &Observer::default())
+    }
+
+    /// The same, and every write is told.
+    pub fn in_memory_observed(capacity: &Capacity, observer: &Observer) -> Tables {
         let specs = specs(capacity);
-        let room = |name: &str| specs.iter().find(|s| s.name == name).map_or(0, |s| s.max_entries);
-        fn table<K: Key, V: Value>(name: &'static str, room: &dyn Fn(&str) -> u32) -> Shared<K, V> {
-            MemoryTable::create(name, room(name))
+        struct Maker<'a> {
+            specs: &'a [MapSpec],
+            observer: &'a Observer,
         }
-        fn trie<K: Key, V: Value>(
-            name: &'static str,
-            room: &dyn Fn(&str) -> u32,
-            shorter: fn(&K) -> Option<K>,
-        ) -> Shared<K, V> {
-            MemoryTable::create_trie(name, room(name), shorter)
+        impl Maker<'_> {
+            fn make<K: Key, V: Value>(
+                &self,
+                name: &'static str,
+                shorter: Option<fn(&K) -> Option<K>>,
+            ) -> Shared<K, V> {
+                let room =
+                    self.specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries);
+                MemoryTable::create(name, room, shorter, self.observer.clone())
+            }
         }
+        let maker = Maker { specs: &specs, observer };
         Tables {
-            config: table(name::CONFIG, &room),
-            endpoints: table(name::ENDPOINTS, &room),
-            ipcache_exact: table(name::IPCACHE_EXACT, &room),
-            ipcache_lpm: trie(name::IPCACHE_LPM, &room, LpmKey::shorter),
-            address_classes: trie(name::ADDR_CLASS, &room, LpmKey::shorter),
-            policy: table(name::POLICY, &room),
-            policy_info: table(name::POLICY_INFO, &room),
-            port_classes: trie(name::PORT_CLASS, &room, PortClassKey::shorter),
-            services: table(name::SERVICES, &room),
-            backends: table(name::BACKENDS, &room),
+            config: maker.make(name::CONFIG, None),
+            endpoints: maker.make(name::ENDPOINTS, None),
+            ipcache_exact: maker.make(name::IPCACHE_EXACT, None),
+            ipcache_lpm: maker.make(name::IPCACHE_LPM, Some(LpmKey::shorter)),
+            address_classes: maker.make(name::ADDR_CLASS, Some(LpmKey::shorter)),
+            policy: maker.make(name::POLICY, None),
+            policy_info: maker.make(name::POLICY_INFO, None),
+            port_classes: maker.make(name::PORT_CLASS, Some(PortClassKey::shorter)),
+            services: maker.make(name::SERVICES, None),
+            backends: maker.make(name::BACKENDS, None),
         }
     }
 }

@@ -191,18 +191,12 @@ impl Writer {
         Ok(transitions)
     }
 
-    /// Step 2 of [`super::transition`]. Where addresses are taken over, the new cells were made for
-    /// the new port classes: classes first. Where they only fall back to wider prefixes, the cells
-    /// of those exist for the old classes as well: classes last.
+    /// The move of [`super::transition`].
     fn move_all(&mut self, addresses: &AddressPlan, transitions: &[Transition]) -> Result<(), DatapathError> {
-        let classes_first = addresses.has_upserts();
-        if !classes_first {
-            addresses.apply(&self.tables)?;
-        }
         for transition in transitions {
             transition.move_ports(&self.tables, &mut self.policies)?;
         }
-        if classes_first { addresses.apply(&self.tables) } else { Ok(()) }
+        addresses.apply(&self.tables)
     }
 
     /// Writes the node's configuration when it differs; the host firewall goes on in a write of its

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Every packet of the pod goes to the host side of its veth, where it is judged; no two pods share a
-//! link layer.
+//! link layer. The router's MAC is no device's: where no program judges, the node's stack takes the
+//! frames for somebody else's, and the pod is cut off rather than open.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
