@@ -7,11 +7,13 @@
 //! - [`engine`]: repository, selector cache and resolved subjects, kept up to date by deltas.
 //! - [`named_port`]: port names as identity labels.
 //! - [`oracle`]: a naive evaluator, which the compiled policy is compared with.
+//! - [`lint`]: traps in policies that load.
 //! - [`decision`]: verdicts with the rules behind them.
 
 pub mod decision;
 pub mod engine;
 pub mod l7;
+pub mod lint;
 pub mod map_state;
 pub mod named_port;
 pub mod oracle;
