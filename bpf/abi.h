@@ -98,6 +98,7 @@
 #define SLUICE_MARK_PROXY 0x0200u	   /* deliver to a local (transparent) socket */
 #define SLUICE_MARK_PROXY_OUT 0x0300u  /* sent by a proxy: identity of the client is in sl_ct */
 #define SLUICE_MARK_VERDICT 0x0400u	   /* policy of both sides is done; do not judge again */
+#define SLUICE_MARK_ANSWER 0x0500u	   /* our own answer to a refused packet, on its way back */
 
 /* ---- drop reasons ------------------------------------------------------------------------------
  * The only list. X(number, name, text). Numbers 130.. are those that Cilium's monitor and Hubble

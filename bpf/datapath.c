@@ -7,6 +7,13 @@
 #include "lib/nat.h"
 #include "lib/neighbour.h"
 
+/* Our own answer to a refused packet (see reject.h). Neither pods nor other machines can set marks: they
+ * do not cross network namespaces or wires. */
+INLINE int is_answer(const struct __sk_buff *skb)
+{
+	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_ANSWER;
+}
+
 /* Ingress of the host side of a pod's veth: what the pod sends. */
 SEC("classifier")
 int from_container(struct __sk_buff *skb)
@@ -15,9 +22,7 @@ int from_container(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	int reason;
 
-	/* Our own answers to what the node sent to the pod (see reject.h). A pod cannot set marks: they do
-	 * not cross network namespaces. */
-	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT)
+	if (is_answer(skb))
 		return TC_ACT_OK;
 	w = work_begin(skb, SLUICE_OBS_FROM_CONTAINER, SLUICE_DIR_EGRESS);
 	if (!w)
@@ -51,7 +56,7 @@ int to_container(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	int reason;
 
-	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT)
+	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT || is_answer(skb))
 		return TC_ACT_OK;
 	w = work_begin(skb, SLUICE_OBS_TO_CONTAINER, SLUICE_DIR_INGRESS);
 	if (!w)
@@ -103,6 +108,8 @@ int from_network(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	int reason;
 
+	if (is_answer(skb))
+		return TC_ACT_OK;
 	w = work_begin(skb, SLUICE_OBS_FROM_NETWORK, SLUICE_DIR_INGRESS);
 	if (!w)
 		return TC_ACT_SHOT;
@@ -144,6 +151,8 @@ int to_network(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	int reason;
 
+	if (is_answer(skb))
+		return TC_ACT_OK;
 	w = work_begin(skb, SLUICE_OBS_TO_NETWORK, SLUICE_DIR_EGRESS);
 	if (!w)
 		return TC_ACT_SHOT;

@@ -10,6 +10,7 @@
 
 typedef __u64 __attribute__((may_alias)) word64;
 typedef __u32 __attribute__((may_alias)) word32;
+typedef __u16 __attribute__((may_alias)) word16;
 
 INLINE void addr_copy(struct sluice_addr *to, const struct sluice_addr *from)
 {
@@ -70,7 +71,6 @@ INLINE int addr_before(const struct sluice_addr *a, const struct sluice_addr *b)
 	return bpf_be64_to_cpu(((const word64 *)a)[1]) < bpf_be64_to_cpu(((const word64 *)b)[1]);
 }
 
-typedef __u16 __attribute__((may_alias)) word16;
 
 /* MAC addresses lie at even offsets, in packets and in our structs. */
 INLINE void mac_copy(__u8 *to, const __u8 *from)

@@ -84,13 +84,29 @@ INLINE int deliver_local(struct __sk_buff *skb, struct work *w, const struct nod
 	return bpf_redirect(ifindex, 0);
 }
 
-/* To the node that the destination is behind. The tunnel id carries the source identity as a hint for a
- * node that does not know the address yet; it proves nothing. */
+/* Says which node the packet goes to, once it is redirected to the tunnel's device. The tunnel id carries
+ * the source identity as a hint for a node that does not know the address yet; it proves nothing. Returns 1
+ * on success. */
+INLINE int tunnel_to(struct __sk_buff *skb, struct work *w, const struct sluice_addr *remote)
+{
+	struct bpf_tunnel_key key = {};
+	__u64 flags = BPF_F_ZERO_CSUM_TX;
+
+	key.tunnel_id = w->tunnel_id;
+	key.tunnel_ttl = 64;
+	if (addr_is_v4(remote)) {
+		key.remote_ipv4 = bpf_ntohl(addr_to_v4(remote));
+	} else {
+		addr_copy4((struct sluice_addr *)key.remote_ipv6, remote);
+		flags = BPF_F_TUNINFO_IPV6;
+	}
+	return !bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags);
+}
+
+/* To the node that the destination is behind. */
 GLOBAL int deliver_tunnel(struct __sk_buff *skb, struct work *w, const struct sluice_addr *remote)
 {
 	const struct node_config *config = node_config();
-	struct bpf_tunnel_key key = {};
-	__u64 flags = 0;
 	int reason;
 
 	if (!w || !remote || !config)
@@ -104,16 +120,7 @@ GLOBAL int deliver_tunnel(struct __sk_buff *skb, struct work *w, const struct sl
 		reason = set_macs(skb, config->router_mac, config->router_mac);
 	if (reason)
 		return drop(skb, w, reason);
-	key.tunnel_id = w->tunnel_id;
-	key.tunnel_ttl = 64;
-	if (addr_is_v4(remote)) {
-		key.remote_ipv4 = bpf_ntohl(addr_to_v4(remote));
-		flags = BPF_F_ZERO_CSUM_TX;
-	} else {
-		addr_copy4((struct sluice_addr *)key.remote_ipv6, remote);
-		flags = BPF_F_TUNINFO_IPV6;
-	}
-	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
+	if (!tunnel_to(skb, w, remote))
 		return drop(skb, w, SLUICE_DROP_NO_TUNNEL_ENDPOINT);
 	set_mark(skb, SLUICE_MARK_VERDICT);
 	return bpf_redirect(config->tunnel_ifindex, 0);

@@ -10,6 +10,7 @@
 #include "fragment.h"
 #include "icmp_error.h"
 #include "judge.h"
+#include "reject.h"
 #include "service.h"
 
 #define CONTINUE 1000 /* no action yet */
@@ -160,7 +161,7 @@ INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_co
 	}
 	reason = service_select(w);
 	if (reason)
-		return drop(skb, w, reason);
+		return refuse(skb, w, reason);
 	if (!(w->ct_flags & SLUICE_CT_SERVICE))
 		return CONTINUE;
 	if (addr_equal(&w->pkt.saddr, &w->pkt.daddr))
@@ -206,7 +207,7 @@ GLOBAL int flow(struct __sk_buff *skb, struct work *w)
 	}
 	verdict = judge(skb, w, e);
 	if (verdict)
-		return drop(skb, w, verdict);
+		return refuse(skb, w, verdict);
 	if (w->reply && e && (e->flags & SLUICE_CT_REV_NAT))
 		rewrite_source(w, &e->svc_addr, e->svc_port);
 	if (w->ct_flags & SLUICE_CT_SERVICE) {

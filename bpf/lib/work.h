@@ -115,6 +115,7 @@ struct work {
 	struct sluice_addr ct_svc_addr; /* goes into a new conntrack entry with ct_flags */
 	__u16 ct_svc_port;
 	__u16 pad2[3];
+	__u8 answer[96]; /* to a refused packet: IP header and what follows */
 };
 
 struct {

@@ -9,4 +9,5 @@ mod malformed;
 mod masquerade;
 mod neighbours;
 mod policy;
+mod reject;
 mod services;

@@ -141,17 +141,6 @@ fn a_client_with_affinity_comes_back_to_its_backend() {
 }
 
 #[test]
-fn a_service_without_backends_is_no_way_out() {
-    let mut node = Node::new();
-    add_service(&mut node, &[], 8080, 0);
-    for family in FAMILIES {
-        let mut frame = node.frame(family, Who::Alice, Who::Bob, syn(80));
-        frame.dst = frontend(family);
-        assert_dropped(&node.send_from(Who::Alice, &frame), DropReason::NoServiceBackend);
-    }
-}
-
-#[test]
 fn a_pod_reaches_itself_through_its_service_whatever_policy_says() {
     let mut node = Node::new();
     add_service(&mut node, &[Who::Alice], 8080, 0);
