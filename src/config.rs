@@ -34,14 +34,11 @@ pub struct AgentSettings {
     #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR")]
     pub bpffs: Option<PathBuf>,
     /// Join this sluice server (https://HOST:7443) instead of keeping state alone
-    #[arg(long, env = "SLUICE_URL", value_name = "URL", conflicts_with = "kubernetes")]
+    #[arg(long, env = "SLUICE_URL", value_name = "URL")]
     pub server: Option<String>,
     /// File with the join token of the server
     #[arg(long, env = "SLUICE_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Watch the Kubernetes API (in-cluster, or $KUBECONFIG): in-cluster, or the path of a kubeconfig
-    #[arg(long, env = "SLUICE_KUBERNETES", value_name = "SOURCE")]
-    pub kubernetes: Option<String>,
     /// Device towards other nodes and the world
     #[arg(long, env = "SLUICE_UPLINK", value_name = "DEVICE")]
     pub uplink: Option<String>,
@@ -96,8 +93,6 @@ pub enum Source {
         /// Needed for the first join only.
         token_file: Option<PathBuf>,
     },
-    /// `None`: in-cluster configuration.
-    Kubernetes { kubeconfig: Option<PathBuf> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +180,6 @@ impl AgentSettings {
             bpffs,
             server,
             token_file,
-            kubernetes,
             uplink,
             routing,
             masquerade,
@@ -281,21 +275,14 @@ impl AgentConfig {
         }
         let pod_cidrs = p.list("pod-cidr", settings.pod_cidr.as_deref(), "a CIDR such as 10.244.0.0/16");
         let node_addresses = p.list("node-address", settings.node_address.as_deref(), "an IP address");
-        let source = match (&settings.server, &settings.kubernetes) {
-            (Some(_), Some(_)) => {
-                p.0.push("server, kubernetes: at most one of them may be set".to_owned());
-                Source::Standalone
-            }
-            (Some(url), None) => {
+        let source = match &settings.server {
+            Some(url) => {
                 if !url.starts_with("https://") {
                     p.0.push(format!("server: {url:?}: expected https://HOST:PORT"));
                 }
                 Source::Server { url: url.clone(), token_file: settings.token_file.clone() }
             }
-            (None, Some(kubernetes)) => Source::Kubernetes {
-                kubeconfig: (kubernetes != "in-cluster").then(|| PathBuf::from(kubernetes)),
-            },
-            (None, None) => Source::Standalone,
+            None => Source::Standalone,
         };
         let node_name = settings.node_name.unwrap_or_else(|| host_name.to_owned());
         if node_name.is_empty() || node_name.len() > 253 {

@@ -72,10 +72,8 @@ pub fn view_options(config: &AgentConfig, local_number_offset: u32) -> ViewOptio
         host_firewall: config.host_firewall.is_on(),
         deny_response: config.deny_response,
         pod_cidrs: config.pod_cidrs.clone(),
-        missing_namespaces: match config.source {
-            Source::Kubernetes { .. } => MissingNamespaces::Wait,
-            Source::Standalone | Source::Server { .. } => MissingNamespaces::Exist,
-        },
+        // People write pods without their namespaces; a server adds them where it knows them.
+        missing_namespaces: MissingNamespaces::Exist,
         local_number_offset,
         ..ViewOptions::default()
     }
@@ -117,7 +115,6 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
             updates = Some(receiver);
             (Box::new(client.allocator()), None, Some(Arc::new(client)))
         }
-        Source::Kubernetes { .. } => anyhow::bail!("watching the Kubernetes API is not part of this release"),
     };
     let offset = store.setting(OFFSET_SETTING)?.and_then(|text| text.parse().ok()).unwrap_or(0);
     let view = View::new(view_options(&config, offset), allocator);

@@ -33,7 +33,6 @@ impl Core {
             source: match &self.config.source {
                 Source::Standalone => "standalone".to_owned(),
                 Source::Server { url, .. } => format!("server {url}"),
-                Source::Kubernetes { .. } => "kubernetes".to_owned(),
             },
             uptime_seconds: self.started.elapsed().as_secs(),
             revision: Revision { desired: self.desired, realized: self.realized },

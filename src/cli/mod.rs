@@ -12,6 +12,7 @@ mod logs;
 mod objects;
 mod observe;
 mod policy_test;
+mod preflight;
 mod print;
 mod server;
 mod status;
@@ -78,6 +79,8 @@ enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
+    /// Check whether this machine is fit to run an agent
+    Preflight(preflight::PreflightArgs),
     /// Show whether the agent is well
     Status(status::StatusArgs),
     /// Local pods under policy
@@ -154,6 +157,7 @@ fn run(command: Command) -> CliResult {
             PolicyCommand::Explain(args) => objects::explain(args),
             PolicyCommand::Test(args) => policy_test::run(args),
         },
+        Command::Preflight(args) => preflight::run(args),
         Command::Status(args) => status::run(args),
         Command::Endpoint(args) => endpoint::run(args),
         Command::Identity(args) => tables::identity(args),

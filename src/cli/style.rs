@@ -9,9 +9,11 @@ pub const TEMPLATE: &str = "{about-with-newline}\n{usage-heading} sluice COMMAND
 pub const TOUR: &str = "\
 Run:
   agent          the agent of this node (all that a single machine needs)
+  server         state and identities of a small cluster, for its agents
+  preflight      is this machine fit, and what to do if not
 
 Policy:
-  policy         apply, get, delete and explain policies
+  policy         apply, get, delete, explain and test policies
 
 Operate:
   status         is everything well, and if not, what
@@ -25,9 +27,6 @@ Operate:
 
 Try and test:
   lab            a whole cluster in network namespaces on this machine
-
-Run:
-  server         state and identities of a small cluster, for its agents
 
 This tool:
   completions    print a shell completion script
