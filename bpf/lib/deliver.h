@@ -107,6 +107,7 @@ INLINE int tunnel_to(struct __sk_buff *skb, struct work *w, const struct sluice_
 GLOBAL int deliver_tunnel(struct __sk_buff *skb, struct work *w, const struct sluice_addr *remote)
 {
 	const struct node_config *config = node_config();
+	__u8 source[6];
 	int reason;
 
 	if (!w || !remote || !config)
@@ -115,9 +116,13 @@ GLOBAL int deliver_tunnel(struct __sk_buff *skb, struct work *w, const struct sl
 		return drop(skb, w, SLUICE_DROP_NO_TUNNEL_ENDPOINT);
 	if (!w->pkt.l3_offset) /* VXLAN carries Ethernet */
 		return drop(skb, w, SLUICE_DROP_UNROUTABLE);
+	/* Every node's VXLAN device has the router's address, and a frame that comes from its own address is a loop to
+	 * it (vxlan_set_mac): the sender is another. */
+	mac_copy(source, config->router_mac);
+	source[5] ^= 1;
 	reason = decrement_ttl(skb, &w->pkt);
 	if (!reason)
-		reason = set_macs(skb, config->router_mac, config->router_mac);
+		reason = set_macs(skb, source, config->router_mac);
 	if (reason)
 		return drop(skb, w, reason);
 	if (!tunnel_to(skb, w, remote))

@@ -42,6 +42,21 @@ INLINE int from_its_place(struct __sk_buff *skb, const struct work *w, const str
 	return 0;
 }
 
+INLINE int tunnelled(const struct work *w, const struct node_config *config)
+{
+	return (config->flags & SLUICE_CFG_TUNNEL) && (w->ct_flags & SLUICE_CT_TUNNEL);
+}
+
+INLINE int to_remote_pod(struct __sk_buff *skb, struct work *w)
+{
+	const struct ipcache_entry *remote = ipcache_lookup(&w->pkt.daddr);
+
+	if (!remote || !(remote->flags & SLUICE_IPC_REMOTE))
+		return drop(skb, w, SLUICE_DROP_NO_TUNNEL_ENDPOINT);
+	addr_copy(&w->dst.tunnel_ep, &remote->tunnel_ep);
+	return deliver_tunnel(skb, w, &w->dst.tunnel_ep);
+}
+
 /* The packet goes to a local pod, to this node, or on. */
 INLINE int forward(struct __sk_buff *skb, struct work *w, const struct node_config *config,
 				   __u32 ifindex, const __u8 *mac)
@@ -57,15 +72,12 @@ INLINE int forward(struct __sk_buff *skb, struct work *w, const struct node_conf
 	case SLUICE_OBS_FROM_CONTAINER:
 		if (ifindex)
 			return deliver_local(skb, w, config, ifindex, mac);
-		if ((config->flags & SLUICE_CFG_TUNNEL) && (w->ct_flags & SLUICE_CT_TUNNEL)) {
-			const struct ipcache_entry *remote = ipcache_lookup(&w->pkt.daddr);
-
-			if (!remote || !(remote->flags & SLUICE_IPC_REMOTE))
-				return drop(skb, w, SLUICE_DROP_NO_TUNNEL_ENDPOINT);
-			addr_copy(&w->dst.tunnel_ep, &remote->tunnel_ep);
-			return deliver_tunnel(skb, w, &w->dst.tunnel_ep);
-		}
+		if (tunnelled(w, config))
+			return to_remote_pod(skb, w);
 		return to_stack(skb);
+	case SLUICE_OBS_TO_NETWORK:
+		/* The node itself reaches pods of other nodes as its pods do. */
+		return tunnelled(w, config) ? to_remote_pod(skb, w) : TC_ACT_OK;
 	case SLUICE_OBS_FROM_NETWORK:
 	case SLUICE_OBS_FROM_OVERLAY:
 		if (ifindex)

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use super::LabError;
@@ -26,6 +27,8 @@ use crate::model::ObjectRef;
 
 /// Port of `sluice server`.
 const SERVER_PORT: u16 = 7443;
+/// Options of the agents that the server needs too: it reads manifests the same way.
+const SERVER_OPTIONS: &[&str] = &["empty-rule-lists"];
 /// How long a process has until its socket answers.
 const START: Duration = Duration::from_secs(20);
 /// How long a change has until it is enforced everywhere.
@@ -87,7 +90,10 @@ impl ControlPlane {
         let mut command = Command::new(program);
         command.arg("server").arg("--state-dir").arg(&state).arg("--run-dir").arg(&state);
         command.args(["--listen", &format!("{}:{SERVER_PORT}", CONTROL_PLANE[0])]);
-        let server = Process::start("the server", command, lab, &Site::Fabric, &state)?;
+        for (name, value) in options.iter().filter(|(name, _)| SERVER_OPTIONS.contains(&name.as_str())) {
+            command.arg(format!("--{name}={value}"));
+        }
+        let server = Process::start("the server", command, lab, &Site::Fabric, &state, "server.sock")?;
         let mut control = ControlPlane {
             program: program.to_owned(),
             directory,
@@ -128,7 +134,8 @@ impl ControlPlane {
             command.arg(format!("--{name}={value}"));
         }
         let site = Site::Node(node.to_owned());
-        let process = Process::start(&format!("the agent of {node}"), command, lab, &site, &home)?;
+        let process =
+            Process::start(&format!("the agent of {node}"), command, lab, &site, &home, "admin.sock")?;
         self.agents.insert(node.to_owned(), process);
         Ok(())
     }
@@ -185,7 +192,7 @@ impl ControlPlane {
             for (node, agent) in &mut self.agents {
                 let pods =
                     lab.topology().pods.iter().filter(|pod| pod.node == *node && !pod.host_network).count();
-                match agent.status().await? {
+                match agent.status::<Status>().await? {
                     None => late.push(format!("{node} does not answer")),
                     Some(status) => late.extend(lateness(node, &status, self.revision, pods)),
                 }
@@ -260,6 +267,7 @@ impl Process {
         lab: &Lab,
         site: &Site,
         home: &Path,
+        socket: &str,
     ) -> Result<Process, ControlError> {
         let log = home.join("log");
         let failed = |source| LabError::io("start", title, source);
@@ -269,13 +277,13 @@ impl Process {
         // A group of its own: Ctrl-C is for the lab, which ends its children in order.
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
         let child = lab.netns(site).run(|| command.spawn())?.map_err(failed)?;
-        let client = Client::new(&home.join("admin.sock"));
+        let client = Client::new(&home.join(socket));
         Ok(Process { title: title.to_owned(), child, log, client })
     }
 
     /// `None` while it does not answer; an error when it has ended.
-    async fn status(&mut self) -> Result<Option<Status>, ControlError> {
-        match self.client.get::<Status>("/v1/status").await {
+    async fn status<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
+        match self.client.get("/v1/status").await {
             Ok(status) => Ok(Some(status)),
             Err(ClientError::Unreachable { .. }) => match self.child.try_wait() {
                 Ok(Some(status)) => Err(self.failure(format!("ended ({status})"))),
@@ -287,7 +295,7 @@ impl Process {
 
     async fn ready(&mut self) -> Result<(), ControlError> {
         let deadline = Instant::now() + START;
-        while self.status().await?.is_none() {
+        while self.status::<serde_json::Value>().await?.is_none() {
             if Instant::now() >= deadline {
                 return Err(self.failure(format!("does not answer after {} s", START.as_secs())));
             }
