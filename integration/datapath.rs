@@ -413,6 +413,71 @@ fn a_detached_endpoint_is_not_judged_and_an_uninstall_leaves_nothing() {
 }
 
 #[test]
+fn links_of_another_abi_version_are_taken_over_and_their_maps_removed() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        drop(bench.start());
+        let (current, other) = (bpffs.join("v1"), bpffs.join("v0"));
+        std::fs::rename(&current, &other).unwrap();
+        bench.expect_policy();
+        let datapath = bench.start();
+        assert!(current.exists() && !other.exists());
+        bench.expect_policy();
+        let server = bench.server.device.ifindex;
+        let links = std::fs::read_dir(current.join("links")).unwrap().flatten();
+        let names: Vec<String> = links.map(|link| link.file_name().into_string().unwrap()).collect();
+        assert!(names.contains(&format!("to_container_{server}")), "{names:?}");
+        datapath.uninstall().unwrap();
+    });
+}
+
+#[test]
+fn a_large_state_is_applied_and_taken_over_in_time() {
+    isolated(|bpffs| async move {
+        let mut bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        bench.config.capacity.policy_entries = 200_000;
+        let mut datapath = bench.start();
+        let mut state = bench.state();
+        let world = |n: u32| IpcacheEntry {
+            identity: Identity(Identity::LOCAL_CIDR_MIN + n),
+            tunnel_endpoint: None,
+            class: AddressKind::World,
+        };
+        state.ipcache.extend((0..10_000_u32).map(|n| {
+            let address = IpAddr::from((0x0b00_0000 + n).to_be_bytes());
+            (address.into(), Some(world(n)))
+        }));
+        let cells = |subject: u32| {
+            (0..500).map(move |n| {
+                let (mut key, entry) = allow(ALLOWED);
+                key.identity = Identity(Identity::LOCAL_CIDR_MIN + subject * 40 + n);
+                (key, entry)
+            })
+        };
+        state.policies.extend(
+            (0..200_u32).map(|n| subject(Identity(1000 + n), default_deny_ingress(), cells(n).collect())),
+        );
+        let start = Instant::now();
+        datapath.apply(&state).unwrap();
+        let applied = start.elapsed();
+        drop(datapath);
+        let start = Instant::now();
+        let mut datapath = KernelDatapath::open(bench.config.clone()).unwrap();
+        let opened = start.elapsed();
+        let reconciled = datapath.reconcile(&state).unwrap();
+        let taken_over = start.elapsed();
+        assert_eq!((reconciled.policies_changed, reconciled.addresses), (0, 0));
+        println!(
+            "100,000 cells and 10,000 addresses: applied in {applied:?}, opened in {opened:?}, taken over in {taken_over:?}"
+        );
+        // Loose: the bars are measured by the benchmarks, on the optimized build.
+        assert!(applied < Duration::from_secs(10) && taken_over < Duration::from_secs(10));
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        println!("{}", status.lines().find(|line| line.starts_with("VmRSS")).unwrap());
+    });
+}
+
+#[test]
 fn a_pinned_map_of_another_size_is_refused_and_enforcement_goes_on() {
     isolated(|bpffs| async move {
         let bench = Bench::new(&bpffs, AttachMode::Auto).await;

@@ -230,7 +230,7 @@ impl Attacher {
         dirs.extend(self.pins.other_versions().into_iter().map(|version| version.join("links")));
         for hook in hooks {
             for dir in &dirs {
-                Pins::unpin(&dir.join(hook.pin_name(ifindex)))?;
+                Pins::unpin_link(&dir.join(hook.pin_name(ifindex)))?;
             }
             if self.mechanism == Mechanism::Clsact
                 && let Ok(device) = device_name(ifindex)

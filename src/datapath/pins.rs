@@ -134,13 +134,28 @@ impl Pins {
         }
     }
 
+    /// Takes a pinned link's program off its device at once, and removes the pin; none there is fine.
+    pub fn unpin_link(path: &Path) -> Result<(), DatapathError> {
+        let Some(fd) = sys::open_pin(path).map_err(|e| failed("BPF_OBJ_GET", path, e))? else {
+            return Ok(());
+        };
+        match sys::detach_link(&fd) {
+            // The device is gone, and took the program along.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENOENT)) => {}
+            Err(error) => return Err(failed("BPF_LINK_DETACH", path, error)),
+            Ok(()) => {}
+        }
+        Pins::unpin(path)
+    }
+
     /// Removes a version's directory with everything in it: its programs stop judging.
     pub fn remove_version(path: &Path) -> Result<(), DatapathError> {
-        for dir in ["links", "maps"] {
-            let dir = path.join(dir);
+        for name in ["links", "maps"] {
+            let dir = path.join(name);
             let Ok(entries) = std::fs::read_dir(&dir) else { continue };
             for entry in entries.flatten() {
-                Pins::unpin(&entry.path())?;
+                let path = entry.path();
+                if name == "links" { Pins::unpin_link(&path)? } else { Pins::unpin(&path)? }
             }
             std::fs::remove_dir(&dir).map_err(|e| failed("rmdir", &dir, e))?;
         }

@@ -21,6 +21,7 @@ const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_MAP_UPDATE_BATCH: u32 = 26;
 const BPF_MAP_DELETE_BATCH: u32 = 27;
+const BPF_LINK_DETACH: u32 = 34;
 
 /// `union bpf_attr` for element commands.
 #[derive(Default)]
@@ -245,6 +246,13 @@ pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
     let fd = absent_is_none(bpf(BPF_OBJ_GET, &mut attr))?;
     // SAFETY: BPF_OBJ_GET returned a new file descriptor that nobody else owns.
     Ok(fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+}
+
+/// Detaches a link's program now; without this it happens some time after the last pin and file
+/// descriptor are gone.
+pub fn detach_link(fd: impl AsFd) -> io::Result<()> {
+    let mut attr = fd.as_fd().as_raw_fd() as u32;
+    bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
 /// `I` is one of the two structs above: plain integers in `repr(C)`.
