@@ -1,6 +1,9 @@
-//! What is really in the kernel, decoded. Works on the pins alone: no agent need run.
+//! What is really in the kernel, decoded ([`rows`]) and compared with what should be there. Works on the
+//! pins alone: no agent need run.
 
-use std::net::IpAddr;
+mod diff;
+pub mod rows;
+
 use std::path::Path;
 
 use hashbrown::HashMap;
@@ -9,158 +12,19 @@ use ipnet::IpNet;
 use super::DatapathError;
 use super::abi::convert::{direction_from_number, direction_number};
 use super::abi::*;
-use super::addresses::AddressPlan;
 use super::pins::Pins;
-use super::reconcile::{Wanted, compare};
 use super::sys;
 use super::table::{KernelTable, Key, Shared, Value};
 use super::tables::{Tables, kind, name, specs};
-use crate::cluster::delta::{Delta, ServiceFrontend};
+use crate::cluster::delta::ServiceFrontend;
 use crate::datapath::config::Capacity;
 use crate::model::{Backend, Direction, DropReason, Identity, Protocol};
-use crate::policy::map_state::{PolicyEntry, PolicyKey, RuleSetId};
+use crate::policy::map_state::RuleSetId;
 
-/// A policy as the kernel has it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PolicyRow {
-    pub policy_id: u32,
-    pub subject: Identity,
-    /// 0: not loaded, its endpoints drop everything.
-    pub epoch: u32,
-    pub default_deny: Vec<Direction>,
-    /// In key order.
-    pub entries: Vec<(PolicyKey, PolicyEntry)>,
-}
-
-/// One side of a tracked connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnectionSide {
-    pub address: IpAddr,
-    pub port: u16,
-    pub identity: Identity,
-    /// Device of the local pod on this side; 0 if none.
-    pub ifindex: u32,
-}
-
-/// A conntrack entry, seen from the side that opened the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connection {
-    pub protocol: Protocol,
-    pub client: ConnectionSide,
-    pub server: ConnectionSide,
-    pub seen_reply: bool,
-    pub closing: bool,
-    pub denied: bool,
-    pub proxied: bool,
-    /// Frontend that the client named, for connections through a Service.
-    pub frontend: Option<(IpAddr, u16)>,
-    pub rules: RuleSetId,
-    /// Seconds since boot.
-    pub last_seen: u32,
-}
-
-/// Which connections to list. `None` members match everything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ConnectionFilter {
-    /// On either side.
-    pub address: Option<IpAddr>,
-    /// On either side.
-    pub identity: Option<Identity>,
-    pub protocol: Option<Protocol>,
-    /// On either side.
-    pub port: Option<u16>,
-}
-
-impl ConnectionFilter {
-    fn passes(&self, connection: &Connection) -> bool {
-        let sides = [connection.client, connection.server];
-        let any = |test: &dyn Fn(&ConnectionSide) -> bool| sides.iter().any(test);
-        self.protocol.is_none_or(|wanted| wanted == connection.protocol)
-            && self.address.is_none_or(|wanted| any(&|side| side.address == wanted))
-            && self.identity.is_none_or(|wanted| any(&|side| side.identity == wanted))
-            && self.port.is_none_or(|wanted| any(&|side| side.port == wanted))
-    }
-}
-
-/// An ipcache entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IpcacheRow {
-    pub prefix: IpNet,
-    pub identity: Identity,
-    pub tunnel_endpoint: Option<IpAddr>,
-    /// Belongs to the cluster (a pod, a node, or the pods' range).
-    pub in_cluster: bool,
-}
-
-/// A local address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EndpointRow {
-    pub address: IpAddr,
-    /// 0 is the node itself.
-    pub endpoint_id: u16,
-    pub identity: Identity,
-    pub policy_id: u32,
-    pub ifindex: u32,
-    pub mac: [u8; 6],
-}
-
-/// A Service frontend with its backends in slot order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceRow {
-    pub frontend: ServiceFrontend,
-    pub affinity_secs: Option<u32>,
-    pub backends: Vec<Backend>,
-}
-
-/// Packets and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    pub packets: u64,
-    pub bytes: u64,
-}
-
-impl From<Counter> for Count {
-    fn from(counter: Counter) -> Count {
-        Count { packets: counter.packets, bytes: counter.bytes }
-    }
-}
-
-impl std::ops::AddAssign for Count {
-    fn add_assign(&mut self, other: Count) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-    }
-}
-
-/// What passed (`None`) and what was dropped, by direction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MetricRow {
-    pub direction: Direction,
-    pub reason: Option<DropReason>,
-    pub count: Count,
-}
-
-/// Counters of one endpoint, by direction (`Direction as usize`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EndpointStats {
-    pub forwarded: [Count; 2],
-    pub dropped: [Count; 2],
-}
-
-/// How full a map is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MapPressure {
-    pub map: &'static str,
-    pub entries: u64,
-    pub max_entries: u32,
-}
-
-/// A difference between the kernel and what should be there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Divergence {
-    pub map: &'static str,
-    pub what: String,
-}
+pub use rows::{
+    Connection, ConnectionFilter, ConnectionSide, Count, Divergence, EndpointRow, EndpointStats, IpcacheRow,
+    MapPressure, MetricRow, PolicyRow, ServiceRow,
+};
 
 /// Reads pinned maps.
 #[derive(Clone, Debug)]
@@ -415,94 +279,6 @@ impl Inspector {
             }
         }
         Ok(bytes)
-    }
-
-    /// Compares the kernel with a full state (a delta from nothing).
-    pub fn diff(&self, full: &Delta) -> Result<Vec<Divergence>, DatapathError> {
-        let mut rows = Vec::new();
-        let mut ids: HashMap<Identity, u32> = HashMap::new();
-        self.tables.policy_info.for_each(&mut |id, info| {
-            if info.subject_identity != 0 {
-                ids.insert(Identity(info.subject_identity), *id);
-            }
-        })?;
-        let mut wanted = HashMap::new();
-        for subject in full.policies.iter().filter(|subject| !subject.removed) {
-            match ids.get(&subject.subject) {
-                Some(id) => {
-                    wanted.insert(*id, Wanted::of(*id, subject));
-                }
-                None => rows.push(Divergence {
-                    map: name::POLICY_INFO,
-                    what: format!("identity {} has no policy", subject.subject),
-                }),
-            }
-        }
-        let subjects: HashMap<u32, Identity> = ids.iter().map(|(subject, id)| (*id, *subject)).collect();
-        for (id, difference) in compare(&self.tables, &mut wanted)? {
-            if difference.is_empty() {
-                continue;
-            }
-            let subject = subjects.get(&id).copied().unwrap_or_default();
-            rows.push(Divergence {
-                map: name::POLICY,
-                what: format!(
-                    "policy {id} of identity {subject}: {} missing, {} different, {} too many{}",
-                    difference.missing,
-                    difference.changed,
-                    difference.stale_cells.len() + difference.stale_ports.len(),
-                    if difference.flags { ", flags differ" } else { "" },
-                ),
-            });
-        }
-        let addresses = AddressPlan::new(&full.ipcache, &full.address_classes).with_defaults();
-        let mut add = |map, missing: usize, stale: usize| {
-            if missing + stale > 0 {
-                rows.push(Divergence {
-                    map,
-                    what: format!("{missing} missing or different, {stale} too many"),
-                });
-            }
-        };
-        let exact = addresses.exact.exactly(&*self.tables.ipcache_exact)?;
-        add(name::IPCACHE_EXACT, exact.keys.len(), exact.deletes.len());
-        let prefixes = addresses.prefixes.exactly(&*self.tables.ipcache_lpm)?;
-        add(name::IPCACHE_LPM, prefixes.keys.len(), prefixes.deletes.len());
-        let classes = addresses.classes.exactly(&*self.tables.address_classes)?;
-        add(name::ADDR_CLASS, classes.keys.len(), classes.deletes.len());
-        rows.extend(self.diff_services(full)?);
-        rows.sort_by(|a, b| (a.map, &a.what).cmp(&(b.map, &b.what)));
-        Ok(rows)
-    }
-
-    fn diff_services(&self, full: &Delta) -> Result<Vec<Divergence>, DatapathError> {
-        let mut found: HashMap<ServiceFrontend, Vec<Backend>> =
-            self.services()?.into_iter().map(|row| (row.frontend, row.backends)).collect();
-        let mut rows = Vec::new();
-        let mut add = |frontend: &ServiceFrontend, what: &str| {
-            let ServiceFrontend { address, port, protocol } = frontend;
-            rows.push(Divergence {
-                map: name::SERVICES,
-                what: format!("{address} {port}/{protocol}: {what}"),
-            });
-        };
-        for (frontend, entry) in &full.services {
-            let Some(entry) = entry else { continue };
-            match found.remove(frontend) {
-                None => add(frontend, "missing"),
-                Some(mut backends) => {
-                    let mut wanted = entry.backends.clone();
-                    backends.sort();
-                    wanted.sort();
-                    wanted.dedup();
-                    if backends != wanted {
-                        add(frontend, "backends differ");
-                    }
-                }
-            }
-        }
-        found.keys().for_each(|frontend| add(frontend, "too many"));
-        Ok(rows)
     }
 }
 

@@ -90,7 +90,7 @@ fn bpffs(path: &Path) -> Check {
         failed(
             "bpffs",
             format!("{} is not on a BPF file system", path.display()),
-            "mount -t bpf bpf /sys/fs/bpf (the agent does it when started with --mount-bpffs)",
+            "mount -t bpf bpf /sys/fs/bpf, and keep it mounted: pins go with it",
         )
     } else {
         failed("bpffs", "the kernel has no BPF file system", "needs CONFIG_BPF_SYSCALL")
