@@ -22,6 +22,8 @@ mod verdict;
 mod world;
 
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;
 
 pub use run::{Refused, run};

@@ -207,3 +207,39 @@ spec:
   - {send: c, expect: denied, because: {direction: egress, by: default-deny}}"#;
     assert_eq!(last(&judge_with("ipFamilies: [IPv4]", steps, policy)), "");
 }
+
+/// Every scenario below a directory of the repository passes.
+fn all_pass(directory: &str) -> usize {
+    let mut pending = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)];
+    let (mut passed, mut failed) = (0, Vec::new());
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let name = path.display().to_string();
+        let file = scenario::read(&name, &std::fs::read_to_string(&path).unwrap());
+        failed.extend(file.problems.iter().map(ToString::to_string));
+        for prepared in &file.scenarios {
+            for step in run(&name, prepared).unwrap().steps {
+                match step.status {
+                    Status::Passed => passed += 1,
+                    _ => failed.push(step.line()),
+                }
+            }
+        }
+    }
+    assert_eq!(failed, Vec::<String>::new());
+    passed
+}
+
+#[test]
+fn the_scenarios_of_the_project_pass_offline() {
+    assert!(all_pass("integration/scenarios/l4") > 500);
+    assert!(all_pass("integration/scenarios/l7") > 200);
+}
+
+#[test]
+fn the_tour_passes_offline() {
+    assert!(all_pass("assets/lab") > 150);
+}

@@ -97,7 +97,8 @@ impl State {
         };
         let selecting = self.selecting(subject, viewer);
         let matching = self.matching(&selecting, direction, flow, destination, &other);
-        Some(self.evaluate(direction, &selecting, matching))
+        let unknown = matches!(other.party, Party::Unknown);
+        Some(self.evaluate(direction, &selecting, matching, unknown))
     }
 
     /// 1. "Collect the rules that select the endpoint." Tiers other than normal are for pods.
@@ -148,6 +149,7 @@ impl State {
         direction: Direction,
         selecting: &[(&Policy, usize, &Spec)],
         matching: Vec<Matching<'_>>,
+        unknown: bool,
     ) -> Side {
         let isolating: BTreeSet<&ObjectRef> = selecting
             .iter()
@@ -161,6 +163,13 @@ impl State {
             allows,
             enforced,
         };
+
+        // Section 3: who cannot be resolved is "unknown (dropped once policy applies)".
+        let applies = enforced || rules_of(selecting).any(|rule| rule.direction == direction);
+        if unknown && applies {
+            let objects = isolating.into_iter().cloned().collect();
+            return side(Outcome::Deny, Because::DefaultDeny(objects), Vec::new());
+        }
 
         // 5. Admin first: the first matching rule by priority, name and order ends it or passes.
         let admin = first(&matching, |tier| matches!(tier, Tier::Admin { .. }));
@@ -203,6 +212,10 @@ impl State {
         }
         side(Outcome::Allow, Because::NoPolicy, Vec::new())
     }
+}
+
+fn rules_of<'a>(selecting: &[(&'a Policy, usize, &'a Spec)]) -> impl Iterator<Item = &'a Rule> {
+    selecting.iter().flat_map(|(_, _, spec)| &spec.rules)
 }
 
 /// Lower priority first, equal ones by object name, then rules in their order.
