@@ -36,7 +36,7 @@ int from_container(struct __sk_buff *skb)
 		reason = neighbour_arp(skb);
 		return reason >= SLUICE_FIRST_DROP_REASON ? drop(skb, w, reason) : reason;
 	}
-	reason = parse(skb, &w->pkt, sizeof(*eth), eth->h_proto);
+	reason = parse_inline(skb, &w->pkt, sizeof(*eth), eth->h_proto);
 	if (reason == PARSE_NOT_IP)
 		return drop(skb, w, SLUICE_DROP_UNSUPPORTED_L3);
 	if (reason)
@@ -45,7 +45,7 @@ int from_container(struct __sk_buff *skb)
 		reason = neighbour_nd(skb, w);
 		return reason >= SLUICE_FIRST_DROP_REASON ? drop(skb, w, reason) : reason;
 	}
-	return flow(skb, w);
+	return flow_inline(skb, w);
 }
 
 /* Egress of the same device: what the node's stack sends to the pod. */

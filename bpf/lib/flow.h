@@ -169,13 +169,21 @@ INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_co
 			w->pkt.dport = port;
 			w->rewrite.flags = 0;
 			w->ct_flags = 0;
+			w->svc_port = 0;
+			ct_key(w);
+			*entry = NULL;
 		}
 	}
+	/* An address of somebody is no frontend. */
+	party_resolve(&w->dst, &w->pkt.daddr);
+	if (w->dst.flags & (PARTY_LOCAL | PARTY_HOST | PARTY_REMOTE | PARTY_NODE))
+		return CONTINUE;
 	reason = service_select(w);
 	if (reason)
 		return refuse(skb, w, reason);
 	if (!(w->ct_flags & SLUICE_CT_SERVICE))
 		return CONTINUE;
+	w->dst.flags = 0;
 	if (addr_equal(&w->pkt.saddr, &w->pkt.daddr))
 		return hairpin_open(skb, w);
 	ct_key(w);
@@ -183,14 +191,15 @@ INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_co
 	return CONTINUE;
 }
 
-/* From a parsed packet to an action. */
-GLOBAL int flow(struct __sk_buff *skb, struct work *w)
+/* From a parsed packet to an action. Pasted into the program that pods' packets meet: that saves some
+ * nanoseconds a packet. The others call flow(), which saves the verifier's time. */
+INLINE int flow_inline(struct __sk_buff *skb, struct work *w)
 {
 	const struct node_config *config = node_config();
 	struct ct_entry *e = NULL;
 	int verdict;
 
-	if (!w || !config)
+	if (!config)
 		return TC_ACT_SHOT;
 	if (unlikely(w->pkt.flags & PKT_FRAGMENT)) {
 		verdict = fragment(w);
@@ -233,6 +242,11 @@ pass:
 	w->ct_flags = w->dst.flags & PARTY_REMOTE ? SLUICE_CT_TUNNEL : 0;
 	w->tunnel_id = w->src.identity;
 	return forward(skb, w, config, w->dst.ifindex, w->dst.mac);
+}
+
+GLOBAL int flow(struct __sk_buff *skb, struct work *w)
+{
+	return w ? flow_inline(skb, w) : TC_ACT_SHOT;
 }
 
 #endif

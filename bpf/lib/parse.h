@@ -311,12 +311,10 @@ INLINE int parse_l4(struct __sk_buff *skb, struct packet *p)
 }
 
 /* `l3_offset` is 14, or 0 on a device without Ethernet header. `ether_type` is in network order. */
-GLOBAL int parse(struct __sk_buff *skb, struct packet *p, __u32 l3_offset, __u32 ether_type)
+INLINE int parse_inline(struct __sk_buff *skb, struct packet *p, __u32 l3_offset, __u32 ether_type)
 {
 	int reason;
 
-	if (!p)
-		return SLUICE_DROP_INTERNAL;
 	p->l3_offset = l3_offset;
 	p->flags = 0;
 	p->sport = 0;
@@ -337,6 +335,11 @@ GLOBAL int parse(struct __sk_buff *skb, struct packet *p, __u32 l3_offset, __u32
 	if (reason && (p->flags & PKT_FRAGMENT))
 		return SLUICE_DROP_FRAG_OVERLAP;
 	return reason;
+}
+
+GLOBAL int parse(struct __sk_buff *skb, struct packet *p, __u32 l3_offset, __u32 ether_type)
+{
+	return p ? parse_inline(skb, p, l3_offset, ether_type) : SLUICE_DROP_INTERNAL;
 }
 
 #endif

@@ -68,9 +68,6 @@ GLOBAL int service_select(struct work *w)
 
 	if (!w)
 		return SLUICE_DROP_INTERNAL;
-	/* An address of a pod is no frontend. */
-	if (bpf_map_lookup_elem(&sl_endpoints, &w->pkt.daddr))
-		return 0;
 	addr_copy4(&key.addr, &w->pkt.daddr);
 	key.port = w->pkt.dport;
 	key.protocol = w->pkt.protocol;
