@@ -8,6 +8,7 @@ mod agent;
 mod connect;
 mod endpoint;
 mod lab;
+mod lint;
 mod logs;
 mod objects;
 mod observe;
@@ -121,6 +122,8 @@ enum PolicyCommand {
     Delete(objects::DeleteArgs),
     /// Say what happens to a connection, and why
     Explain(objects::ExplainArgs),
+    /// Find traps in policies that load
+    Lint(lint::LintArgs),
     /// Judge scenario files offline, without root
     Test(policy_test::TestArgs),
 }
@@ -155,6 +158,7 @@ fn run(command: Command) -> CliResult {
             PolicyCommand::Get(args) => objects::get(args),
             PolicyCommand::Delete(args) => objects::delete(args),
             PolicyCommand::Explain(args) => objects::explain(args),
+            PolicyCommand::Lint(args) => lint::run(args),
             PolicyCommand::Test(args) => policy_test::run(args),
         },
         Command::Preflight(args) => preflight::run(args),

@@ -92,7 +92,8 @@ pub fn read_manifests(files: &[PathBuf]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn manifest_paths(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// The files that a path names: itself, or the manifests below a directory, in order.
+pub fn manifest_paths(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_path_buf()]);
     }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::cursor::Cursor;
 use super::tree::quoted;
+use crate::policy::lint::Code;
 use crate::policy::rule::CidrSet;
 
 /// What a text may be besides a prefix.
@@ -60,7 +61,10 @@ pub fn except(cidr: Option<IpNet>, list: &[Cursor<'_>], inside: Inside) -> Vec<I
         let Some(net) = prefix(cursor, Form::Prefix) else { continue };
         match cidr {
             Some(cidr) if !cidr.contains(&net) || (inside == Inside::Strictly && net == cidr) => {
-                cursor.error(format!("{net} lies outside of {cidr}, expected a part of it"));
+                cursor.trap(
+                    Code::ExceptOutside,
+                    format!("{net} lies outside of {cidr}, expected a part of it"),
+                );
             }
             _ => except.push(net),
         }

@@ -14,6 +14,7 @@ use super::UnknownFields;
 use super::near::nearest;
 use super::problem::{Position, Problem, Severity};
 use super::tree::{Entry, Node, Value, printable, quoted};
+use crate::policy::lint::{self, Code};
 
 /// Collects the problems of one object.
 #[derive(Debug)]
@@ -48,11 +49,19 @@ impl Report {
         problems
     }
 
-    pub fn add(&self, (line, column): (u32, u32), severity: Severity, field_path: String, message: String) {
+    pub fn add(
+        &self,
+        (line, column): (u32, u32),
+        severity: Severity,
+        code: Option<Code>,
+        field_path: String,
+        message: String,
+    ) {
         self.problems.borrow_mut().push(Problem {
             position: Position { file: self.file.clone(), line, column },
             severity,
             object: self.object.borrow().clone(),
+            code,
             field_path,
             message,
         });
@@ -125,12 +134,21 @@ impl<'a> Cursor<'a> {
 
     /// Reports that the object is not valid.
     pub fn error(&self, message: impl Into<String>) {
-        self.report.add(self.place, Severity::Error, self.path(), message.into());
+        self.report.add(self.place, Severity::Error, None, self.path(), message.into());
     }
 
     /// Reports something that is accepted but probably not meant.
     pub fn warning(&self, message: impl Into<String>) {
-        self.report.add(self.place, Severity::Warning, self.path(), message.into());
+        self.report.add(self.place, Severity::Warning, None, self.path(), message.into());
+    }
+
+    /// Reports a trap that the linter has a code for; its severity decides whether the object is valid.
+    pub fn trap(&self, code: Code, message: impl Into<String>) {
+        let severity = match code.severity() {
+            lint::Severity::Error => Severity::Error,
+            lint::Severity::Warning | lint::Severity::Info => Severity::Warning,
+        };
+        self.report.add(self.place, severity, Some(code), self.path(), message.into());
     }
 
     /// Reports a value of the wrong type or content; always `None`.

@@ -200,6 +200,7 @@ impl<'o> Reader<'o> {
             severity: Severity::Error,
             object: None,
             field_path: String::new(),
+            code: None,
             message: fault.message.clone(),
         });
     }

@@ -15,6 +15,7 @@ mod cidr;
 mod cilium;
 mod cluster_network_policy;
 pub mod cursor;
+mod lint;
 mod manifest;
 mod meta;
 mod near;
@@ -28,6 +29,7 @@ pub mod tree;
 pub mod watch;
 mod yaml;
 
+pub use lint::{Trap, traps};
 pub use manifest::{Document, Manifest, Origin, OtherDocument, parse, parse_at, parse_object};
 pub use problem::{Note, Position, Problem, Severity};
 pub use yaml::{MAX_ALIASED_NODES, MAX_DEPTH, MAX_INPUT_BYTES, MAX_NODES, MAX_OBJECT_BYTES};

@@ -15,6 +15,7 @@ use super::selector::{self, Keys};
 use super::tree::Value;
 use crate::cluster::Resource;
 use crate::model::{Direction, Kind, ObjectRef, PortRange, Protocol};
+use crate::policy::lint::Code;
 use crate::policy::rule::{
     Action, CidrSet, Peer, Peers, Policy, PortMatch, Ports, Rule, Spec, Subject, Tier,
 };
@@ -167,7 +168,7 @@ fn numbered(protocol: Protocol, first: u16, end: Option<&Cursor<'_>>, last: u16)
     if range.is_none()
         && let Some(end) = end
     {
-        end.error(format!("endPort {last} is below port {first}"));
+        end.trap(Code::EndPortBelowPort, format!("endPort {last} is below port {first}"));
     }
     Some(PortMatch::Range(protocol, range?))
 }

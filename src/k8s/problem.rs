@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::policy::lint::Code;
+
 /// A place in an input. Lines and columns count from 1; 0 means that the input has no text (an
 /// object from the API server).
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +49,8 @@ pub struct Problem {
     pub object: Option<String>,
     /// Such as `spec.ingress[0].toPorts[1].ports[0].port`; empty for the whole document.
     pub field_path: String,
+    /// The trap of the linter that this is, if it is one.
+    pub code: Option<Code>,
     pub message: String,
 }
 

@@ -11,6 +11,7 @@ use super::cursor::{Cursor, Fields};
 use super::meta::{checked, label_key, label_value};
 use super::tree::quoted;
 use crate::model::{Identity, LabelSource};
+use crate::policy::lint::Code;
 use crate::policy::selector::{LabelSelector, Operator, Requirement, SelectorKey};
 
 /// The identity label that holds a pod's namespace.
@@ -197,9 +198,10 @@ pub fn subject_in_namespace(cursor: &Cursor<'_>, selector: &LabelSelector, names
         is_k8s(key) && &*key.key == NAMESPACE_KEY && !values.contains(namespace)
     };
     if selector.requirements().iter().any(|requirement| elsewhere(&requirement)) {
-        cursor.warning(format!(
-            "the policy selects pods of its own namespace only: {NAMESPACE_KEY} is ignored, {namespace} holds"
-        ));
+        cursor.trap(
+            Code::ForeignNamespace,
+            format!("the policy selects pods of its own namespace only: {NAMESPACE_KEY} is ignored, {namespace} holds"),
+        );
     }
     let kept = selector.requirements().iter().filter(|requirement| !elsewhere(requirement)).cloned();
     in_namespace(&LabelSelector::new(kept.collect()), namespace)

@@ -25,6 +25,7 @@ use super::selector::{self, Keys};
 use super::{EmptyRuleLists, ParseOptions};
 use crate::cluster::Resource;
 use crate::model::{Direction, Kind, ObjectRef};
+use crate::policy::lint::Code;
 use crate::policy::rule::{Action, Peers, Policy, Ports, Rule, Spec, Subject, Tier};
 
 pub use cidr_group::read as cidr_group;
@@ -107,13 +108,15 @@ fn spec(fields: &Fields<'_>, kind: Kind, namespace: &str, options: &ParseOptions
     let turns_on = |sections: &[Section], stated: Option<bool>| {
         stated.unwrap_or_else(|| sections.iter().any(|section| section.isolates(options.empty_rule_lists)))
     };
-    if options.empty_rule_lists == EmptyRuleLists::Ignore {
-        for section in ingress.iter().chain(&egress) {
-            if let Section::Empty(path) = section {
-                fields
-                    .cursor()
-                    .warning(format!("{path} is an empty list, which is ignored: it isolates nothing"));
-            }
+    for section in ingress.iter().chain(&egress) {
+        if let Section::Empty(path) = section {
+            let meaning = match options.empty_rule_lists {
+                EmptyRuleLists::Ignore => "is ignored: it isolates nothing",
+                EmptyRuleLists::Deny => {
+                    "turns default deny on here and does nothing in Cilium: `- {}` is portable"
+                }
+            };
+            fields.cursor().trap(Code::EmptyList, format!("{path} is an empty list, which {meaning}"));
         }
     }
     Some(Spec {

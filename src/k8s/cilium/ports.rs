@@ -9,6 +9,7 @@ use crate::k8s::meta::port_name;
 use crate::k8s::tree::{Value, quoted};
 use crate::model::{Family, PortRange, Protocol};
 use crate::policy::l7::L7Rules;
+use crate::policy::lint::Code;
 use crate::policy::rule::{Action, PortMatch};
 
 /// Most ports in one `toPorts` element (upstream).
@@ -185,7 +186,8 @@ fn read_port<'a>(fields: &Fields<'a>) -> Option<PortEntry<'a>> {
             match PortRange::new(first, last) {
                 Some(range) => PortNumbers::Range(range),
                 None => {
-                    end.unwrap_or(port).error(format!("endPort {last} is below port {first}"));
+                    end.unwrap_or(port)
+                        .trap(Code::EndPortBelowPort, format!("endPort {last} is below port {first}"));
                     return None;
                 }
             }
@@ -221,7 +223,10 @@ enum First {
 fn number_or_name(port: &Cursor<'_>) -> Option<First> {
     let text = match &port.node.value {
         Value::Integer(number) => {
-            port.warning(format!("found the number {number}, expected a string: write \"{number}\""));
+            port.trap(
+                Code::IntegerPort,
+                format!("found the number {number}, expected a string: write \"{number}\""),
+            );
             number.to_string()
         }
         _ => port.string()?.to_owned(),

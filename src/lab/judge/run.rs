@@ -63,6 +63,7 @@ fn refused(scenario: &Scenario, why: &Impossible) -> Refused {
         position: scenario.position.clone(),
         severity: Severity::Error,
         object: Some(format!("Scenario {}", scenario.name)),
+        code: None,
         field_path: String::new(),
         message: message.clone(),
     };
@@ -198,12 +199,8 @@ impl Run<'_> {
         }
         match &apply.lint {
             None => Status::Passed,
-            Some(codes) => self.lint(codes),
+            Some(codes) => lint(&apply.text, codes),
         }
-    }
-
-    fn lint(&self, codes: &[String]) -> Status {
-        failed(&format!("lint {}", codes.join(", ")), "no lint", "this build has no linter")
     }
 
     fn connect(&mut self, connect: &Connect) -> Result<(Seen, Option<Sent>), Trouble> {
@@ -397,4 +394,21 @@ fn state_after(seen: &Seen, after_silence: ConnectionState) -> ConnectionState {
             after_silence
         }
     }
+}
+
+/// Compares what the linter says about the objects of an `apply` with what is expected, as sets.
+fn lint(text: &str, expected: &[String]) -> Status {
+    let manifest = crate::k8s::parse("apply", text, &crate::k8s::ParseOptions::default());
+    let traps = crate::k8s::traps(&manifest);
+    let found: BTreeSet<&str> = traps.iter().map(|trap| trap.code.as_str()).collect();
+    if found == expected.iter().map(String::as_str).collect() {
+        return Status::Passed;
+    }
+    let list = |codes: Vec<&str>| if codes.is_empty() { "no trap".to_owned() } else { codes.join(", ") };
+    let why: Vec<String> = traps.iter().map(ToString::to_string).collect();
+    failed(
+        &format!("lint {}", list(expected.iter().map(String::as_str).collect())),
+        list(found.into_iter().collect()),
+        why.join("; "),
+    )
 }

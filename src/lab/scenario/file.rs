@@ -38,6 +38,7 @@ pub fn read(file: &str, text: &str) -> ScenarioFile {
                 position: other.position.clone(),
                 severity: Severity::Error,
                 object: None,
+                code: None,
                 field_path: String::new(),
                 message: format!(
                     "found {:?} {:?}, expected {API_VERSION} {KIND}",
