@@ -8,6 +8,7 @@ mod icmp_errors;
 mod malformed;
 mod masquerade;
 mod neighbours;
+mod overlay;
 mod policy;
 mod reject;
 mod services;

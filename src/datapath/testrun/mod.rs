@@ -9,10 +9,10 @@ mod frame;
 
 use std::fmt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, lpm_trie::Key};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 
 pub use self::frame::{Fragment, Frame, L4, Seen, TcpFlags, checksum, crc32c};
@@ -30,9 +30,6 @@ pub enum Hook {
 }
 
 impl Hook {
-    const ALL: [Hook; 5] =
-        [Hook::FromContainer, Hook::ToContainer, Hook::FromNetwork, Hook::ToNetwork, Hook::FromOverlay];
-
     fn program(self) -> &'static str {
         match self {
             Hook::FromContainer => "from_container",
@@ -84,6 +81,7 @@ pub struct Context {
 pub struct Kernel {
     ebpf: Ebpf,
     events: RingBuf<MapData>,
+    loaded: Vec<Hook>,
 }
 
 impl fmt::Debug for Kernel {
@@ -124,7 +122,7 @@ impl Kernel {
             .collect()
     }
 
-    /// Loads and verifies every program.
+    /// Makes the maps. A program is verified when it is first used.
     pub fn load() -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
         let mut loader = EbpfLoader::new();
         // Small maps: tests load the object many times.
@@ -144,11 +142,8 @@ impl Kernel {
             loader.map_max_entries(map, entries);
         }
         let mut ebpf = loader.load(OBJECT)?;
-        for hook in Hook::ALL {
-            program(&mut ebpf, hook).load()?;
-        }
         let events = RingBuf::try_from(ebpf.take_map("sl_events").expect("sl_events"))?;
-        Ok(Kernel { ebpf, events })
+        Ok(Kernel { ebpf, events, loaded: Vec::new() })
     }
 
     /// Sends one packet through one program.
@@ -180,6 +175,7 @@ impl Kernel {
         context: Context,
         repeat: u32,
     ) -> (u32, Vec<u8>, u32, Duration) {
+        self.verify(hook);
         let mut ctx = [0u8; SK_BUFF_BYTES];
         ctx[SK_BUFF_MARK..][..4].copy_from_slice(&context.mark.to_ne_bytes());
         ctx[SK_BUFF_IFINDEX..][..4].copy_from_slice(&context.ifindex.to_ne_bytes());
@@ -198,6 +194,34 @@ impl Kernel {
         out.truncate(result.data_size_out as usize);
         let mark = u32::from_ne_bytes(ctx_out[SK_BUFF_MARK..][..4].try_into().expect("four bytes"));
         (result.return_value, out, mark, result.duration)
+    }
+
+    fn verify(&mut self, hook: Hook) {
+        if !self.loaded.contains(&hook) {
+            program(&mut self.ebpf, hook).load().unwrap_or_else(|e| panic!("{}: {e}", hook.program()));
+            self.loaded.push(hook);
+        }
+    }
+
+    /// Puts a program on the ingress of a real device, for what BPF_PROG_TEST_RUN cannot make: metadata of
+    /// a tunnel.
+    pub fn attach(&mut self, hook: Hook, device: &str) {
+        self.verify(hook);
+        program(&mut self.ebpf, hook)
+            .attach(device, TcAttachType::Ingress)
+            .unwrap_or_else(|e| panic!("{device}: {e}"));
+    }
+
+    /// The next event of an attached program, or `None` after `patience`.
+    pub fn wait_for_event(&mut self, patience: Duration) -> Option<abi::RawFlowEvent> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(record) = self.events.next() {
+                return Some(decode(&record));
+            }
+            std::thread::yield_now();
+        }
+        None
     }
 
     fn take_events(&mut self) -> Vec<abi::RawFlowEvent> {
