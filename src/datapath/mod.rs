@@ -5,7 +5,7 @@
 //! - `policies`, `addresses`, `services`, `endpoints`: what each kind of change means in maps.
 //! - [`table`], [`tables`], `sys`: typed maps over bpf(2). [`abi`]: what they hold.
 //! - `loader`, `pins`, [`attach`]: programs and what outlives the agent.
-//! - [`events`], [`inspect`]: what the kernel tells.
+//! - [`events`], [`inspect`]: what the kernel tells. [`proxy`]: what proxies need of it.
 //! - [`testrun`]: the programs on hand-made packets, for tests and benchmarks.
 //! - [`net`]: devices, namespaces, routes. [`preflight`]: is this machine fit.
 
@@ -23,6 +23,7 @@ pub mod net;
 mod pins;
 mod policies;
 pub mod preflight;
+pub mod proxy;
 pub mod reconcile;
 mod services;
 mod sys;

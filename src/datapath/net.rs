@@ -4,9 +4,11 @@
 //! - [`link`]: devices, addresses, routes and neighbours over rtnetlink.
 //! - [`pod`]: a pod's veth pair with everything that belongs to it.
 //! - [`tunnel`]: the VXLAN device.
+//! - [`divert`]: local delivery for proxies.
 //! - [`sysctl`]: what is set below `/proc/sys/net`.
 //! - [`watch`]: devices that come and go.
 
+pub mod divert;
 pub mod link;
 pub mod netns;
 pub mod pod;

@@ -40,7 +40,7 @@ pub struct PolicyKey {
 }
 
 /// Higher wins. 0 is never used. Inside the normal tier: deny, redirect, allow, then baseline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Precedence(pub u32);
 
 /// Which rules an entry came from: index into the engine's table, and of the kernel's hit counters.
@@ -49,14 +49,14 @@ pub struct Precedence(pub u32);
 pub struct RuleSetId(pub u32);
 
 /// Which proxy takes over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Proxy {
     Http,
     Dns,
     Tls,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum SlotAction {
     Allow,
     Deny,

@@ -205,7 +205,7 @@ pub enum PortMatch {
 }
 
 /// A rule of a loaded policy: object, spec and rule by position. What decisions point at.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct RuleRef {
     pub object: ObjectRef,
     pub spec: usize,

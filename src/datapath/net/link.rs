@@ -65,7 +65,10 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
     }
 }
 
-fn failed(operation: &'static str, object: impl ToString) -> impl FnOnce(rtnetlink::Error) -> NetError {
+pub(super) fn failed(
+    operation: &'static str,
+    object: impl ToString,
+) -> impl FnOnce(rtnetlink::Error) -> NetError {
     let object = object.to_string();
     move |error| NetError::Netlink { operation, object, source: to_io(error) }
 }
@@ -160,6 +163,10 @@ impl Netlink {
             let _in_runtime = runtime.enter();
             Netlink::here()
         })?
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// All devices.

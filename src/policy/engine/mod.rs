@@ -25,6 +25,7 @@ mod column;
 mod decide;
 mod delta;
 mod explain;
+mod export;
 mod identities;
 mod label_index;
 mod matching;

@@ -6,17 +6,19 @@
 //! - [`target`]: what a request target means before it is matched (dot segments, escapes);
 //! - [`http`]: a set of HTTP rules compiled to one matcher;
 //! - [`message`]: what makes a request head ambiguous;
-//! - [`names`]: DNS names, patterns and sets of them, for DNS rules, `toFQDNs` and `serverNames`.
+//! - [`names`]: DNS names, patterns and sets of them, for DNS rules, `toFQDNs` and `serverNames`;
+//! - [`snapshot`]: what the proxies need of the engine, as one document.
 
 pub mod http;
 pub mod message;
 pub mod names;
+pub mod snapshot;
 pub mod target;
 
 use std::sync::Arc;
 
 /// The L7 part of one `toPorts` element: one protocol each.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum L7Rules {
     /// ORed; never empty.
     Http(Vec<HttpRule>),
@@ -27,7 +29,9 @@ pub enum L7Rules {
 }
 
 /// Members are ANDed; an absent member matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct HttpRule {
     /// Regular expressions that must match the whole value.
     pub method: Option<Arc<str>>,
@@ -36,7 +40,7 @@ pub struct HttpRule {
     pub headers: Vec<HeaderMatch>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct HeaderMatch {
     /// Lower case.
     pub name: Arc<str>,
@@ -44,7 +48,7 @@ pub struct HeaderMatch {
     pub mismatch: Mismatch,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum HeaderValue {
     Present,
     Exact(Arc<str>),
@@ -57,7 +61,7 @@ pub enum HeaderValue {
 }
 
 /// What happens when the header does not match (`headerMatches.mismatch`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Mismatch {
     /// The rule does not match.
     Deny,
@@ -69,7 +73,7 @@ pub enum Mismatch {
 
 /// `matchName` or `matchPattern` of DNS, FQDN and SNI rules, canonical: lower case, ASCII, no
 /// trailing dot, neighbouring stars collapsed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum DnsPattern {
     Name(Arc<str>),
     Pattern(Arc<str>),

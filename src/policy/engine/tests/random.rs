@@ -13,6 +13,7 @@ use crate::policy::decision::Outcome;
 use crate::policy::engine::{
     AllowLocalhost, CidrMatch, Enforcement, Engine, EngineOptions, L4Flow, PeerView,
 };
+use crate::policy::l7::snapshot::Snapshot;
 use crate::policy::l7::{DnsPattern, HttpRule, L7Rules};
 use crate::policy::map_state::PortClass;
 use crate::policy::rule::{
@@ -374,6 +375,33 @@ proptest! {
                             prop_assert_eq!(decided, rules.len());
                         }
                         prop_assert_eq!(explained.decision, verdict);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_snapshot_knows_what_the_engine_knows_about_layer_7(
+        options in arbitrary_options(),
+        steps in prop::collection::vec(arbitrary_step(), 1..40),
+        classes in prop::collection::vec(prop::option::of(prop::sample::select(class_ids())), 16),
+    ) {
+        let (mut engine, _) = run(options, steps);
+        engine.settle();
+        let snapshot = Snapshot { sides: engine.l7_sides(), ..Snapshot::default() };
+        let text = serde_json::to_string(&snapshot).unwrap();
+        let snapshot: Snapshot = serde_json::from_str(&text).unwrap();
+        for subject in engine.subjects() {
+            for direction in Direction::BOTH {
+                for (identity, address_class) in peer_ids().into_iter().zip(classes.iter().copied().cycle()) {
+                    let peer = PeerView { identity, address_class };
+                    for flow in flows() {
+                        let wanted = engine.l7(subject, direction, peer, flow);
+                        match snapshot.policy(subject, direction, peer, flow) {
+                            Some(policy) => prop_assert_eq!(policy, wanted, "{} {:?} {:?}", subject, peer, flow),
+                            None => prop_assert!(!matches!(wanted.outcome, Outcome::Redirect(_))),
+                        }
                     }
                 }
             }
