@@ -181,7 +181,8 @@ INLINE int answer_write(struct __sk_buff *skb, struct work *w, __u32 length)
 								sizeof(struct ipv6hdr) + ICMP_BYTES + QUOTED_V6, 0))
 			return 0;
 	}
-	if (!w->pkt.l3_offset)
+	/* In the tunnel both directions have the same addresses, see deliver_tunnel(). */
+	if (!w->pkt.l3_offset || w->observation == SLUICE_OBS_FROM_OVERLAY)
 		return 1;
 	eth = header(skb, 0, sizeof(*eth));
 	if (!eth)

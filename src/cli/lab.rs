@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::policy_test::{ScenarioArgs, read_file};
 use super::print::{self, Output};
 use super::{CliError, CliResult, Exit};
 use crate::api::client::Client;
@@ -15,13 +16,11 @@ use crate::lab::LabError;
 use crate::lab::control::{ControlError, agent_socket};
 use crate::lab::fabric::State;
 use crate::lab::links::PodRoutes;
-use crate::lab::runner::{Ending, RunError, StepReport};
 use crate::lab::scenario::cluster::Cluster;
-use crate::lab::scenario::{PreparedScenario, ScenarioFile, read};
 use crate::lab::session::{Mode, Session};
 use crate::lab::state::{self, StateDir};
 use crate::lab::topology::Site;
-use crate::lab::{exec, runner, workload};
+use crate::lab::{exec, runner, scenario, workload};
 
 /// Started when no file is given.
 const DEFAULT_CLUSTER: &str = include_str!("../../assets/lab/cluster.yaml");
@@ -94,9 +93,8 @@ struct ExecArgs {
 
 #[derive(Debug, clap::Args)]
 struct TestArgs {
-    /// Scenario files, or directories of them
-    #[arg(required = true)]
-    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    scenarios: ScenarioArgs,
     /// Plain routing without agents: only what has to be allowed is judged
     #[arg(long, hide = true)]
     no_agent: bool,
@@ -174,23 +172,21 @@ async fn until_interrupted<T>(
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    match StateDir::claim(lab) {
-        Ok(directory) => directory.remove()?,
-        Err(LabError::Absent(_)) => {}
-        Err(error) => return Err(error.into()),
-    }
+    remove_leftovers(lab)?;
     Err(CliError::Failed(anyhow::anyhow!("interrupted; the lab is removed")))
 }
 
 fn up(args: &UpArgs) -> CliResult {
-    let (file, text) = match &args.file {
-        None => ("the default cluster".to_owned(), DEFAULT_CLUSTER.to_owned()),
-        Some(path) => (path.display().to_string(), read_text(path)?),
+    let scenarios = match &args.file {
+        Some(path) => match read_file(path)? {
+            Some(scenarios) => scenarios,
+            None => return Ok(Exit::Invalid),
+        },
+        None => scenario::read("the default cluster", DEFAULT_CLUSTER).scenarios,
     };
-    let scenarios = scenarios_of(&file, &text)?;
     let prepared = scenarios
         .first()
-        .ok_or_else(|| CliError::Invalid(format!("{file}: no Scenario, so no cluster to start")))?;
+        .ok_or_else(|| CliError::Invalid("the file has no Scenario, so no cluster to start".to_owned()))?;
     let mode = mode(args.no_agent)?;
     let program = std::env::current_exe().context("find the sluice executable")?;
     runtime()?.block_on(until_interrupted(&args.name, async {
@@ -264,103 +260,25 @@ fn status(args: &StatusArgs) -> CliResult {
     Ok(health)
 }
 
-fn read_text(path: &Path) -> Result<String, CliError> {
-    std::fs::read_to_string(path).map_err(|e| CliError::Invalid(format!("{}: {e}", path.display())))
-}
-
-/// The scenarios of a text; every problem is printed.
-fn scenarios_of(file: &str, text: &str) -> Result<Vec<PreparedScenario>, CliError> {
-    let ScenarioFile { scenarios, notes, warnings, problems } = read(file, text);
-    for note in notes {
-        anstream::eprintln!("{}", print::plain(&format!("{note:?}")));
-    }
-    for warning in warnings {
-        anstream::eprintln!("{}", print::plain(&warning.to_string()));
-    }
-    if problems.is_empty() {
-        return Ok(scenarios);
-    }
-    let problems: Vec<String> = problems.iter().map(|problem| print::plain(&problem.to_string())).collect();
-    Err(CliError::Invalid(problems.join("\n")))
-}
-
-/// YAML files below the paths, sorted.
-fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CliError> {
-    let mut files = Vec::new();
-    for path in paths {
-        if !path.is_dir() {
-            files.push(path.clone());
-            continue;
-        }
-        let mut found: Vec<PathBuf> = std::fs::read_dir(path)
-            .with_context(|| format!("read {}", path.display()))?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.is_dir() || path.extension().is_some_and(|e| e == "yaml" || e == "yml"))
-            .collect();
-        found.sort();
-        files.extend(files_of(&found)?);
-    }
-    Ok(files)
-}
-
 fn test(args: &TestArgs) -> CliResult {
-    let mut prepared = Vec::new();
-    for path in files_of(&args.paths)? {
-        let file = path.display().to_string();
-        prepared.extend(
-            scenarios_of(&file, &read_text(&path)?)?.into_iter().map(|scenario| (file.clone(), scenario)),
-        );
-    }
+    let (scenarios, mut results) = args.scenarios.read()?;
     let mode = mode(args.no_agent)?;
     let lab = format!("test-{}", std::process::id());
-    let mut counts = [0usize; 3];
     runtime()?.block_on(until_interrupted(&lab, async {
-        for (file, prepared) in &prepared {
-            for family in &prepared.scenario.options.families {
-                anstream::println!("{file}: {} ({family:?})", prepared.scenario.name);
-                let result =
-                    runner::run(prepared, *family, &lab, &mode, |report| count(file, &report, &mut counts))
-                        .await;
-                if let Err(error) = result {
-                    counts[1] += 1;
-                    anstream::println!("  FAIL the run ended: {error}");
-                    clean(&lab, &error)?;
-                }
-            }
+        for (file, prepared) in &scenarios {
+            results.add(&args.scenarios, runner::run(file, prepared, &lab, &mode).await);
+            remove_leftovers(&lab)?;
         }
         Ok(())
     }))?;
-    let [passed, failed, skipped] = counts;
-    anstream::println!("{passed} passed, {failed} failed, {skipped} skipped");
-    Ok(if failed > 0 { Exit::Negative } else { Exit::Done })
+    args.scenarios.finish(&results)
 }
 
-/// A run that ended early may have left its lab.
-fn clean(lab: &str, error: &RunError) -> Result<(), CliError> {
+/// A lab whose run broke may still be there.
+fn remove_leftovers(lab: &str) -> Result<(), CliError> {
     match StateDir::claim(lab) {
         Ok(directory) => Ok(directory.remove()?),
         Err(LabError::Absent(_)) => Ok(()),
-        Err(other) => Err(CliError::Failed(anyhow::anyhow!("{error}; then {other}"))),
-    }
-}
-
-fn count(file: &str, report: &StepReport, counts: &mut [usize; 3]) {
-    let StepReport { title, line, .. } = report;
-    let title = print::plain(title);
-    match &report.ending {
-        Ending::Passed => {
-            counts[0] += 1;
-            anstream::println!("  ok   {title}");
-        }
-        Ending::Failed { expected, got } => {
-            counts[1] += 1;
-            anstream::println!("  FAIL {file}:{line} {title}: expected {expected}, got {got}");
-        }
-        Ending::Skipped { reason } => {
-            counts[2] += 1;
-            anstream::println!("  skip {title}: {reason}");
-        }
-        Ending::Done => anstream::println!("       {title}"),
-        Ending::OtherFamily => {}
+        Err(error) => Err(error.into()),
     }
 }

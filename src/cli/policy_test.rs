@@ -11,10 +11,17 @@ use super::print::Output;
 use super::{CliError, CliResult, Exit};
 use crate::lab::judge;
 use crate::lab::report::{self, ScenarioResult, Totals};
-use crate::lab::scenario;
+use crate::lab::scenario::{self, PreparedScenario};
 
 #[derive(Debug, clap::Args)]
 pub struct TestArgs {
+    #[command(flatten)]
+    scenarios: ScenarioArgs,
+}
+
+/// Which scenarios, and how their results are reported: the same for both judges.
+#[derive(Debug, clap::Args)]
+pub struct ScenarioArgs {
     /// Scenario files, and directories that are searched for *.yaml and *.yml
     #[arg(required = true, value_name = "FILE|DIR")]
     files: Vec<PathBuf>,
@@ -25,46 +32,80 @@ pub struct TestArgs {
     junit: Option<PathBuf>,
 }
 
-pub fn run(args: TestArgs) -> CliResult {
-    let mut results = Vec::new();
-    let mut invalid = false;
-    for path in scenario_paths(&args.files)? {
-        match judge_file(&path)? {
-            Some(scenarios) => {
-                if args.output == Output::Table {
-                    scenarios.iter().for_each(print_lines);
-                }
-                results.extend(scenarios);
-            }
-            None => invalid = true,
-        }
-    }
-    if let Some(path) = &args.junit {
-        std::fs::write(path, report::junit(&results)).with_context(|| format!("write {}", path.display()))?;
-    }
-    let totals = Totals::of(&results);
-    match args.output {
-        Output::Json => anstream::println!("{}", report::json(&results).context("encode the report")?),
-        Output::Table => anstream::println!("{totals}"),
-    }
-    Ok(if invalid {
-        Exit::Invalid
-    } else if totals.failed > 0 {
-        Exit::Negative
-    } else {
-        Exit::Done
-    })
+/// Results as they come, and what they amount to.
+#[derive(Debug, Default)]
+pub struct Results {
+    scenarios: Vec<ScenarioResult>,
+    invalid: bool,
 }
 
-fn print_lines(scenario: &ScenarioResult) {
-    anstream::println!("{}", scenario.heading());
-    for step in &scenario.steps {
-        anstream::println!("{}", step.line());
+pub fn run(args: TestArgs) -> CliResult {
+    let (scenarios, mut results) = args.scenarios.read()?;
+    for (file, prepared) in &scenarios {
+        match judge::run(file, prepared) {
+            Ok(result) => results.add(&args.scenarios, result),
+            Err(refused) => {
+                anstream::eprintln!("{refused}");
+                results.invalid = true;
+            }
+        }
+    }
+    args.scenarios.finish(&results)
+}
+
+impl ScenarioArgs {
+    /// The scenarios of every valid file with the file's name; problems are printed.
+    pub fn read(&self) -> Result<(Vec<(String, PreparedScenario)>, Results), CliError> {
+        let (mut scenarios, mut results) = (Vec::new(), Results::default());
+        for path in scenario_paths(&self.files)? {
+            match read_file(&path)? {
+                Some(found) => {
+                    scenarios.extend(found.into_iter().map(|found| (path.display().to_string(), found)));
+                }
+                None => results.invalid = true,
+            }
+        }
+        Ok((scenarios, results))
+    }
+
+    /// Closing line, reports and exit code.
+    pub fn finish(&self, results: &Results) -> CliResult {
+        if let Some(path) = &self.junit {
+            let xml = report::junit(&results.scenarios);
+            std::fs::write(path, xml).with_context(|| format!("write {}", path.display()))?;
+        }
+        let totals = Totals::of(&results.scenarios);
+        match self.output {
+            Output::Json => {
+                anstream::println!("{}", report::json(&results.scenarios).context("encode the report")?);
+            }
+            Output::Table => anstream::println!("{totals}"),
+        }
+        Ok(if results.invalid {
+            Exit::Invalid
+        } else if totals.failed > 0 {
+            Exit::Negative
+        } else {
+            Exit::Done
+        })
+    }
+}
+
+impl Results {
+    /// Takes a result in, and prints it unless a program reads the output.
+    pub fn add(&mut self, args: &ScenarioArgs, scenario: ScenarioResult) {
+        if args.output == Output::Table {
+            anstream::println!("{}", scenario.heading());
+            for step in &scenario.steps {
+                anstream::println!("{}", step.line());
+            }
+        }
+        self.scenarios.push(scenario);
     }
 }
 
 /// `None`: the file is invalid, and its problems have been printed.
-fn judge_file(path: &Path) -> Result<Option<Vec<ScenarioResult>>, CliError> {
+pub fn read_file(path: &Path) -> Result<Option<Vec<PreparedScenario>>, CliError> {
     let name = path.display().to_string();
     let bytes = std::fs::read(path).with_context(|| format!("read {name}"))?;
     let Ok(text) = String::from_utf8(bytes) else {
@@ -78,20 +119,7 @@ fn judge_file(path: &Path) -> Result<Option<Vec<ScenarioResult>>, CliError> {
     for problem in file.warnings.iter().chain(&file.problems) {
         anstream::eprintln!("{problem}");
     }
-    if !file.problems.is_empty() {
-        return Ok(None);
-    }
-    let mut results = Vec::new();
-    for prepared in &file.scenarios {
-        match judge::run(&name, prepared) {
-            Ok(result) => results.push(result),
-            Err(refused) => {
-                anstream::eprintln!("{refused}");
-                return Ok(None);
-            }
-        }
-    }
-    Ok(Some(results))
+    Ok(file.problems.is_empty().then_some(file.scenarios))
 }
 
 /// The files that are named, and the YAML files below the directories, in order.
