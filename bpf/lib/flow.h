@@ -17,7 +17,7 @@
 
 /* The packet comes from where the entry says that its sender is. What fails here is looked at again by
  * plausible(), which knows the reason. */
-INLINE int from_its_place(struct __sk_buff *skb, const struct work *w, const struct ct_side *src,
+INLINE int from_its_place(struct __sk_buff *skb, struct work *w, __u16 flags, const struct ct_side *src,
 						  const __u8 *src_mac, const struct ct_side *dst,
 						  const struct node_config *config)
 {
@@ -33,7 +33,10 @@ INLINE int from_its_place(struct __sk_buff *skb, const struct work *w, const str
 		return eth && mac_equal(eth->h_source, src_mac);
 	case SLUICE_OBS_FROM_NETWORK:
 		/* A tunnelled flow has no business on the wire. */
-		return !src->policy_id && !((config->flags & SLUICE_CFG_TUNNEL) && dst->ifindex);
+		return !src->policy_id &&
+			!((config->flags & SLUICE_CFG_TUNNEL) && (flags & SLUICE_CT_TUNNEL) && dst->ifindex);
+	case SLUICE_OBS_FROM_OVERLAY: /* both parties are known; the tunnel vouches packet by packet */
+		return !src->policy_id && dst->ifindex == w->dst.ifindex && !plausible(skb, w, config);
 	case SLUICE_OBS_TO_CONTAINER:
 		return !src->ifindex && dst->ifindex == skb->ifindex;
 	case SLUICE_OBS_TO_NETWORK:
@@ -105,7 +108,7 @@ INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_
 	if (unlikely(e->flags & SLUICE_CT_DENIED) || !ct_alive(e, w->pkt.protocol, w->now) ||
 		ct_reopens(e, &w->pkt, w->from_lo))
 		return CONTINUE;
-	if (!from_its_place(skb, w, src, src_mac, dst, config))
+	if (!from_its_place(skb, w, e->flags, src, src_mac, dst, config))
 		return CONTINUE;
 	if (!ct_side_current(src, config) || !ct_side_current(dst, config))
 		return CONTINUE;

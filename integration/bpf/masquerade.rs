@@ -207,3 +207,17 @@ fn without_the_switch_addresses_stay() {
         assert_eq!(seen.src, Who::Alice.address(family));
     }
 }
+
+#[test]
+fn answers_from_outside_are_judged_once_with_a_tunnel_too() {
+    let mut node = node();
+    let out_rule = Cell::normal(abi::ID_WORLD, 0, abi::PORT_ANY, slot(abi::ACTION_ALLOW, 10, 31));
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, DEFAULT_DENY], &[(Direction::Egress, out_rule)]);
+    node.set_flags(abi::CFG_MASQUERADE_V4 | abi::CFG_TUNNEL);
+    let family = Family::IPv4;
+    out(&mut node, family, Who::Alice, tcp(40000, 443, TcpFlags::SYN));
+    for _ in 0..3 {
+        assert_delivered(&back(&mut node, family, tcp(443, 40000, TcpFlags::SYN_ACK)), Who::Alice);
+    }
+    assert_eq!(node.kernel.per_cpu::<u64>("sl_rule_hits", 31).iter().sum::<u64>(), 1);
+}
