@@ -2,8 +2,12 @@
 //! a scenario would blame policy for a broken lab. Needs root.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use sluice::lab::dns::Carrier;
 use sluice::lab::fabric::Lab;
@@ -240,4 +244,76 @@ fn nothing_leads_out() {
     assert_eq!(interfaces.lines().count(), 1, "{interfaces}");
     assert!(interfaces.starts_with("lo "));
     lab.remove().unwrap();
+}
+
+fn sluice(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sluice")).args(arguments).output().unwrap()
+}
+
+/// Starts a scenario that takes a minute, and waits until its lab is built.
+fn long_test() -> (Child, PathBuf) {
+    let file = std::env::temp_dir().join(format!(
+        "sluice-lab-{}-{:?}.yaml",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    let text = "apiVersion: sluice.dev/v1alpha1\nkind: Scenario\nmetadata: {name: long}\nspec: {steps: [{wait: 60s}]}\n";
+    std::fs::write(&file, text).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .args(["lab", "test", "--no-agent"])
+        .arg(&file)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lab = PathBuf::from(format!("/run/sluice-lab/test-{}", child.id()));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !lab.join("ns/pod.kube-system.kube-dns").exists() {
+        assert!(Instant::now() < deadline, "{} is not built", lab.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    (child, lab)
+}
+
+#[test]
+fn a_lab_that_is_left_running_serves_and_can_be_entered() {
+    let up = sluice(&["lab", "up", "--no-agent", "--name", "lab-t8"]);
+    assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+    let again = sluice(&["lab", "up", "--no-agent", "--name", "lab-t8"]);
+    let found = sluice(&[
+        "lab",
+        "exec",
+        "--name",
+        "lab-t8",
+        "shop/frontend",
+        "--",
+        "getent",
+        "hosts",
+        "www.example.com",
+    ]);
+    let down = sluice(&["lab", "down", "lab-t8"]);
+    assert!(!again.status.success(), "a second lab with the same name");
+    assert!(String::from_utf8_lossy(&found.stdout).contains("2001:db8:7::7"), "{found:?}");
+    assert!(down.status.success() && !Path::new("/run/sluice-lab/lab-t8").exists());
+}
+
+#[test]
+fn an_interrupted_test_leaves_nothing() {
+    let (mut child, lab) = long_test();
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(!lab.exists());
+}
+
+#[test]
+fn what_a_killed_test_leaves_is_found_and_removed() {
+    let (mut child, lab) = long_test();
+    let name = lab.file_name().unwrap().to_str().unwrap().to_owned();
+    let refused = sluice(&["lab", "down", &name]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!refused.status.success(), "a lab in use is not removed");
+    assert!(state::list().unwrap().contains(&name));
+    assert!(sluice(&["lab", "down", &name]).status.success());
+    assert!(!lab.exists());
 }

@@ -213,8 +213,6 @@ metadata: {name: a, labels: {team: red}}
         let text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: a, name: p}\nspec: {podSelector: {}, ingress: [{ports: [{port: 80}, {port: \"http\"}]}]}\n";
         let tree = parse("f", text, &ParseOptions::default());
         let rendered: Vec<Json> = tree.documents.iter().map(|document| as_written(&document.node)).collect();
-        if let Some(policy) = rendered.first() {
-            assert_eq!(policy["spec"]["ingress"][0]["ports"], json!([{"port": 80}, {"port": "http"}]));
-        }
+        assert_eq!(rendered[0]["spec"]["ingress"][0]["ports"], json!([{"port": 80}, {"port": "http"}]));
     }
 }
