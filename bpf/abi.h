@@ -35,6 +35,7 @@
 #define SLUICE_MAX_NAT 131072
 #define SLUICE_MAX_RULE_SETS 262144
 #define SLUICE_EVENTS_BYTES 8388608
+#define SLUICE_PROXY_PLACES 8 /* sl_proxy_listeners: SOCKMAP; {HTTP, TLS, DNS/TCP, DNS/UDP} x {IPv4, IPv6} */
 
 /* ---- well-known identities ------------------------------------------------------------------ */
 #define SLUICE_ID_UNKNOWN 0

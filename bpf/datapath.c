@@ -73,6 +73,8 @@ int to_container(struct __sk_buff *skb)
 		return drop(skb, w, reason);
 	if (w->pkt.flags & PKT_NEIGHBOUR)
 		return TC_ACT_OK;
+	if (is_proxys(skb))
+		return proxy_sends(skb, w);
 	return flow(skb, w);
 }
 
@@ -166,6 +168,13 @@ int to_network(struct __sk_buff *skb)
 		return drop(skb, w, reason);
 	if (w->pkt.flags & PKT_NEIGHBOUR)
 		return TC_ACT_OK;
+	if (is_proxys(skb)) {
+		reason = proxy_sends(skb, w);
+		if (reason != TC_ACT_OK)
+			return reason;
+		w->rewrite.flags = 0;
+		w->reply = 0;
+	}
 	party_resolve(&w->src, &w->pkt.saddr);
 	if (w->src.flags & (PARTY_LOCAL | PARTY_HOST)) {
 		reason = fragment_of_node(w);
@@ -176,7 +185,8 @@ int to_network(struct __sk_buff *skb)
 		reason = masquerade(skb, w);
 		return reason ? drop(skb, w, reason) : TC_ACT_OK;
 	}
-	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT || !(w->src.flags & PARTY_HOST))
+	if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT || is_proxys(skb) ||
+		!(w->src.flags & PARTY_HOST))
 		return TC_ACT_OK;
 	/* What it carries was judged as pods' traffic. To anybody but a node it is just UDP. */
 	if (is_tunnel_packet(w)) {

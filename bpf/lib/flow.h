@@ -10,6 +10,7 @@
 #include "fragment.h"
 #include "icmp_error.h"
 #include "judge.h"
+#include "proxy.h"
 #include "reject.h"
 #include "service.h"
 
@@ -71,6 +72,8 @@ INLINE int forward(struct __sk_buff *skb, struct work *w, const struct node_conf
 			return drop(skb, w, reason);
 	}
 	count_packet(w->direction, SLUICE_METRIC_FORWARDED, w->pkt.length);
+	if (unlikely(w->ct_flags & SLUICE_CT_PROXY))
+		return to_proxy(skb, w, w->redirect);
 	switch (w->observation) {
 	case SLUICE_OBS_FROM_CONTAINER:
 		if (ifindex)
@@ -242,7 +245,7 @@ INLINE int flow_inline(struct __sk_buff *skb, struct work *w)
 pass:
 	count_forwarded(w->src.endpoint_id, SLUICE_DIR_EGRESS, w->pkt.length);
 	count_forwarded(w->dst.endpoint_id, SLUICE_DIR_INGRESS, w->pkt.length);
-	w->ct_flags = w->dst.flags & PARTY_REMOTE ? SLUICE_CT_TUNNEL : 0;
+	w->ct_flags = (w->ct_flags & SLUICE_CT_PROXY) | (w->dst.flags & PARTY_REMOTE ? SLUICE_CT_TUNNEL : 0);
 	w->tunnel_id = w->src.identity;
 	return forward(skb, w, config, w->dst.ifindex, w->dst.mac);
 }

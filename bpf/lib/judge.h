@@ -91,10 +91,16 @@ INLINE int has_policy(const struct party *party, const struct node_config *confi
 		((party->flags & PARTY_HOST) && (config->flags & SLUICE_CFG_HOST_FIREWALL));
 }
 
-/* What L7 proxies decide later is passed to them; without a proxy it is not passed at all. */
-INLINE int redirected(const struct decision *d)
+/* What L7 proxies decide later is passed to them; without a proxy it is not passed at all. Where both sides
+ * have L7 rules one proxy judges for both; sides that want different ones cannot both be served. */
+INLINE int redirect(struct work *w, const struct node_config *config)
 {
-	return d->action >= SLUICE_ACTION_REDIRECT_HTTP && !d->audited;
+	if (w->decision.action < SLUICE_ACTION_REDIRECT_HTTP || w->decision.audited)
+		return 0;
+	if (!(config->flags & SLUICE_CFG_PROXY) || (w->redirect && w->redirect != w->decision.action))
+		return SLUICE_DROP_PROXY_NOT_FOUND;
+	w->redirect = w->decision.action;
+	return 0;
 }
 
 /* Egress policy of the opener, then ingress policy of the responder. Returns 0 or a drop reason. */
@@ -121,8 +127,8 @@ GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opene
 	}
 	if (has_policy(opener, config)) {
 		reason = policy_decide(&w->decision, opener, responder, &q, SLUICE_DIR_EGRESS);
-		if (!reason && redirected(&w->decision))
-			reason = SLUICE_DROP_PROXY_NOT_FOUND;
+		if (!reason)
+			reason = redirect(w, config);
 		if (reason)
 			return reason;
 		if (config->flags & SLUICE_CFG_TRACE || w->decision.audited)
@@ -130,8 +136,8 @@ GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opene
 	}
 	if (has_policy(responder, config)) {
 		reason = policy_decide(&w->decision, responder, opener, &q, SLUICE_DIR_INGRESS);
-		if (!reason && redirected(&w->decision))
-			reason = SLUICE_DROP_PROXY_NOT_FOUND;
+		if (!reason)
+			reason = redirect(w, config);
 		if (reason)
 			return reason;
 		if (config->flags & SLUICE_CFG_TRACE || w->decision.audited)
@@ -185,6 +191,16 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 			e->flags |= SLUICE_CT_DENIED;
 		return reason;
 	}
+	/* Packets can be given to a proxy where they arrive, and only from their connection's beginning. */
+	if (w->redirect &&
+		(w->observation == SLUICE_OBS_TO_CONTAINER || w->observation == SLUICE_OBS_TO_NETWORK ||
+		 !(w->pkt.flags & PKT_PORTS) || (e && !(e->flags & SLUICE_CT_PROXY)))) {
+		if (e)
+			e->flags |= SLUICE_CT_DENIED;
+		return SLUICE_DROP_PROXY_NOT_FOUND;
+	}
+	if (w->redirect || (e && (e->flags & SLUICE_CT_PROXY)))
+		w->ct_flags |= SLUICE_CT_PROXY;
 	if (!(w->pkt.flags & PKT_TRACKED))
 		return 0;
 	/* Unsolicited answers start nothing. */

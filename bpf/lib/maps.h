@@ -52,6 +52,9 @@ SLUICE_MAP(sl_ep_stats, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct ep_counter, SLU
 SLUICE_MAP(sl_rule_hits, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, SLUICE_MAX_RULE_SETS, 0);
 SLUICE_MAP(sl_event_lost, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, 1, 0);
 
+/* Listening sockets of the proxies, put here by themselves. */
+SLUICE_MAP(sl_proxy_listeners, BPF_MAP_TYPE_SOCKMAP, __u32, __u32, SLUICE_PROXY_PLACES, 0);
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, SLUICE_EVENTS_BYTES);

@@ -114,7 +114,8 @@ struct work {
 	__u8 pad[2];
 	struct sluice_addr ct_svc_addr; /* goes into a new conntrack entry with ct_flags */
 	__u16 ct_svc_port;
-	__u16 pad2[3];
+	__u16 pad2;
+	__u32 redirect; /* SLUICE_ACTION_REDIRECT_*: what a policy of either side wants, or 0 */
 	__u8 answer[96]; /* to a refused packet: IP header and what follows */
 };
 
@@ -151,6 +152,7 @@ INLINE struct work *work_begin(struct __sk_buff *skb, __u8 observation, __u8 dir
 	w->reply = 0;
 	w->event_flags = 0;
 	w->inner_known = 0;
+	w->redirect = 0;
 	w->now = now_seconds();
 	return w;
 }

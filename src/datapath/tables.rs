@@ -32,6 +32,7 @@ pub mod kind {
     pub const PERCPU_ARRAY: u32 = 6;
     pub const LRU_HASH: u32 = 9;
     pub const LPM_TRIE: u32 = 11;
+    pub const SOCKMAP: u32 = 15;
     pub const RINGBUF: u32 = 27;
 }
 
@@ -85,6 +86,7 @@ pub fn specs(capacity: &Capacity) -> Vec<MapSpec> {
         spec::<u32, EndpointCounter>(name::EP_STATS, PERCPU_ARRAY, MAX_ENDPOINTS),
         spec::<u32, u64>(name::RULE_HITS, PERCPU_ARRAY, MAX_RULE_SETS),
         spec::<u32, u64>(name::EVENT_LOST, PERCPU_ARRAY, 1),
+        spec::<u32, u32>(super::proxy::LISTENERS, SOCKMAP, PROXY_PLACES),
         MapSpec {
             name: name::EVENTS,
             kind: RINGBUF,
