@@ -72,6 +72,9 @@ pub struct AgentSettings {
     /// Enforce CiliumClusterwideNetworkPolicies with a nodeSelector on this node: on or off [default: off]
     #[arg(long, env = "SLUICE_HOST_FIREWALL", value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
     pub host_firewall: Option<String>,
+    /// Run the L7 proxies; without them what L7 rules govern is dropped: on or off [default: on]
+    #[arg(long, env = "SLUICE_PROXIES", value_name = "on|off")]
+    pub proxies: Option<String>,
     /// Flows kept in memory [default: 65536]
     #[arg(long, env = "SLUICE_FLOW_BUFFER", value_name = "COUNT")]
     pub flow_buffer: Option<usize>,
@@ -145,6 +148,7 @@ pub struct AgentConfig {
     pub deny_response: DenyResponse,
     pub empty_rule_lists: EmptyRuleLists,
     pub host_firewall: Switch,
+    pub proxies: Switch,
     pub flow_buffer: usize,
     pub log_format: LogFormat,
     pub log: String,
@@ -191,6 +195,7 @@ impl AgentSettings {
             deny_response,
             empty_rule_lists,
             host_firewall,
+            proxies,
             flow_buffer,
             log_format,
             log,
@@ -239,6 +244,7 @@ impl AgentConfig {
         let on = &[("on", Switch::On), ("off", Switch::Off), ("true", Switch::On), ("false", Switch::Off)];
         let off = &[("off", Switch::Off), ("on", Switch::On), ("true", Switch::On), ("false", Switch::Off)];
         let masquerade = p.choice("masquerade", settings.masquerade.as_deref(), on);
+        let proxies = p.choice("proxies", settings.proxies.as_deref(), on);
         let host_firewall = p.choice("host-firewall", settings.host_firewall.as_deref(), off);
         let enforcement = p.choice(
             "policy-enforcement",
@@ -327,6 +333,7 @@ impl AgentConfig {
             deny_response,
             empty_rule_lists,
             host_firewall,
+            proxies,
             flow_buffer,
             log_format,
             log,

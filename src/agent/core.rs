@@ -5,18 +5,21 @@
 //! all), then to the kernel. What the kernel refuses is kept and tried again, oldest first, with
 //! backoff; until then the kernel enforces the older state, and `status` says so.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::hub::Hub;
 use super::kernel::Kernel;
+use super::l7feed::FeedWriter;
+use super::proxies::ProxyProcess;
 use crate::api::backend::Refusal;
 use crate::cluster::View;
 use crate::cluster::delta::Delta;
 use crate::cluster::{Change, Resource};
 use crate::config::AgentConfig;
+use crate::datapath::ProxyState;
 use crate::endpoint::{Described, Device, DeviceName, Member, Registration, Registry};
 use crate::model::{Node, Object, ObjectRef, Pod};
 use crate::store::Store;
@@ -59,6 +62,11 @@ pub struct Core {
     pub kernel_trouble: Option<String>,
     pub kernel_failures: u64,
     kept_offset: Option<u32>,
+    /// What the proxies read; none without proxies.
+    feed: Option<FeedWriter>,
+    /// The view has changed since the feed was written.
+    feed_is_old: bool,
+    listening: BTreeSet<ProxyProcess>,
 }
 
 impl std::fmt::Debug for Core {
@@ -78,6 +86,14 @@ pub struct Parts {
     pub store: Store,
     pub objects: Option<ObjectStore>,
     pub hub: Arc<Hub>,
+    /// Present where proxies run.
+    pub feed: Option<FeedWriter>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
 }
 
 /// A transaction was refused; nothing changed.
@@ -85,7 +101,7 @@ pub type Refused = Vec<String>;
 
 impl Core {
     pub fn new(parts: Parts) -> Core {
-        let Parts { config, view, kernel, store, objects, hub } = parts;
+        let Parts { config, view, kernel, store, objects, hub, feed } = parts;
         Core {
             config,
             view,
@@ -105,6 +121,9 @@ impl Core {
             kernel_trouble: None,
             kernel_failures: 0,
             kept_offset: None,
+            feed,
+            feed_is_old: true,
+            listening: BTreeSet::new(),
         }
     }
 
@@ -115,7 +134,11 @@ impl Core {
         self.desired = revision;
         let full = self.view.full();
         match self.kernel.reconcile(&full).and_then(|_| self.kernel.started()) {
-            Ok(()) => self.realized = revision,
+            Ok(()) => {
+                self.realized = revision;
+                self.feed_is_old = true;
+                self.drain();
+            }
             Err(error) => {
                 self.trouble(error.to_string());
                 self.pending.push_back(Pending { delta: full, revision });
@@ -148,6 +171,8 @@ impl Core {
 
     /// Hands a delta to the kernel, after those that wait.
     pub fn realize(&mut self, delta: Delta, revision: u64) {
+        // Policies follow identities, so that what proxies need changes with these alone.
+        self.feed_is_old |= !delta.policies.is_empty() || !delta.endpoints.is_empty();
         self.pending.push_back(Pending { delta, revision });
         if self.retry_at.is_none() {
             self.drain();
@@ -164,9 +189,42 @@ impl Core {
             self.realized = self.realized.max(next.revision);
             self.pending.pop_front();
         }
+        if let Err(error) = self.publish() {
+            self.trouble(format!("the policy feed of the proxies: {error:#}"));
+            self.schedule();
+            return;
+        }
         self.kernel_trouble = None;
         self.retry_at = None;
         self.retry_pause = RETRY.0;
+    }
+
+    /// Writes for proxies from now on.
+    #[cfg(test)]
+    pub fn use_feed(&mut self, feed: FeedWriter) {
+        self.feed = Some(feed);
+    }
+
+    /// Tells the proxies, now that the kernel has everything.
+    fn publish(&mut self) -> anyhow::Result<()> {
+        if let Some(feed) = self.feed.as_mut().filter(|_| self.feed_is_old) {
+            feed.publish(&self.view)?;
+        }
+        self.feed_is_old = false;
+        Ok(())
+    }
+
+    /// A proxy has its listeners in their places, or has ended. While none listens, the kernel drops what
+    /// it would redirect.
+    pub fn proxy_listens(&mut self, process: ProxyProcess, listens: bool) {
+        match listens {
+            true => self.listening.insert(process),
+            false => self.listening.remove(&process),
+        };
+        let state = if self.listening.is_empty() { ProxyState::Absent } else { ProxyState::Listening };
+        if let Err(error) = self.kernel.set_proxy(state) {
+            self.trouble(error.to_string());
+        }
     }
 
     fn trouble(&mut self, message: String) {

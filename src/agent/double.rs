@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::kernel::{FoundDevice, Kernel};
 use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
-use crate::datapath::{Datapath, DatapathError, Inspector};
+use crate::datapath::{Datapath, DatapathError, Inspector, ProxyState};
 use crate::endpoint::DeviceName;
 
 /// What a test sees.
@@ -16,6 +16,7 @@ pub struct Seen {
     pub applied: Vec<Delta>,
     pub reconciled: Vec<Delta>,
     pub attached: Vec<String>,
+    pub proxy: Option<ProxyState>,
     /// So many of the next applications fail.
     pub failures: usize,
 }
@@ -58,6 +59,11 @@ impl Kernel for DoubleKernel {
 
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError> {
         self.0.lock().attached.retain(|attached| attached != pod);
+        Ok(())
+    }
+
+    fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError> {
+        self.0.lock().proxy = Some(state);
         Ok(())
     }
 

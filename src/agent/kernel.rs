@@ -2,7 +2,7 @@
 //! agent can be tested without root.
 
 use crate::api::types::Feature;
-use crate::datapath::{Datapath, DatapathError, Inspector};
+use crate::datapath::{Datapath, DatapathError, Inspector, ProxyState};
 use crate::endpoint::{Device, DeviceName};
 
 /// A device that was found.
@@ -34,6 +34,8 @@ pub trait Kernel: Datapath {
     /// Attaches the programs and makes the device that of `pod`.
     fn attach(&mut self, pod: &str, id: u16, device: &FoundDevice) -> Result<(), DatapathError>;
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError>;
+    /// Says whether proxies listen.
+    fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError>;
     /// Reads what is really in the kernel.
     fn inspect(&self) -> Result<Inspector, DatapathError>;
     fn features(&self) -> Vec<Feature>;

@@ -12,10 +12,10 @@ use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
 use crate::config::{AgentConfig, Routing};
 use crate::datapath::config::ROUTER_MAC;
-use crate::datapath::net::{Device, Namespace, NetError, Netlink, sysctl, tunnel};
+use crate::datapath::net::{Device, Namespace, NetError, Netlink, divert, sysctl, tunnel};
 use crate::datapath::{
     Datapath, DatapathConfig, DatapathError, EndpointDevice, EventReader, Inspector, KernelDatapath,
-    LinkLayer, Mode, Reconciled, preflight,
+    LinkLayer, Mode, ProxyState, Reconciled, preflight,
 };
 use crate::endpoint::DeviceName;
 use crate::model::Family;
@@ -49,6 +49,9 @@ impl LinuxKernel {
             })?;
         }
         sysctl::prepare_node().map_err(failed)?;
+        if config.proxies.is_on() {
+            divert::prepare(&netlink).await.map_err(failed)?;
+        }
         let mut datapath = DatapathConfig::new(&config.bpffs);
         datapath.uplink.clone_from(&config.uplink);
         let mut features = Vec::new();
@@ -178,6 +181,10 @@ impl Kernel for LinuxKernel {
 
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError> {
         self.datapath.detach_endpoint(pod)
+    }
+
+    fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError> {
+        self.datapath.set_proxy(state)
     }
 
     fn inspect(&self) -> Result<Inspector, DatapathError> {

@@ -17,9 +17,13 @@ mod enrich;
 mod hub;
 mod kernel;
 mod kernel_tables;
+pub mod l7feed;
 mod linux;
 mod manifests;
+mod proxies;
+pub mod proxy_host;
 mod pump;
+pub mod records;
 mod sources;
 mod tables;
 
@@ -129,6 +133,7 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
         store,
         objects,
         hub: Arc::clone(&hub),
+        feed: config.proxies.is_on().then(|| l7feed::FeedWriter::new(&config.run_dir)),
     });
     let is_standalone = config.source == Source::Standalone;
     if !is_standalone {
@@ -141,6 +146,13 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     }
     tokio::spawn(pump::run(events, core.clone(), Arc::clone(&hub)));
     tokio::spawn(watch_devices(devices, core.clone()));
+    if config.proxies.is_on() {
+        let receiver = records::Receiver::bind(&config.run_dir)?;
+        tokio::spawn(receiver.run(core.clone(), Arc::clone(&hub)));
+        for process in proxies::ProxyProcess::ALL {
+            tokio::spawn(proxies::supervise(process, Arc::clone(&config), core.clone()));
+        }
+    }
     if let (Some(client), Some(updates)) = (client, updates) {
         let follower =
             sources::Follower::new(core.clone(), Arc::clone(&config), manifests(&config), addresses.clone());

@@ -6,12 +6,16 @@ use super::backend::AgentBackend;
 use super::core::{Core, CoreHandle, Parts};
 use super::double::DoubleKernel;
 use super::hub::Hub;
+use super::l7feed::{FeedWriter, follow};
+use super::proxies::ProxyProcess;
 use super::{manifests, sources, view_options};
 use crate::api::backend::{ApplyMode, Backend as _, ExplainQuery, Refusal};
 use crate::api::types::EndpointRequest;
 use crate::cluster::View;
 use crate::config::{AgentConfig, AgentSettings};
-use crate::model::{Kind, ObjectRef, Protocol};
+use crate::datapath::ProxyState;
+use crate::model::{Direction, Kind, ObjectRef, Protocol};
+use crate::policy::engine::L4Flow;
 use crate::store::objects::ObjectStore;
 use crate::store::{DEFAULT_GRACE, Holder, IdentityStore, OpenOptions, Store, StoreAllocator, system_clock};
 
@@ -60,6 +64,7 @@ fn open(directory: tempfile::TempDir) -> Rig {
         objects: Some(ObjectStore::new(store.clone(), Arc::new(manifests(&config)))),
         store,
         hub: Arc::clone(&hub),
+        feed: None,
         config: Arc::clone(&config),
     });
     sources::start_standalone(&mut core, &config.node_addresses).unwrap();
@@ -201,4 +206,50 @@ async fn one_device_belongs_to_one_pod() {
     assert!(matches!(second, Err(Refusal::Conflict(_))), "{second:?}");
     rig.backend.remove_endpoint("shop/web".into()).await.unwrap();
     rig.backend.add_endpoint(request("shop/client")).await.unwrap();
+}
+
+const L7: &str = "
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {namespace: shop, name: web-http}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: client}}]
+    toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{method: GET}]}}]
+";
+
+#[tokio::test]
+async fn the_proxies_are_told_what_the_kernel_has_and_nothing_before() {
+    let rig = rig();
+    let run = rig.directory.path().join("run");
+    let feed = FeedWriter::new(&run);
+    rig.backend.core.call(move |core| core.use_feed(feed)).await.unwrap();
+    rig.kernel.0.lock().failures = 1;
+    let text = format!("{PODS}---{L7}");
+    rig.backend.apply(text, ApplyMode::Commit).await.unwrap();
+    assert!(!run.join("l7.json").exists());
+    // The core tries again by itself.
+    let written = async {
+        while !run.join("l7.json").exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), written).await.unwrap();
+    let feed = follow(&run, || ()).unwrap().load_full();
+    let web = feed.local("10.244.0.5".parse().unwrap()).unwrap().identity;
+    let client = feed.local("10.244.0.6".parse().unwrap()).unwrap().identity;
+    let flow = L4Flow { protocol: Protocol::Tcp, port: 80 };
+    let policy = feed.policy(web, Direction::Ingress, client.into(), flow).unwrap();
+    assert!(policy.refuses_requests() && policy.rules.len() == 1);
+    assert_eq!(rig.kernel.0.lock().failures, 0);
+}
+
+#[tokio::test]
+async fn the_kernel_redirects_while_some_proxy_listens() {
+    let rig = rig();
+    for (listens, state) in [(true, ProxyState::Listening), (false, ProxyState::Absent)] {
+        rig.backend.core.call(move |core| core.proxy_listens(ProxyProcess::Http, listens)).await.unwrap();
+        assert_eq!(rig.kernel.0.lock().proxy, Some(state));
+    }
 }

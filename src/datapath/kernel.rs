@@ -94,7 +94,9 @@ impl KernelDatapath {
         let pins = Pins::at(&config.bpffs);
         let ebpf = loader::load(&pins, &config.capacity)?;
         let tables = Tables::from_kernel(|name| pins.open_map(name))?;
-        let writer = Writer::take_over(tables, base)?;
+        // Proxies outlive the agent: what they serve must not stop while it starts.
+        let proxy = tables.config.get(&0)?.map_or(0, |config| config.flags & CFG_PROXY);
+        let writer = Writer::take_over(tables, NodeConfig { flags: base.flags | proxy, ..base })?;
         let mut attacher = Attacher::new(ebpf, pins.clone(), config.attach);
         attacher.replace_all()?;
         let subjects = PolicySubjects::default();

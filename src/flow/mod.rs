@@ -5,6 +5,7 @@
 //! selected by a [`filter::Filter`]. Wire formats are the business of `api`.
 
 pub mod filter;
+pub mod record;
 pub mod ring;
 
 use std::fmt;
@@ -118,7 +119,7 @@ pub struct ServiceRef {
 }
 
 /// What a proxy saw.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum L7 {
     Http { method: Arc<str>, path: Arc<str>, host: Arc<str>, status: u16, latency_us: u64 },
     Dns { query: Arc<str>, query_type: Arc<str>, rcode: Arc<str>, answers: Vec<IpAddr>, latency_us: u64 },

@@ -1,0 +1,133 @@
+//! The frame around a proxy process: its policy feed, its records, and how it is found and replaced.
+//!
+//! In `<run-dir>` a proxy leaves `<name>.pid` and the socket `<name>.sock`, both only when its listeners are in
+//! their places. Whoever connects gets one line of JSON ([`Hello`]) and may hold the connection: it ends with
+//! the process. A proxy stops when it is told to (SIGTERM), and when its pid file names another
+//! process or is gone: then a new process has taken over the listeners, or the agent's directory has been
+//! deleted. What runs is finished first.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::watch;
+
+use super::l7feed::{self, Feed};
+use super::records::Sender;
+use crate::api;
+
+/// What a proxy says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    pub pid: u32,
+    /// Which program it runs; see [`build`].
+    pub build: String,
+    /// Counters by name.
+    pub counters: serde_json::Value,
+}
+
+/// Tells one installed program from another.
+pub fn build() -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let file = std::fs::metadata("/proc/self/exe").map(|meta| (meta.dev(), meta.ino(), meta.mtime_nsec()));
+    match file {
+        Ok((device, inode, time)) => format!("{} {device}-{inode}-{time}", env!("CARGO_PKG_VERSION")),
+        Err(_) => env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// The files by which a proxy is found.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub pid: PathBuf,
+    pub socket: PathBuf,
+}
+
+impl Place {
+    pub fn new(run_dir: &Path, name: &str) -> Place {
+        Place { pid: run_dir.join(format!("{name}.pid")), socket: run_dir.join(format!("{name}.sock")) }
+    }
+
+    /// The process that serves here, as its file says.
+    pub fn pid(&self) -> Option<u32> {
+        std::fs::read_to_string(&self.pid).ok()?.trim().parse().ok()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct ProxyHost {
+    pub feed: Feed,
+    /// Moves whenever the feed has a new snapshot.
+    pub changes: watch::Receiver<u64>,
+    pub records: Arc<Sender>,
+    place: Place,
+    /// Something in the directory changed: is it still ours?
+    touched: watch::Receiver<u64>,
+}
+
+impl ProxyHost {
+    /// # Errors
+    /// There is no policy feed in `run_dir`.
+    pub fn start(name: &str, run_dir: &Path, records_per_second: u32) -> anyhow::Result<ProxyHost> {
+        let (tell, touched) = watch::channel(0);
+        let feed = l7feed::follow(run_dir, move || tell.send_modify(|count| *count += 1))?;
+        let records = Arc::new(Sender::new(run_dir, records_per_second)?);
+        Ok(ProxyHost { feed, changes: touched.clone(), records, place: Place::new(run_dir, name), touched })
+    }
+
+    /// The listeners are in their places: an earlier process learns that it is replaced.
+    pub async fn announce(
+        &self,
+        counters: impl Fn() -> serde_json::Value + Send + Sync + 'static,
+    ) -> anyhow::Result<()> {
+        let pid = std::process::id();
+        // An earlier process may still answer on the socket: its name goes first.
+        std::fs::remove_file(&self.place.socket).ok();
+        let listener = api::unix::bind(&self.place.socket).await?;
+        let temporary = self.place.pid.with_extension(format!("pid.{pid}"));
+        std::fs::write(&temporary, format!("{pid}\n")).with_context(|| temporary.display().to_string())?;
+        std::fs::rename(&temporary, &self.place.pid).with_context(|| self.place.pid.display().to_string())?;
+        let build = build();
+        let counters = Arc::new(counters);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (build, counters) = (build.clone(), Arc::clone(&counters));
+                tokio::spawn(async move {
+                    let hello = Hello { pid, build, counters: counters() };
+                    let Ok(mut line) = serde_json::to_vec(&hello) else { return };
+                    line.push(b'\n');
+                    if stream.write_all(&line).await.is_ok() {
+                        // Until the other side has enough, or this process ends.
+                        stream.readable().await.ok();
+                    }
+                });
+            }
+        });
+        Ok(())
+    }
+
+    /// Waits until this process is to stop.
+    pub async fn stopped(&self) -> anyhow::Result<()> {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut touched = self.touched.clone();
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {
+                    if self.place.pid() == Some(std::process::id()) {
+                        std::fs::remove_file(&self.place.pid).ok();
+                        std::fs::remove_file(&self.place.socket).ok();
+                    }
+                    return Ok(());
+                }
+                changed = touched.changed() => {
+                    if changed.is_err() || self.place.pid() != Some(std::process::id()) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}

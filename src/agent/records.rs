@@ -1,0 +1,222 @@
+//! Records of the proxies become flows.
+//!
+//! They come as datagrams on `<run-dir>/records.sock`. A proxy never waits for the agent: what the socket
+//! does not take is counted by the proxy and lost, and so is what exceeds its rate.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use parking_lot::Mutex;
+use tokio::net::UnixDatagram;
+
+use super::core::{Core, CoreHandle};
+use super::hub::Hub;
+use crate::flow::record::{Record, RecordVerdict};
+use crate::flow::{DecidedBy, EventKind, Flow, L7, Observation, Verdict};
+use crate::model::{DropReason, Protocol};
+
+const SOCKET: &str = "records.sock";
+/// Longest record in bytes: a longer one is not sent.
+const LONGEST: usize = 64 * 1024;
+
+/// The agent's end; bound before a proxy starts.
+#[derive(Debug)]
+pub struct Receiver(UnixDatagram);
+
+impl Receiver {
+    /// Takes the place of an earlier agent's socket.
+    pub fn bind(run_dir: &Path) -> anyhow::Result<Receiver> {
+        let path = run_dir.join(SOCKET);
+        let temporary = run_dir.join("records.sock.new");
+        super::l7feed::private_directory(run_dir)?;
+        if temporary.exists() {
+            std::fs::remove_file(&temporary).with_context(|| temporary.display().to_string())?;
+        }
+        let socket = UnixDatagram::bind(&temporary).with_context(|| temporary.display().to_string())?;
+        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&temporary, &path).with_context(|| path.display().to_string())?;
+        Ok(Receiver(socket))
+    }
+
+    /// Runs until the core is gone.
+    pub async fn run(self, core: CoreHandle, hub: Arc<Hub>) {
+        let mut buffer = vec![0; LONGEST];
+        loop {
+            let length = match self.0.recv(&mut buffer).await {
+                Ok(length) => length,
+                Err(error) => {
+                    tracing::error!(%error, "records of the proxies cannot be read; they go on judging");
+                    return;
+                }
+            };
+            let mut records = Vec::new();
+            take(&buffer[..length], &mut records);
+            while let Ok(length) = self.0.try_recv(&mut buffer) {
+                take(&buffer[..length], &mut records);
+                if records.len() == 256 {
+                    break;
+                }
+            }
+            let flows = core
+                .call(move |core| {
+                    records.into_iter().map(|record| core.flow_of_record(record)).collect::<Vec<_>>()
+                })
+                .await;
+            let Ok(flows) = flows else { return };
+            hub.push(flows);
+        }
+    }
+}
+
+fn take(bytes: &[u8], records: &mut Vec<Record>) {
+    match serde_json::from_slice(bytes) {
+        Ok(record) => records.push(record),
+        Err(error) => tracing::warn!(%error, "a proxy's record was not understood"),
+    }
+}
+
+impl Core {
+    /// A record with everything that the node knows about it.
+    pub fn flow_of_record(&self, record: Record) -> Flow {
+        let parts = self.policy_parts(&record.rules);
+        let denied = match record.l7 {
+            L7::Http { .. } => DropReason::ProxyDenied,
+            L7::Dns { .. } => DropReason::DnsDenied,
+            L7::Tls { .. } => DropReason::SniDenied,
+        };
+        let party =
+            |end: SocketAddr, identity| self.party(end.ip().to_canonical(), Some(end.port()), identity);
+        Flow {
+            time_ns: record.time_ns,
+            node: self.config.node_name.as_str().into(),
+            kind: EventKind::L7,
+            verdict: match record.verdict {
+                RecordVerdict::Forwarded => Verdict::Forwarded,
+                RecordVerdict::Denied => Verdict::Dropped(denied),
+                RecordVerdict::Failed => Verdict::Error,
+            },
+            direction: record.direction,
+            source: party(record.client, record.client_identity),
+            destination: party(record.server, record.server_identity),
+            protocol: Protocol::from_number(record.protocol),
+            tcp_flags: 0,
+            icmp: None,
+            is_reply: false,
+            service: None,
+            decided_by: if parts.is_empty() { DecidedBy::NoPolicy } else { DecidedBy::Rules(parts) },
+            length: 0,
+            observation: Observation::Proxy,
+            l7: Some(record.l7),
+        }
+    }
+}
+
+/// A proxy's end.
+#[derive(Debug)]
+pub struct Sender {
+    socket: std::os::unix::net::UnixDatagram,
+    path: PathBuf,
+    /// Records a second; bursts may be as long.
+    rate: u32,
+    budget: Mutex<Budget>,
+    limited: AtomicU64,
+    lost: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Budget {
+    left: f64,
+    since: Instant,
+}
+
+impl Sender {
+    /// Sends to whichever agent serves `run_dir` at the time.
+    pub fn new(run_dir: &Path, rate: u32) -> anyhow::Result<Sender> {
+        let socket = std::os::unix::net::UnixDatagram::unbound().context("open a socket for records")?;
+        socket.set_nonblocking(true)?;
+        let budget = Mutex::new(Budget { left: f64::from(rate), since: Instant::now() });
+        let (limited, lost) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Sender { socket, path: run_dir.join(SOCKET), rate, budget, limited, lost })
+    }
+
+    /// Never waits.
+    pub fn send(&self, record: &Record) {
+        if !self.budget.lock().take(self.rate) {
+            self.limited.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let text = serde_json::to_vec(record).ok().filter(|text| text.len() <= LONGEST);
+        let sent = text.is_some_and(|text| self.socket.send_to(&text, &self.path).is_ok());
+        if !sent {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Records above the rate, and records that the agent did not take.
+    pub fn dropped(&self) -> (u64, u64) {
+        (self.limited.load(Ordering::Relaxed), self.lost.load(Ordering::Relaxed))
+    }
+}
+
+impl Budget {
+    fn take(&mut self, rate: u32) -> bool {
+        let now = Instant::now();
+        let earned = now.duration_since(self.since).as_secs_f64() * f64::from(rate);
+        self.left = (self.left + earned).min(f64::from(rate));
+        self.since = now;
+        let has_one = self.left >= 1.0;
+        if has_one {
+            self.left -= 1.0;
+        }
+        has_one
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Direction, Identity};
+
+    fn record(port: u16) -> Record {
+        Record {
+            time_ns: 1,
+            direction: Direction::Egress,
+            verdict: RecordVerdict::Denied,
+            protocol: 6,
+            client: "10.0.0.1:40000".parse().unwrap(),
+            server: SocketAddr::new("10.0.0.2".parse().unwrap(), port),
+            client_identity: Identity(300),
+            server_identity: Identity(301),
+            rules: Vec::new(),
+            l7: L7::Tls { server_name: Some("a.example".into()) },
+        }
+    }
+
+    #[tokio::test]
+    async fn records_arrive_whole_and_those_above_the_rate_are_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let receiver = Receiver::bind(directory.path()).unwrap();
+        let sender = Sender::new(directory.path(), 1).unwrap();
+        sender.send(&record(443));
+        sender.send(&record(444));
+        let mut buffer = vec![0; LONGEST];
+        let length = receiver.0.recv(&mut buffer).await.unwrap();
+        let mut records = Vec::new();
+        take(&buffer[..length], &mut records);
+        assert_eq!(records, [record(443)]);
+        assert_eq!(sender.dropped(), (1, 0));
+    }
+
+    #[test]
+    fn without_an_agent_records_are_lost_and_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let sender = Sender::new(directory.path(), 10).unwrap();
+        sender.send(&record(443));
+        assert_eq!(sender.dropped(), (0, 1));
+    }
+}
