@@ -11,6 +11,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod datapath;
+pub mod dnsproxy;
 pub mod endpoint;
 pub mod flow;
 pub mod fqdn;

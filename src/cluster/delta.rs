@@ -20,6 +20,7 @@ use crate::policy::map_state::SubjectDelta;
 pub struct Delta {
     /// Policy revision that these changes realize.
     pub revision: u64,
+    pub cause: Cause,
     pub ipcache: Vec<(IpNet, Option<IpcacheEntry>)>,
     /// Prefix -> class identity, for `ipBlock` and `networks` rules.
     pub address_classes: Vec<(IpNet, Option<Identity>)>,
@@ -39,6 +40,18 @@ impl Delta {
             && self.services.is_empty()
             && self.node.is_none()
     }
+}
+
+/// What a transaction was about: which established connections it bears on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cause {
+    /// Objects changed: every connection is judged again.
+    #[default]
+    Objects,
+    /// Names gained or lost addresses, and nothing else changed. Established connections stay as they are:
+    /// what was allowed while the address was fresh goes on until it ends, and a new address takes
+    /// nothing from anyone.
+    Names,
 }
 
 /// What an address prefix stands for.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::delta::{AddressKind, Delta, IpcacheEntry, ServiceEntry, ServiceFrontend};
+use super::delta::{AddressKind, Cause, Delta, IpcacheEntry, ServiceEntry, ServiceFrontend};
 use super::derive::Derived;
 use super::dirty::Dirty;
 use super::ids::{EngineOp, Ids, commit};
@@ -197,6 +197,12 @@ impl View {
         delta
     }
 
+    fn publish_names(&mut self, dirty: Dirty, policies: Vec<SubjectDelta>) -> Delta {
+        // The start is about objects, whatever it is carried by.
+        let cause = if self.start.is_some() { Cause::Objects } else { Cause::Names };
+        Delta { cause, ..self.publish_with_start(dirty, policies) }
+    }
+
     /// Takes in a DNS answer that is about to be released to a pod. The pod may have the answer
     /// once the datapath has realized the delta. Expires nothing: see [`View::expire`].
     ///
@@ -206,7 +212,7 @@ impl View {
         let before = self.derived.names.addresses(&answer.name);
         let mut dirty = Dirty { addresses: self.derived.names.learn(now, answer), ..Dirty::default() };
         match self.derive_and_commit(&mut dirty) {
-            Ok(policies) => self.publish_with_start(dirty, policies),
+            Ok(policies) => self.publish_names(dirty, policies),
             Err(_) => {
                 dirty.addresses.extend(self.derived.names.put_back(&answer.name, before));
                 self.roll_back(&mut dirty);
@@ -231,7 +237,7 @@ impl View {
             self.refused_answers += 1;
             self.derive_and_commit(&mut dirty).expect("identities only go, and nothing new is needed")
         });
-        self.publish_with_start(dirty, policies)
+        self.publish_names(dirty, policies)
     }
 
     /// When [`View::expire`] has something to do.

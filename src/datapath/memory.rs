@@ -205,7 +205,7 @@ mod transition_tests;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::delta::{AddressKind, EndpointChange, IpcacheEntry};
+    use crate::cluster::delta::{AddressKind, Cause, EndpointChange, IpcacheEntry};
     use crate::datapath::LinkLayer;
     use crate::policy::map_state::{
         CellKinds, DirectionInfo, PolicyEntry, PolicyInfo, PolicyKey, PortClass, Precedence, Slot,
@@ -297,6 +297,26 @@ mod tests {
         restarted.apply(&delta).unwrap();
         assert!(restarted.epoch(SUBJECT).unwrap() > epoch);
         assert_eq!(ingress(&restarted, 80), SideVerdict::Drop(DropReason::PolicyDenied, RuleSetId(0)));
+    }
+
+    #[test]
+    fn names_that_come_and_go_leave_established_flows_alone() {
+        let mut datapath = MemoryDatapath::default();
+        datapath.apply(&full()).unwrap();
+        let epoch = datapath.epoch(SUBJECT);
+        let named = Identity(1 << 24);
+        let (key, entry) = cell(named, 80, SlotAction::Allow);
+        let names =
+            |ipcache, policies| Delta { cause: Cause::Names, ipcache, policies, ..Default::default() };
+        datapath.apply(&names(vec![pod(9, named)], vec![policy(vec![(key, entry)], Vec::new())])).unwrap();
+        let judge = |datapath: &MemoryDatapath| {
+            datapath.judge(SUBJECT, Direction::Ingress, ip(9), Protocol::Tcp, Some(80)).unwrap()
+        };
+        assert_eq!(judge(&datapath), SideVerdict::Allow(RuleSetId(3)), "new flows pass");
+        let gone = (pod(9, named).0, None);
+        datapath.apply(&names(vec![gone], vec![policy(Vec::new(), vec![key])])).unwrap();
+        assert!(matches!(judge(&datapath), SideVerdict::Drop(..)), "and need a fresh answer afterwards");
+        assert_eq!(datapath.epoch(SUBJECT), epoch, "nobody is judged again");
     }
 
     #[test]

@@ -17,7 +17,8 @@
 //! which nobody wrote cells. Then the policy is shut while they move: for a moment, new flows of its
 //! endpoints are dropped. Established flows do not notice: their epoch stays.
 //!
-//! Default deny is the lowest allow of a direction, and is treated as one. The new epoch comes last.
+//! Default deny is the lowest allow of a direction, and is treated as one. The new epoch comes last; a
+//! transaction of names has none, so that connections outlive the TTL of the address they were opened to.
 //! Not covered: a transaction that renumbers precedences of a live policy; the engine does not.
 
 use hashbrown::HashSet;
@@ -27,6 +28,7 @@ use super::abi::convert::{CELL_FLAGS, direction_flags, port_prefixes};
 use super::abi::*;
 use super::policies::Policies;
 use super::tables::Tables;
+use crate::cluster::delta::Cause;
 use crate::model::Direction;
 use crate::policy::map_state::{PolicyInfo, PolicyKey, PortClass, PortClassRange, SubjectDelta};
 
@@ -236,14 +238,23 @@ impl Transition {
     }
 
     /// After the move.
-    pub fn finish(&self, tables: &Tables, policies: &mut Policies) -> Result<(), DatapathError> {
+    pub fn finish(
+        &self,
+        tables: &Tables,
+        policies: &mut Policies,
+        cause: Cause,
+    ) -> Result<(), DatapathError> {
         let mut flags = [0, 1].map(|dir| (self.widened[dir] & !PF_DEFAULT_DENY) | self.flags[dir]);
         if self.shut {
             flags = [SHUT; 2];
             self.write(&self.settle, flags, tables, policies)?;
         }
         self.write(&self.finish, flags, tables, policies)?;
-        policies.publish(tables, self.id, self.flags)
+        let live = policies.state(self.id).is_some_and(|state| state.is_live());
+        match cause {
+            Cause::Names if live => policies.set_flags(tables, self.id, self.flags),
+            Cause::Names | Cause::Objects => policies.publish(tables, self.id, self.flags),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use super::policies::Policies;
 use super::services::{ServicePlan, Services};
 use super::tables::Tables;
 use super::transition::{Moves, Transition};
-use crate::cluster::delta::{Delta, DenyResponse, EndpointChange, NodeSettings};
+use crate::cluster::delta::{Cause, Delta, DenyResponse, EndpointChange, NodeSettings};
 use crate::model::{Family, Identity};
 
 /// Trie keys of ports to be deleted, by policy id: what a comparison with the kernel found.
@@ -69,7 +69,7 @@ impl Writer {
     ) -> Result<(), DatapathError> {
         addresses.check_room(&self.tables)?;
         let services = self.plan_services(delta)?;
-        let judged_again = addresses.changes_a_peer(&self.tables)?;
+        let judged_again = delta.cause == Cause::Objects && addresses.changes_a_peer(&self.tables)?;
         let transitions = self.plan_policies(delta, &addresses, stale_ports)?;
 
         for transition in &transitions {
@@ -77,7 +77,7 @@ impl Writer {
         }
         self.move_all(&addresses, &transitions)?;
         for transition in &transitions {
-            transition.finish(&self.tables, &mut self.policies)?;
+            transition.finish(&self.tables, &mut self.policies, delta.cause)?;
         }
         if judged_again {
             self.policies.rejudge_all(&self.tables)?;

@@ -244,6 +244,11 @@ impl NameManager {
         touched
     }
 
+    /// Patterns that some rule uses.
+    pub fn patterns(&self) -> impl Iterator<Item = &DnsPattern> {
+        self.patterns.iter()
+    }
+
     /// Canonical texts of the patterns for which a fresh answer holds the address.
     pub fn patterns_of(&self, address: IpAddr) -> BTreeSet<Arc<str>> {
         self.owners

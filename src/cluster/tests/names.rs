@@ -1,6 +1,7 @@
 //! DNS answers and the identities that they make.
 
 use super::*;
+use crate::cluster::delta::Cause;
 use crate::fqdn::Learned;
 use crate::policy::l7::DnsPattern;
 
@@ -25,7 +26,7 @@ fn an_address_is_allowed_from_the_answer_to_its_end() {
     let mut view = small_cluster();
     view.apply(vec![egress("p", &[], vec![fqdn("a.example")])]).unwrap();
     let delta = view.learn(seconds(0), &answer("a.example", 10, &["192.0.2.1", "2001:db8::1"]));
-    assert_eq!(delta.ipcache.len(), 2);
+    assert_eq!((delta.ipcache.len(), delta.cause), (2, Cause::Names));
     assert_eq!(scope_of(&view, "192.0.2.1").unwrap().1, ["a.example"]);
     assert_ne!(identity_of(&view, "192.0.2.1"), identity_of(&view, "2001:db8::1"), "families differ");
     assert!(view.learn(seconds(5), &answer("a.example", 10, &["192.0.2.1"])).is_empty(), "only the TTL");

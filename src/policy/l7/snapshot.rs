@@ -11,14 +11,15 @@
 //! [`Engine::l7`]: crate::policy::engine::Engine::l7
 //! [`Engine::l7_sides`]: crate::policy::engine::Engine::l7_sides
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::L7Rules;
+use super::{DnsPattern, L7Rules};
 use crate::model::{Direction, Identity};
 use crate::policy::decision::Outcome;
 use crate::policy::engine::{L4Flow, L7Policy, PeerView};
@@ -37,6 +38,24 @@ pub struct Snapshot {
     pub sides: Sides,
     /// Values that `headerMatches.secret` refers to.
     pub secrets: Vec<SecretValue>,
+    /// `toFQDNs` patterns that some rule uses: answers for other names open nothing.
+    #[serde(default)]
+    pub patterns: Vec<DnsPattern>,
+    /// Identities that addresses of the world have, as long as there are patterns.
+    #[serde(default)]
+    pub scopes: Vec<Scope>,
+}
+
+/// What an identity of the world stands for; see [`CidrScope`].
+///
+/// [`CidrScope`]: crate::model::CidrScope
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    pub identity: Identity,
+    pub prefix: Option<IpNet>,
+    pub ipv6: bool,
+    /// Patterns for which a fresh answer holds its addresses.
+    pub patterns: BTreeSet<Arc<str>>,
 }
 
 /// A local pod.
@@ -141,6 +160,11 @@ impl fmt::Debug for SecretValue {
 }
 
 impl Snapshot {
+    /// Some `toFQDNs` rule matches the canonical name.
+    pub fn is_wanted(&self, name: &str) -> bool {
+        self.patterns.iter().any(|pattern| pattern.matches(name))
+    }
+
     /// The identity of a local pod.
     pub fn local(&self, address: IpAddr) -> Option<&Endpoint> {
         self.endpoints.get(&address)

@@ -1,0 +1,32 @@
+//! The DNS proxy: judges queries by name, and opens addresses before answers arrive.
+//!
+//! Contract (policy semantics, section 6): a query that the datapath redirected is released to the
+//! server that the pod addressed, or refused. What is forwarded are the pod's own bytes under a fresh
+//! id, from a socket of its own with a random port, so that a reply can be forged only by who sees the
+//! query. A reply that gives addresses reaches the pod after they were learned. A server that does
+//! not answer costs its own client time, nobody else.
+//!
+//! - [`wire`], [`message`]: reading and making messages. PURE.
+//! - [`outside`]: what the proxy needs from the rest of sluice, as traits.
+//! - [`sockets`]: transparent sockets.
+//! - [`proxy`]: what happens to one query; `udp` and `tcp` carry it, `upstream` asks.
+//! - [`limits`], [`counters`].
+
+pub mod counters;
+pub mod limits;
+pub mod message;
+pub mod outside;
+pub mod proxy;
+pub mod sockets;
+mod tcp;
+mod udp;
+mod upstream;
+pub mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use counters::{Counters, CountersSnapshot};
+pub use outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling};
+pub use proxy::{Options, Proxy};
+pub use sockets::{Sockets, TransparentSockets};

@@ -1,0 +1,264 @@
+//! What happens to one query, whatever carried it.
+//!
+//! Contract: every query is judged; a released one gets the server's reply, or SERVFAIL when there is
+//! none in time; the addresses of a reply are learned before it goes out. Nothing waits without bound.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::net::{TcpListener, UdpSocket};
+
+use super::counters::Counters;
+use super::limits::{Limiter, Most};
+use super::message::{Query, Reply, ResponseCode, Unfit};
+use super::outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling};
+use super::sockets::Sockets;
+use super::upstream::{Failure, Replied, Rest};
+use crate::fqdn::{Learned, RecordData};
+use crate::model::Protocol;
+
+/// What a refused query is answered with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RefusalCode {
+    #[default]
+    Refused,
+    NxDomain,
+}
+
+/// Limits and choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    pub refusal: RefusalCode,
+    /// From the query to SERVFAIL when the server is silent. Less than the 5 seconds after which
+    /// common resolvers give up, so that they hear of it.
+    pub upstream_timeout: Duration,
+    /// A client's connection without a whole message for so long is closed.
+    pub idle_timeout: Duration,
+    pub queries: Most,
+    pub connections: Most,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            refusal: RefusalCode::Refused,
+            upstream_timeout: Duration::from_secs(4),
+            idle_timeout: Duration::from_secs(10),
+            queries: Most { of_one: 512, of_all: 16_384 },
+            connections: Most { of_one: 64, of_all: 4096 },
+        }
+    }
+}
+
+/// The rest of sluice, as the proxy sees it.
+pub struct Parts {
+    pub judge: Arc<dyn Judge>,
+    pub learner: Arc<dyn Learner>,
+    pub records: Arc<dyn Records>,
+    pub sockets: Arc<dyn Sockets>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+/// See the room's contract.
+pub struct Proxy {
+    pub(super) options: Options,
+    judge: Arc<dyn Judge>,
+    learner: Arc<dyn Learner>,
+    records: Arc<dyn Records>,
+    pub(super) sockets: Arc<dyn Sockets>,
+    pub counters: Counters,
+    pub(super) queries: Arc<Limiter>,
+    pub(super) connections: Arc<Limiter>,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// A message of a client, and where it was going.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub message: Vec<u8>,
+    pub client: SocketAddr,
+    pub server: SocketAddr,
+    pub protocol: Protocol,
+    pub since: Instant,
+}
+
+/// What is known about a query before the server is asked.
+#[derive(Debug)]
+pub(super) enum Sorted {
+    /// Nothing more to do than to send this, if anything.
+    Done(Option<Vec<u8>>),
+    Released(Query, Ruling),
+}
+
+/// What a record says beside what was received.
+#[derive(Debug, Default)]
+struct Outcome {
+    rcode: Option<u8>,
+    answers: Vec<IpAddr>,
+    fault: Option<String>,
+}
+
+impl Proxy {
+    pub fn new(options: Options, parts: Parts) -> Arc<Proxy> {
+        let Parts { judge, learner, records, sockets } = parts;
+        Arc::new(Proxy {
+            queries: Limiter::new(options.queries),
+            connections: Limiter::new(options.connections),
+            counters: Counters::default(),
+            options,
+            judge,
+            learner,
+            records,
+            sockets,
+        })
+    }
+
+    /// Queries that wait for their servers.
+    pub fn open_queries(&self) -> usize {
+        self.queries.open()
+    }
+
+    /// Serves the datagrams of one listener until the socket fails.
+    pub async fn serve_udp(self: Arc<Proxy>, socket: UdpSocket) -> std::io::Result<()> {
+        super::udp::serve(self, socket).await
+    }
+
+    /// Serves the connections of one listener until the socket fails.
+    pub async fn serve_tcp(self: Arc<Proxy>, listener: TcpListener) -> std::io::Result<()> {
+        super::tcp::serve(self, listener).await
+    }
+
+    /// Parses and judges. Never waits.
+    pub(super) fn sort(&self, received: &Received) -> Sorted {
+        self.counters.queries.add();
+        let query = match Query::parse(&received.message) {
+            Ok(query) => query,
+            Err(unfit) => {
+                self.counters.malformed.add();
+                let fault = Some(unfit.fault().to_string());
+                let answer = match unfit {
+                    Unfit::Drop(_) => None,
+                    Unfit::Answer(_, answer) => Some(answer),
+                };
+                let rcode = answer.as_ref().map(|answer| answer[3] & 0xf);
+                self.note(received, None, None, Outcome { rcode, fault, ..Outcome::default() });
+                return Sorted::Done(answer);
+            }
+        };
+        let ruling = self.judge.judge(&Ask {
+            client: received.client,
+            server: received.server,
+            protocol: received.protocol,
+            name: &query.question.name,
+        });
+        if ruling.decision == Decision::Release {
+            return Sorted::Released(query, ruling);
+        }
+        self.counters.refused.add();
+        let code = match self.options.refusal {
+            RefusalCode::Refused => ResponseCode::Refused,
+            RefusalCode::NxDomain => ResponseCode::NxDomain,
+        };
+        self.note(
+            received,
+            Some(&query),
+            Some(ruling),
+            Outcome { rcode: Some(code as u8), ..Outcome::default() },
+        );
+        Sorted::Done(Some(query.refusal(&received.message, code)))
+    }
+
+    /// The answer to a query for which there is no room.
+    pub(super) fn overflow(&self, received: &Received, query: &Query, ruling: Ruling) -> Vec<u8> {
+        self.counters.over_limit.add();
+        self.fail(received, query, ruling, "too many open queries of this client".into())
+    }
+
+    fn fail(&self, received: &Received, query: &Query, ruling: Ruling, fault: String) -> Vec<u8> {
+        let outcome =
+            Outcome { rcode: Some(ResponseCode::ServFail as u8), fault: Some(fault), ..Outcome::default() };
+        self.note(received, Some(query), Some(ruling), outcome);
+        query.refusal(&received.message, ResponseCode::ServFail)
+    }
+
+    /// Asks over the transport that the client used; the answer may be SERVFAIL.
+    pub(super) async fn resolve(
+        &self,
+        received: &Received,
+        query: &Query,
+        ruling: Ruling,
+    ) -> (Vec<u8>, Option<Rest>) {
+        let Received { message, client, server, .. } = received;
+        let asked = tokio::time::timeout(self.options.upstream_timeout, async {
+            match received.protocol {
+                Protocol::Tcp => {
+                    let (replied, rest) = self.ask_tcp(query, message, *client, *server).await?;
+                    Ok((replied, query.is_transfer().then_some(rest)))
+                }
+                _ => Ok((self.ask_udp(query, message, *client, *server).await?, None)),
+            }
+        })
+        .await;
+        match asked {
+            Ok(Ok((replied, rest))) => (self.release(received, query, ruling, replied).await, rest),
+            Ok(Err(failure)) => {
+                match &failure {
+                    Failure::Io(_) => self.counters.unreachable.add(),
+                    Failure::Malformed(_) => self.counters.malformed_replies.add(),
+                }
+                (self.fail(received, query, ruling, failure.to_string()), None)
+            }
+            Err(_) => {
+                self.counters.timeouts.add();
+                (self.fail(received, query, ruling, "the server did not answer in time".into()), None)
+            }
+        }
+    }
+
+    /// Learns what the reply says, then gives it out.
+    async fn release(&self, received: &Received, query: &Query, ruling: Ruling, replied: Replied) -> Vec<u8> {
+        let Replied { message, reply } = replied;
+        let Reply { rcode, records, .. } = reply;
+        let learned = Learned::from_answer(&query.question.name, &records);
+        let mut fault = None;
+        if !learned.addresses.is_empty() && self.learner.learn(learned).await == Reach::Closed {
+            self.counters.closed_answers.add();
+            fault = Some("the addresses of the answer stay closed: they could not be learned".to_owned());
+        }
+        self.counters.released.add();
+        let address = |data: &RecordData| match data {
+            RecordData::Address(address) => Some(*address),
+            RecordData::Cname(_) => None,
+        };
+        let answers = records.iter().filter_map(|record| address(&record.data)).collect();
+        self.note(received, Some(query), Some(ruling), Outcome { rcode: Some(rcode), answers, fault });
+        message
+    }
+
+    fn note(&self, received: &Received, query: Option<&Query>, ruling: Option<Ruling>, outcome: Outcome) {
+        self.records.record(QueryRecord {
+            time: SystemTime::now(),
+            client: received.client,
+            server: received.server,
+            protocol: received.protocol,
+            name: query.map(|query| query.question.name.clone()).unwrap_or_default(),
+            kind: query.map_or(0, |query| query.question.kind),
+            rcode: outcome.rcode,
+            answers: outcome.answers,
+            latency: received.since.elapsed(),
+            ruling,
+            fault: outcome.fault,
+        });
+    }
+}
