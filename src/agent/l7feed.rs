@@ -14,7 +14,8 @@ use arc_swap::ArcSwap;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::cluster::View;
-use crate::policy::l7::snapshot::{Endpoint, SecretValue, Sides, Snapshot};
+use crate::model::IdentityKind;
+use crate::policy::l7::snapshot::{Endpoint, Scope, SecretValue, Sides, Snapshot};
 use crate::policy::l7::{HeaderValue, L7Rules};
 
 const FILE: &str = "l7.json";
@@ -35,10 +36,10 @@ impl FeedWriter {
     /// Writes what the view says, if that is news.
     pub fn publish(&mut self, view: &View) -> anyhow::Result<()> {
         let snapshot = snapshot(view);
-        let is_old = self.written.as_ref().is_some_and(|written| {
-            (&written.sides, &written.endpoints, &written.secrets)
-                == (&snapshot.sides, &snapshot.endpoints, &snapshot.secrets)
-        });
+        let is_old = self
+            .written
+            .as_ref()
+            .is_some_and(|written| Snapshot { revision: snapshot.revision, ..written.clone() } == snapshot);
         if is_old {
             return Ok(());
         }
@@ -78,11 +79,30 @@ fn snapshot(view: &View) -> Snapshot {
         .collect();
     Snapshot {
         revision: view.revision(),
+        patterns: view.names().patterns().cloned().collect(),
+        scopes: scopes(view),
         node: view.options().node.as_str().into(),
         endpoints,
         sides,
         secrets,
     }
+}
+
+/// What identities of the world stand for, where names matter at all.
+fn scopes(view: &View) -> Vec<Scope> {
+    if view.names().patterns().next().is_none() {
+        return Vec::new();
+    }
+    let scopes = view.identities().filter_map(|record| match &record.kind {
+        IdentityKind::Cidr(scope) => Some(Scope {
+            identity: record.id,
+            prefix: scope.prefix,
+            ipv6: scope.ipv6,
+            patterns: scope.fqdns.clone(),
+        }),
+        IdentityKind::Labels | IdentityKind::Node { .. } | IdentityKind::AddressClass(_) => None,
+    });
+    scopes.collect()
 }
 
 /// Values of the Secrets that some rule names. One that is not there is left out, and nothing equals it.
