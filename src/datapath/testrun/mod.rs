@@ -122,10 +122,14 @@ impl Kernel {
             .collect()
     }
 
-    /// Makes the maps. A program is verified when it is first used.
+    /// Makes the maps as large as the agent makes them. A program is verified when it is first used.
+    pub fn load_whole() -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
+        Kernel::load_with(EbpfLoader::new())
+    }
+
+    /// The same with small maps: tests load the object many times.
     pub fn load() -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
         let mut loader = EbpfLoader::new();
-        // Small maps: tests load the object many times.
         for (map, entries) in [
             ("sl_ct", 65536),
             ("sl_policy", 4096),
@@ -141,6 +145,10 @@ impl Kernel {
         ] {
             loader.map_max_entries(map, entries);
         }
+        Kernel::load_with(loader)
+    }
+
+    fn load_with(mut loader: EbpfLoader<'_>) -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
         let mut ebpf = loader.load(OBJECT)?;
         let events = RingBuf::try_from(ebpf.take_map("sl_events").expect("sl_events"))?;
         Ok(Kernel { ebpf, events, loaded: Vec::new() })

@@ -1,0 +1,130 @@
+//! The real agent: the binary, in a namespace, with a store of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use sluice::api::client::Client;
+use sluice::api::types::{Applied, Endpoint, EndpointRequest, Status};
+use sluice::datapath::net::Namespace;
+
+use super::cluster::{NODE, node_address};
+
+/// The binary that `cargo bench` built beside this one.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sluice");
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where an agent keeps what outlives it.
+#[derive(Clone, Debug)]
+pub struct Home {
+    pub state: PathBuf,
+    pub run: PathBuf,
+    pub bpffs: PathBuf,
+}
+
+impl Home {
+    pub fn new(dir: &Path, bpffs: PathBuf) -> anyhow::Result<Home> {
+        let home = Home { state: dir.join("state"), run: dir.join("run"), bpffs };
+        std::fs::create_dir_all(&home.state)?;
+        std::fs::create_dir_all(&home.run)?;
+        Ok(home)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("admin.sock")
+    }
+}
+
+/// A running agent. Ends with this value; what it left in the kernel stays.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    client: Client,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Agent {
+    /// Starts an agent in `node` and waits until the kernel enforces what its store holds. Returns
+    /// how long that took, from the start of the process.
+    pub fn start(node: &Namespace, home: &Home) -> anyhow::Result<(Agent, Duration)> {
+        let log = std::fs::File::create(home.state.join("log"))?;
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(["agent", "--node-name", NODE, "--log", "warn", "--node-address"])
+            .arg(node_address(0).to_string())
+            .arg("--state-dir")
+            .arg(&home.state)
+            .arg("--run-dir")
+            .arg(&home.run)
+            .arg("--bpffs")
+            .arg(&home.bpffs)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let begin = Instant::now();
+        let child = node.run(|| command.spawn())?.context("start the agent")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut agent = Agent { child, client: Client::new(&home.socket()), runtime };
+        loop {
+            if let Ok(status) = agent.status()
+                && status.revision.desired == status.revision.realized
+                && status.counts.endpoints == status.counts.endpoints_ready
+            {
+                return Ok((agent, begin.elapsed()));
+            }
+            if let Some(status) = agent.child.try_wait()? {
+                let log = std::fs::read_to_string(home.state.join("log")).unwrap_or_default();
+                anyhow::bail!("the agent ended with {status}: {log}");
+            }
+            anyhow::ensure!(begin.elapsed() < PATIENCE, "the agent is not ready after {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn status(&self) -> anyhow::Result<Status> {
+        Ok(self.runtime.block_on(self.client.get("/v1/status"))?)
+    }
+
+    /// Applies a manifest; returns when it is enforced.
+    pub fn apply(&self, text: &str) -> anyhow::Result<()> {
+        let _applied: Applied =
+            self.runtime.block_on(self.client.post("/v1/objects", text.to_owned().into_bytes()))?;
+        Ok(())
+    }
+
+    /// All that was applied is in the kernel.
+    pub fn expect_enforced(&self) -> anyhow::Result<()> {
+        let status = self.status()?;
+        anyhow::ensure!(
+            status.revision.desired == status.revision.realized,
+            "the kernel does not have the newest state: {:?}",
+            status.components
+        );
+        Ok(())
+    }
+
+    pub fn add_endpoint(&self, request: &EndpointRequest) -> anyhow::Result<()> {
+        let _added: Endpoint =
+            self.runtime.block_on(self.client.put("/v1/endpoints", serde_json::to_vec(request)?))?;
+        Ok(())
+    }
+
+    /// Resident memory in bytes, now and at most.
+    pub fn memory(&self) -> anyhow::Result<(u64, u64)> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let field = |name: &str| -> anyhow::Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("memory")?;
+            Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+        };
+        Ok((field("VmRSS:")?, field("VmHWM:")?))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
