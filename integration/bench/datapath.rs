@@ -70,7 +70,13 @@ fn same_node(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Resul
             report.add(row("connect+RR p50", &of.connection, &to.connection, bar));
             report.add(row("connect+RR p99", &of.connection_p99, &to.connection_p99, Bar::Shown));
         } else {
-            report.add(Row::compared(&format!("{what}: TCP stream"), &of.stream, (name, &to.stream), "Gbit/s", bar));
+            report.add(Row::compared(
+                &format!("{what}: TCP stream"),
+                &of.stream,
+                (name, &to.stream),
+                "Gbit/s",
+                bar,
+            ));
         }
     };
     let ours = Between::Sluice.name();
@@ -86,8 +92,7 @@ fn same_node(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Resul
 
 fn across_nodes(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     eprintln!("two pods, VXLAN between their nodes");
-    let nodes =
-        [Node::across(place, 101, Between::Routing)?, Node::across(place, 111, Between::Sluice)?];
+    let nodes = [Node::across(place, 101, Between::Routing)?, Node::across(place, 111, Between::Sluice)?];
     let mut runs = vec![Runs::default(); nodes.len()];
     interleaved(rounds, nodes.len(), |which| -> anyhow::Result<()> {
         let [from, to] = &nodes[which];
@@ -96,7 +101,19 @@ fn across_nodes(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Re
     })?;
     let [plain, ours] = &runs[..] else { unreachable!("two alternatives") };
     let plain_name = "plain VXLAN";
-    report.add(Row::compared("over VXLAN: TCP_RR p50", &ours.round_trip, (plain_name, &plain.round_trip), "us", Bar::AtMost(1.05)));
-    report.add(Row::compared("over VXLAN: TCP_RR p99", &ours.round_trip_p99, (plain_name, &plain.round_trip_p99), "us", Bar::Shown));
+    report.add(Row::compared(
+        "over VXLAN: TCP_RR p50",
+        &ours.round_trip,
+        (plain_name, &plain.round_trip),
+        "us",
+        Bar::AtMost(1.05),
+    ));
+    report.add(Row::compared(
+        "over VXLAN: TCP_RR p99",
+        &ours.round_trip_p99,
+        (plain_name, &plain.round_trip_p99),
+        "us",
+        Bar::Shown,
+    ));
     Ok(())
 }

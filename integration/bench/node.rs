@@ -125,7 +125,9 @@ impl Node {
         let node = Node::new(number)?;
         match between {
             Between::Routing => {}
-            Between::Sluice => node.enforce(place, number, &(objects(number) + &one_policy()), Mode::Routes)?,
+            Between::Sluice => {
+                node.enforce(place, number, &(objects(number) + &one_policy()), Mode::Routes)?
+            }
             Between::SluiceFull => {
                 let text = objects(number) + &one_policy() + &crowd();
                 node.enforce(place, number, &text, Mode::Routes)?;
@@ -141,12 +143,8 @@ impl Node {
         let numbers = [first, first + 1];
         let nodes = [Node::new(numbers[0])?, Node::new(numbers[1])?];
         in_namespace(&nodes[0].space, async || {
-            let pair = VethPair {
-                host_name: "up0",
-                peer_name: "up0",
-                peer_namespace: &nodes[1].space,
-                mtu: 1500,
-            };
+            let pair =
+                VethPair { host_name: "up0", peer_name: "up0", peer_namespace: &nodes[1].space, mtu: 1500 };
             Ok(Netlink::here()?.add_veth(&pair).await?)
         })?;
         for (node, number) in nodes.iter().zip(numbers) {

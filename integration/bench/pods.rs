@@ -33,11 +33,7 @@ pub fn add(node: &Namespace, id: u16, address: IpAddr) -> anyhow::Result<Pod> {
         };
         Ok(create(&Netlink::here()?, &network).await?)
     })?;
-    let device = EndpointDevice {
-        ifindex: made.host_ifindex,
-        mac: made.pod_mac,
-        id,
-        link_layer: LinkLayer::Ethernet,
-    };
+    let device =
+        EndpointDevice { ifindex: made.host_ifindex, mac: made.pod_mac, id, link_layer: LinkLayer::Ethernet };
     Ok(Pod { namespace, address, device })
 }

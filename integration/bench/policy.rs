@@ -115,7 +115,9 @@ fn changes_against_recomputation(
         interleaved(rounds, times.len(), |kind| -> anyhow::Result<()> {
             round += 1;
             let took = match kind {
-                0 => core.change(only(&cluster::policy_of(round % FULL.policies, (round * 11 + 5) % APPS))?)?,
+                0 => {
+                    core.change(only(&cluster::policy_of(round % FULL.policies, (round * 11 + 5) % APPS))?)?
+                }
                 // A pod of another node gets a label that no pod has yet.
                 1 => core.change(only(&cluster::pod(
                     FULL.local + round,
@@ -131,7 +133,8 @@ fn changes_against_recomputation(
         Ok(())
     })??;
     let [policy, identity, full] = &times;
-    for (what, of) in [("one policy change to the kernel", policy), ("one identity change to the kernel", identity)]
+    for (what, of) in
+        [("one policy change to the kernel", policy), ("one identity change to the kernel", identity)]
     {
         let bar = Bar::AtMost(1.0 / 200.0);
         report.add(Row::compared(what, of, ("full recomputation", full), "ms", bar));
@@ -187,9 +190,27 @@ fn whole_agent(
     })?;
     let median = |values: &[f64]| super::stats::median(values);
     let start = "agent start to enforcing";
-    report.add(Row::absolute(format!("{start}, nothing in the kernel"), median(&cold), "ms", Bar::AtMost(1000.0), cold.len()));
-    report.add(Row::absolute(format!("{start}, restart"), median(&warm), "ms", Bar::AtMost(1000.0), warm.len()));
-    report.add(Row::absolute("agent memory, resident", median(&resident), "MiB", Bar::AtMost(64.0), resident.len()));
+    report.add(Row::absolute(
+        format!("{start}, nothing in the kernel"),
+        median(&cold),
+        "ms",
+        Bar::AtMost(1000.0),
+        cold.len(),
+    ));
+    report.add(Row::absolute(
+        format!("{start}, restart"),
+        median(&warm),
+        "ms",
+        Bar::AtMost(1000.0),
+        warm.len(),
+    ));
+    report.add(Row::absolute(
+        "agent memory, resident",
+        median(&resident),
+        "MiB",
+        Bar::AtMost(64.0),
+        resident.len(),
+    ));
 
     let others = 3_000;
     let (agent, _) = Agent::start(node, &home)?;
@@ -205,7 +226,13 @@ fn whole_agent(
     let runs = times.len();
     let p50 = percentile(&mut times, 0.5);
     let p99 = percentile(&mut times, 0.99);
-    report.add(Row::absolute("one policy among 3,000 others, applied to enforced, p50", p50, "ms", Bar::Shown, runs));
+    report.add(Row::absolute(
+        "one policy among 3,000 others, applied to enforced, p50",
+        p50,
+        "ms",
+        Bar::Shown,
+        runs,
+    ));
     report.add(Row::absolute("the same, p99", p99, "ms", Bar::AtMost(20.0), runs));
     Ok(())
 }
@@ -229,7 +256,8 @@ fn nft_rules(rules: usize) -> String {
     );
     for index in 0..rules {
         let (prefix, port) = cluster::cidr_rule(index);
-        text += &format!("\t\tip daddr {} ip saddr {prefix} tcp dport {port} accept\n", cluster::pod_address(0));
+        text +=
+            &format!("\t\tip daddr {} ip saddr {prefix} tcp dport {port} accept\n", cluster::pod_address(0));
     }
     text + "\t}\n}\n"
 }
@@ -277,11 +305,18 @@ fn many_rules(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Resu
         Ok(())
     })?;
     let [ours, nft] = &times;
-    report.add(Row::compared("a policy of 1,000 rules, file to enforced", ours, ("nft -f", nft), "ms", Bar::AtMost(0.5)));
+    report.add(Row::compared(
+        "a policy of 1,000 rules, file to enforced",
+        ours,
+        ("nft -f", nft),
+        "ms",
+        Bar::AtMost(0.5),
+    ));
     apply(&one)?;
 
-    let many: String =
-        (0..25).map(|index| cluster::cidr_policy(&format!("many-{index}"), 0, index * 500..index * 500 + 500)).collect();
+    let many: String = (0..25)
+        .map(|index| cluster::cidr_policy(&format!("many-{index}"), 0, index * 500..index * 500 + 500))
+        .collect();
     let few: String = (0..25).map(|index| cluster::cidr_policy(&format!("many-{index}"), 0, 0..1)).collect();
     let (many, few) = (file("many", many)?, file("few", few)?);
     let mut times = Vec::new();
@@ -290,7 +325,13 @@ fn many_rules(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Resu
         times.push(apply(&many)?);
     }
     let median = super::stats::median(&times);
-    report.add(Row::absolute("12,500 rules on one endpoint, file to enforced", median, "ms", Bar::AtMost(1000.0), times.len()));
+    report.add(Row::absolute(
+        "12,500 rules on one endpoint, file to enforced",
+        median,
+        "ms",
+        Bar::AtMost(1000.0),
+        times.len(),
+    ));
     Ok(())
 }
 

@@ -60,13 +60,14 @@ impl Bed {
             [(1, SERVER, abi::DIR_EGRESS), (2, CLIENT, abi::DIR_INGRESS)].into_iter().zip(flags)
         {
             kernel.put("sl_policy", cell(policy_id, peer, direction as u8), allow());
-            kernel.set("sl_policy_info", policy_id, abi::PolicyInfoValue { epoch: policy_id, flags, subject_identity: 0 });
+            kernel.set(
+                "sl_policy_info",
+                policy_id,
+                abi::PolicyInfoValue { epoch: policy_id, flags, subject_identity: 0 },
+            );
         }
-        let config = abi::NodeConfig {
-            flags: abi::CFG_REDIRECT_PEER,
-            router_mac: CLIENT_MAC,
-            ..Default::default()
-        };
+        let config =
+            abi::NodeConfig { flags: abi::CFG_REDIRECT_PEER, router_mac: CLIENT_MAC, ..Default::default() };
         kernel.set("sl_config", 0, config);
         Ok(Bed { kernel, device: devices[0] })
     }
@@ -149,10 +150,34 @@ pub fn run(rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let [new, established, new_among, established_among] =
         measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let median = |values: &[f64]| super::stats::median(values);
-    report.add(Row::absolute("verdict, new flow, both policies", median(&new), "ns", Bar::AtMost(250.0), new.len()));
-    report.add(Row::absolute("verdict, established", median(&established), "ns", Bar::AtMost(70.0), established.len()));
+    report.add(Row::absolute(
+        "verdict, new flow, both policies",
+        median(&new),
+        "ns",
+        Bar::AtMost(250.0),
+        new.len(),
+    ));
+    report.add(Row::absolute(
+        "verdict, established",
+        median(&established),
+        "ns",
+        Bar::AtMost(70.0),
+        established.len(),
+    ));
     let few = "few entries";
-    report.add(Row::compared("new flow, 60,000 entries a table", &new_among, (few, &new), "ns", Bar::AtMost(1.1)));
-    report.add(Row::compared("established, 60,000 entries a table", &established_among, (few, &established), "ns", Bar::AtMost(1.1)));
+    report.add(Row::compared(
+        "new flow, 60,000 entries a table",
+        &new_among,
+        (few, &new),
+        "ns",
+        Bar::AtMost(1.1),
+    ));
+    report.add(Row::compared(
+        "established, 60,000 entries a table",
+        &established_among,
+        (few, &established),
+        "ns",
+        Bar::AtMost(1.1),
+    ));
     Ok(())
 }

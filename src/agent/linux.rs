@@ -105,15 +105,13 @@ impl LinuxKernel {
             DeviceName::Netns { netns, interface } => {
                 let namespace = Namespace::open(Path::new(netns))?;
                 let inner = Netlink::inside(&namespace)?.get(interface).await?;
-                let host = self
-                    .netlink
-                    .devices()
-                    .await?
-                    .into_iter()
-                    .find(|host| Some(host.ifindex) == inner.link && host.link == Some(inner.ifindex))
-                    .ok_or_else(|| {
-                        NetError::NoDevice(format!("on the node's side of {interface} in {netns}"))
-                    })?;
+                let host = match inner.link {
+                    Some(peer) => self.netlink.by_index(peer).await?,
+                    None => None,
+                };
+                let host = host.filter(|host| host.link == Some(inner.ifindex)).ok_or_else(|| {
+                    NetError::NoDevice(format!("on the node's side of {interface} in {netns}"))
+                })?;
                 found(host, &inner)
             }
             DeviceName::Host { interface } => {

@@ -1,6 +1,6 @@
 //! Loads the embedded object: maps from their pins or new, then every program.
 
-use aya::programs::SchedClassifier;
+use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::DatapathError;
@@ -46,16 +46,35 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Ebpf, DatapathError> {
         program: "datapath.bpf.o".to_owned(),
         reason: chain(&error),
     })?;
-    for hook in Hook::ALL {
-        let program = hook.program();
-        let refused = |reason: String| DatapathError::Load { program: program.to_owned(), reason };
-        let loaded: &mut SchedClassifier = (ebpf.program_mut(program))
-            .ok_or_else(|| refused("the object has no such program".to_owned()))?
-            .try_into()
-            .map_err(|error| refused(chain(&error)))?;
-        loaded.load().map_err(|error| refused(chain(&error)))?;
-    }
+    verify(&mut ebpf)?;
     // Checked after loading too: what was just made must be what we think we made.
     pins.check(&specs)?;
     Ok(ebpf)
+}
+
+/// Hands the programs to the verifier, all at once: it takes a CPU for most of the time that an agent
+/// needs to start.
+fn verify(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    let refused = |program: &str, reason: String| DatapathError::Load { program: program.to_owned(), reason };
+    for hook in Hook::ALL {
+        if ebpf.program(hook.program()).is_none() {
+            return Err(refused(hook.program(), "the object has no such program".to_owned()));
+        }
+    }
+    let load = |name: &str, program: &mut Program| {
+        let classifier: &mut SchedClassifier =
+            program.try_into().map_err(|error| refused(name, chain(&error)))?;
+        classifier.load().map_err(|error| refused(name, chain(&error)))
+    };
+    let ours = |name: &str| Hook::ALL.iter().any(|hook| hook.program() == name);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (ebpf.programs_mut())
+            .filter(|(name, _)| ours(name))
+            .map(|(name, program)| scope.spawn(move || load(name, program)))
+            .collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(loaded) => loaded,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
 }

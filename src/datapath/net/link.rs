@@ -188,6 +188,21 @@ impl Netlink {
         }
     }
 
+    /// A device by number. Asks for one: a node has hundreds, and looks for each of them at start.
+    pub async fn by_index(&self, ifindex: u32) -> Result<Option<Device>, NetError> {
+        let mut messages = Box::pin(self.handle.link().get().match_index(ifindex).execute());
+        match messages.next().await {
+            Some(Ok(message)) => Ok(Some(device(message))),
+            None => Ok(None),
+            Some(Err(error)) => match to_io(error) {
+                error if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+                source => {
+                    Err(NetError::Netlink { operation: "find", object: format!("device {ifindex}"), source })
+                }
+            },
+        }
+    }
+
     /// A device by name that has to be there.
     pub async fn get(&self, name: &str) -> Result<Device, NetError> {
         self.find(name).await?.ok_or_else(|| NetError::NoDevice(name.to_owned()))
