@@ -52,7 +52,7 @@
 #define SLUICE_ACTION_NONE 0	  /* slot is empty */
 #define SLUICE_ACTION_ALLOW 1
 #define SLUICE_ACTION_DENY 2
-#define SLUICE_ACTION_PASS 3	  /* admin tier only: go on with the normal slot */
+#define SLUICE_ACTION_PASS 3	  /* no verdict here: admin slot, go on with the normal slot; baseline, with the default */
 #define SLUICE_ACTION_REDIRECT_HTTP 4
 #define SLUICE_ACTION_REDIRECT_DNS 5
 #define SLUICE_ACTION_REDIRECT_TLS 6
@@ -194,7 +194,7 @@ struct endpoint_info { /* sl_endpoints: HASH by sluice_addr; local addresses onl
  * sl_policy: one HASH for all policies. A packet is looked up in the cells
  *   {identity, address class, any} x {(proto, port class), (proto, any), (any, any)}
  * and the highest precedence of the admin slots decides; PASS or nothing there leaves it to the
- * highest precedence of the normal slots; nothing there leaves it to the default of the direction.
+ * highest precedence of the normal slots; PASS or nothing there leaves it to the default of the direction.
  * Deny beats redirect beats allow because user space numbers precedences so.
  */
 struct policy_key {

@@ -136,7 +136,8 @@ GLOBAL int policy_decide(struct decision *d, struct party *subject, const struct
 	slot = &best.normal;
 	if (best.admin.precedence && best.admin.action != SLUICE_ACTION_PASS)
 		slot = &best.admin;
-	if (slot->precedence) {
+	/* PASS of a baseline rule: the rest of its tier is skipped, and what is left is the default. */
+	if (slot->precedence && slot->action != SLUICE_ACTION_PASS) {
 		d->action = slot->action;
 		d->rule_set = slot->rule_set;
 		count_rule(slot->rule_set);

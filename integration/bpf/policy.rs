@@ -262,3 +262,21 @@ fn drops_and_passes_are_counted_by_endpoint_and_reason() {
     let dropped: Vec<abi::Counter> = node.kernel.per_cpu("sl_metrics", denied);
     assert_eq!(dropped.iter().map(|c| c.packets).sum::<u64>(), 1);
 }
+
+/// The rest of the baseline tier is skipped, and no tier comes after it.
+#[test]
+fn pass_in_a_normal_slot_leaves_it_to_the_default() {
+    let pass = Cell::normal(0, 0, abi::PORT_ANY, slot(abi::ACTION_PASS, 10, 9));
+    for (flags, allowed) in [(ALL_CELLS, true), (DEFAULT_DENY, false)] {
+        let mut node = Node::new();
+        node.policy(BOB_POLICY, [0, flags], &[(Direction::Ingress, pass)]);
+        for family in FAMILIES {
+            let outcome = node.send(family, Who::Alice, Who::Bob, syn(80));
+            if allowed {
+                assert_delivered(&outcome, Who::Bob);
+            } else {
+                assert_dropped(&outcome, DropReason::PolicyDenied);
+            }
+        }
+    }
+}

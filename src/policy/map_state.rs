@@ -8,8 +8,8 @@
 //!
 //! Each cell holds at most one entry with two slots. Among the admin slots of the cells found the
 //! highest precedence decides; `Pass` or nothing leaves it to the highest precedence of the normal
-//! slots (baseline rules are normal slots with lower precedences); nothing there leaves it to the
-//! default of the direction. Because a slot holds the maximum over all rules of its cell, and a
+//! slots (baseline rules are normal slots with lower precedences); `Pass` or nothing there leaves it to
+//! the default of the direction. Because a slot holds the maximum over all rules of its cell, and a
 //! packet's cells together cover exactly the rules that match it, the maximum over the cells is the
 //! maximum over all matching rules: no rule order, prefix length or port width can hide a deny.
 //!
@@ -60,7 +60,7 @@ pub enum Proxy {
 pub enum SlotAction {
     Allow,
     Deny,
-    /// Admin slot only.
+    /// No verdict: of an admin rule, the normal slot goes on; of a baseline rule, the default decides.
     Pass,
     Redirect(Proxy),
 }

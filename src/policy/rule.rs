@@ -58,7 +58,7 @@ pub enum Tier {
     Baseline { priority: u16 },
 }
 
-/// What a matching rule does. `Pass` exists in the admin tier only.
+/// What a matching rule does. `Pass` exists in the admin and baseline tiers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
     Allow,

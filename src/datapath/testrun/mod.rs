@@ -8,16 +8,18 @@
 mod frame;
 
 use std::fmt;
+use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, lpm_trie::Key};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, lpm_trie::Key};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 
 pub use self::frame::{Fragment, Frame, L4, Seen, TcpFlags, checksum, crc32c};
-use super::abi;
 use super::loader::OBJECT;
+use super::tables::Tables;
+use super::{DatapathError, abi};
 
 /// The programs, by the place where they are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +154,19 @@ impl Kernel {
         let mut ebpf = loader.load(OBJECT)?;
         let events = RingBuf::try_from(ebpf.take_map("sl_events").expect("sl_events"))?;
         Ok(Kernel { ebpf, events, loaded: Vec::new() })
+    }
+
+    /// The maps that user space writes, for [`super::writer::Writer`].
+    pub fn tables(&self) -> Result<Tables, DatapathError> {
+        Tables::from_kernel(|name| {
+            let failed =
+                |source| DatapathError::Syscall { operation: "dup", object: format!("map {name}"), source };
+            let data = match self.ebpf.map(name) {
+                Some(Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) => data,
+                _ => return Err(failed(std::io::ErrorKind::NotFound.into())),
+            };
+            data.fd().as_fd().try_clone_to_owned().map_err(failed)
+        })
     }
 
     /// Sends one packet through one program.

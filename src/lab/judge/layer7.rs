@@ -145,7 +145,7 @@ fn agreed(side: &JudgedSide, what: &str, oracle: Layer7, passes: bool) -> Result
     let text = |passes: bool| if passes { "it passes" } else { "it is refused" }.to_owned();
     Err(Disagreement {
         subject: format!("the {what} at {}", side.decision.direction),
-        oracle: text(by_oracle),
-        compiled: text(passes),
+        one: format!("the evaluator says {}", text(by_oracle)),
+        other: format!("the compiled policy says {}", text(passes)),
     })
 }

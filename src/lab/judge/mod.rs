@@ -26,13 +26,29 @@ mod random;
 #[cfg(test)]
 mod tests;
 
-pub use run::{Refused, run};
+pub use run::{Refused, run, run_with};
 
-/// The two judges differ: a defect of sluice, not of the scenario.
+use crate::cluster::View;
+use crate::policy::oracle::Flow;
+
+/// Two judges differ: a defect of sluice, not of the scenario.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("judges disagree on {subject}: the evaluator says {oracle}, the compiled policy says {compiled}")]
+#[error("judges disagree on {subject}: {one}, {other}")]
 pub struct Disagreement {
     pub subject: String,
-    pub oracle: String,
-    pub compiled: String,
+    /// What a judge says, and which judge: "the evaluator says ...".
+    pub one: String,
+    pub other: String,
+}
+
+/// What [`check`] calls the outcome of a step on which judges disagree.
+pub const DISAGREE: &str = "judges disagree";
+
+/// One more judge of every connection: the kernel's programs, where a test can run them.
+pub trait ThirdJudge: std::fmt::Debug {
+    /// Judges a new connection on the node of `view`, as [`View::decide`] does.
+    ///
+    /// # Errors
+    /// What is decided differently, or for another reason.
+    fn judge(&self, view: &View, flow: &Flow) -> Result<(), Disagreement>;
 }

@@ -1,12 +1,14 @@
 //! Runs the steps of a scenario, once for each IP family, each time from a fresh state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use super::check::check;
 use super::layer7::Payload;
 use super::names::address_record;
 use super::traffic::{Got, Seen, Sender, Trouble, flow_to};
 use super::world::{Impossible, World};
+use super::{DISAGREE, ThirdJudge};
 use crate::k8s::{self, Problem, Severity};
 use crate::lab::dns::Carrier;
 use crate::lab::report::{ScenarioResult, Status, StepResult};
@@ -29,12 +31,31 @@ pub struct Refused {
 
 /// Judges a scenario.
 pub fn run(file: &str, prepared: &PreparedScenario) -> Result<ScenarioResult, Refused> {
+    judged(file, prepared, None)
+}
+
+/// Judges a scenario, and has every connection judged by `third` too.
+pub fn run_with(
+    file: &str,
+    prepared: &PreparedScenario,
+    third: Rc<dyn ThirdJudge>,
+) -> Result<ScenarioResult, Refused> {
+    judged(file, prepared, Some(third))
+}
+
+fn judged(
+    file: &str,
+    prepared: &PreparedScenario,
+    third: Option<Rc<dyn ThirdJudge>>,
+) -> Result<ScenarioResult, Refused> {
     let scenario = &prepared.scenario;
     let cluster = Cluster::new(scenario, &prepared.manifest.documents);
     let mut steps = Vec::new();
     let mut ran: BTreeSet<usize> = BTreeSet::new();
     for family in &scenario.options.families {
-        let world = World::new(&scenario.options, cluster.clone()).map_err(|why| refused(scenario, &why))?;
+        let mut world =
+            World::new(&scenario.options, cluster.clone()).map_err(|why| refused(scenario, &why))?;
+        world.third.clone_from(&third);
         let mut run = Run { family: *family, scenario, world, connections: BTreeMap::new() };
         for (index, step) in scenario.steps.iter().enumerate() {
             if let Some(status) = run.step(step) {
@@ -120,7 +141,7 @@ impl Run<'_> {
             Err(Trouble::OtherFamily) => None,
             Err(Trouble::Broken(what)) => Some(failed(expected.expect.as_str(), "nothing to judge", what)),
             Err(Trouble::Disagree(disagreement)) => {
-                Some(failed(expected.expect.as_str(), "judges disagree", disagreement.to_string()))
+                Some(failed(expected.expect.as_str(), DISAGREE, disagreement.to_string()))
             }
         }
     }

@@ -30,10 +30,30 @@ impl World {
     /// `names` owned the destination when the connection was opened.
     pub(super) fn judge(&self, flow: &Flow, names: &BTreeSet<String>) -> Result<JudgedFlow, Disagreement> {
         let Verdict { egress, ingress } = self.oracle.judge_with_names(flow, names);
-        Ok(JudgedFlow {
+        let judged = JudgedFlow {
             egress: self.both(Direction::Egress, flow, egress, names)?,
             ingress: self.both(Direction::Ingress, flow, ingress, &BTreeSet::new())?,
-        })
+        };
+        self.ask_third(flow, names)?;
+        Ok(judged)
+    }
+
+    /// Each end's node, once.
+    fn ask_third(&self, flow: &Flow, names: &BTreeSet<String>) -> Result<(), Disagreement> {
+        let Some(third) = &self.third else { return Ok(()) };
+        let node = |address| self.oracle.party(address).node().map(str::to_owned);
+        let (from, to) = (node(flow.source), node(flow.destination));
+        if let Some(node) = &from {
+            if names.is_empty() {
+                self.view(node).map_or(Ok(()), |view| third.judge(view, flow))?;
+            } else if let Ok(view) = self.view_with_names(node, names, flow.destination) {
+                third.judge(&view, flow)?;
+            }
+        }
+        match to.filter(|node| from.as_ref() != Some(node)).and_then(|node| self.view(&node)) {
+            Some(view) => third.judge(view, flow),
+            None => Ok(()),
+        }
     }
 
     fn both(
@@ -52,8 +72,8 @@ impl World {
                 "{direction} of {} -> {} {} {}",
                 flow.source, flow.destination, flow.protocol, flow.port
             ),
-            oracle,
-            compiled,
+            one: format!("the evaluator says {oracle}"),
+            other: format!("the compiled policy says {compiled}"),
         };
         let with_names;
         let view = match self.oracle.party(subject).node() {

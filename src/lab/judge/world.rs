@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
+use super::ThirdJudge;
 use crate::cluster::{Resource, View, ViewError, ViewOptions};
 use crate::fqdn::{Learned, Snapshot};
 use crate::identity::MemoryAllocator;
@@ -35,6 +37,7 @@ pub(super) struct World {
     views: BTreeMap<String, View>,
     pub(super) oracle: oracle::State,
     pub(super) now: Duration,
+    pub(super) third: Option<Rc<dyn ThirdJudge>>,
 }
 
 impl World {
@@ -46,6 +49,7 @@ impl World {
             views: BTreeMap::new(),
             oracle: oracle::State { switches: switches(options), ..oracle::State::default() },
             now: Duration::ZERO,
+            third: None,
             cluster,
         };
         world.views = world.new_views(&world.cluster, &BTreeMap::new())?;

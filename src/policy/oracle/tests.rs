@@ -135,6 +135,15 @@ fn admin_rules_go_by_priority_then_name_then_order_and_pass_leaves_the_tier() {
 }
 
 #[test]
+fn pass_in_the_baseline_tier_leaves_it_to_the_default() {
+    let rules = vec![rule(Action::Pass, Peers::Any), rule(Action::Deny, Peers::Any)];
+    let mut state = state(vec![policy("baseline", Tier::Baseline { priority: 0 }, false, rules)]);
+    assert_eq!(ingress(&state, WEB, 80).1, Because::NoPolicy);
+    state.switches.mode = Mode::Always;
+    assert_eq!(ingress(&state, WEB, 80).1, Because::DefaultDeny(vec![]));
+}
+
+#[test]
 fn baseline_counts_only_where_nothing_else_decided() {
     let baseline = || {
         let closed = vec![rule(Action::Deny, Peers::OneOf(vec![Peer::Pods(LabelSelector::default())]))];

@@ -199,12 +199,12 @@ impl State {
 
         // Baseline: "no policy turned default deny on, and no entry matched".
         if let Some(found) = first(&matching, |tier| matches!(tier, Tier::Baseline { .. })) {
-            let outcome = match found.rule.action {
-                Action::Allow => Outcome::Allow,
-                // There is nothing to pass to after Baseline.
-                Action::Deny | Action::Pass => Outcome::Deny,
-            };
-            return side(outcome, rules([found]), Vec::new());
+            match found.rule.action {
+                Action::Allow => return side(Outcome::Allow, rules([found]), Vec::new()),
+                Action::Deny => return side(Outcome::Deny, rules([found]), Vec::new()),
+                // The rest of the tier is skipped, and no tier comes after it: the default decides.
+                Action::Pass => {}
+            }
         }
         // 6. `always`: "default-deny for every endpoint (after Baseline)".
         if self.switches.mode == Mode::Always {
