@@ -168,7 +168,10 @@ INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_co
 			service_translate(w, &e->svc_addr, e->svc_port);
 			ct_key(w);
 			*entry = e = bpf_map_lookup_elem(&sl_ct, &w->key);
-			/* A connection that is over does not bind the next one to its backend. */
+			/* A connection that is over does not bind the next one to its backend, and a backend that is gone
+			 * binds no datagram: a sender that never pauses would talk to nobody for good. */
+			if ((opening || w->pkt.protocol != IPPROTO_TCP) && is_nobody(&w->pkt.daddr))
+				opening = 1, e = NULL;
 			if (!opening || (e && !ct_closing(e->flags) && ct_alive(e, w->pkt.protocol, w->now)))
 				return CONTINUE;
 			addr_copy(&w->pkt.daddr, &frontend);

@@ -21,6 +21,17 @@ INLINE const struct ipcache_entry *ipcache_lookup(const struct sluice_addr *addr
 	return bpf_map_lookup_elem(&sl_ipcache_lpm, &key);
 }
 
+/* An address of the cluster's ranges that no pod has, or one of which nothing is known. */
+INLINE int is_nobody(const struct sluice_addr *addr)
+{
+	const struct ipcache_entry *entry;
+
+	if (bpf_map_lookup_elem(&sl_endpoints, addr))
+		return 0;
+	entry = ipcache_lookup(addr);
+	return !entry || entry->identity == SLUICE_ID_UNKNOWN;
+}
+
 /* Fills in the party that has this address. */
 GLOBAL int party_resolve(struct party *party, const struct sluice_addr *addr)
 {

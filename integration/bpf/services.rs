@@ -181,3 +181,24 @@ fn a_direct_connection_from_the_same_port_is_not_taken_for_the_translated_one() 
         assert_eq!(reply.seen().src, Who::Bob.address(family));
     }
 }
+
+#[test]
+fn datagrams_do_not_stay_with_a_backend_that_is_gone() {
+    let mut node = Node::new();
+    add_service(&mut node, &[Who::Carol], 8080, 0);
+    for family in FAMILIES {
+        let mut frame = node.frame(family, Who::Alice, Who::Bob, udp(41000, 80));
+        frame.dst = frontend(family);
+        let first = node.send_from(Who::Alice, &frame);
+        assert_eq!(first.seen().dst, Who::Carol.address(family));
+        // The pod goes, and another one takes its slot.
+        let addr: Addr = Who::Carol.address(family).into();
+        node.kernel.remove::<_, abi::IpcacheValue>("sl_ipcache_exact", addr);
+        let key = abi::BackendKey { svc_id: family as u32 + 1, slot: 0 };
+        let addr: Addr = Who::Bob.address(family).into();
+        node.kernel.put("sl_backends", key, abi::BackendValue { addr, port: 8080, pad: 0, backend_id: 7 });
+        let outcome = node.send_from(Who::Alice, &frame);
+        assert_delivered(&outcome, Who::Bob);
+        assert_eq!(outcome.seen().dst, Who::Bob.address(family));
+    }
+}
