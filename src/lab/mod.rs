@@ -13,6 +13,7 @@ pub mod exec;
 pub mod fabric;
 pub mod judge;
 pub mod links;
+mod lint;
 pub mod listener;
 pub mod netns;
 pub mod probe;

@@ -11,6 +11,7 @@ use super::world::{Impossible, World};
 use super::{DISAGREE, ThirdJudge};
 use crate::k8s::{self, Problem, Severity};
 use crate::lab::dns::Carrier;
+use crate::lab::lint;
 use crate::lab::report::{ScenarioResult, Status, StepResult};
 use crate::lab::scenario::cluster::{Cluster, DNS_NAME, DNS_NAMESPACE};
 use crate::lab::scenario::{
@@ -220,7 +221,7 @@ impl Run<'_> {
         }
         match &apply.lint {
             None => Status::Passed,
-            Some(codes) => lint(&apply.text, codes),
+            Some(codes) => lint::check(&apply.text, codes),
         }
     }
 
@@ -415,21 +416,4 @@ fn state_after(seen: &Seen, after_silence: ConnectionState) -> ConnectionState {
             after_silence
         }
     }
-}
-
-/// Compares what the linter says about the objects of an `apply` with what is expected, as sets.
-fn lint(text: &str, expected: &[String]) -> Status {
-    let manifest = crate::k8s::parse("apply", text, &crate::k8s::ParseOptions::default());
-    let traps = crate::k8s::traps(&manifest);
-    let found: BTreeSet<&str> = traps.iter().map(|trap| trap.code.as_str()).collect();
-    if found == expected.iter().map(String::as_str).collect() {
-        return Status::Passed;
-    }
-    let list = |codes: Vec<&str>| if codes.is_empty() { "no trap".to_owned() } else { codes.join(", ") };
-    let why: Vec<String> = traps.iter().map(ToString::to_string).collect();
-    failed(
-        &format!("lint {}", list(expected.iter().map(String::as_str).collect())),
-        list(found.into_iter().collect()),
-        why.join("; "),
-    )
 }

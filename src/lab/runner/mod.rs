@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::traffic::Connection;
 use super::LabError;
 use super::control::ControlError;
+use super::lint;
 use super::report::{ScenarioResult, Status, StepResult};
 use super::scenario::cluster::Cluster;
 use super::scenario::{Action, Apply, ApplyExpect, Component, PreparedScenario, Step, parse_options};
@@ -140,10 +141,10 @@ impl Run {
                 Some(failed("invalid", "applied", "the server took every object"))
             }
             (ApplyExpect::Applied, Some(problem)) => Some(failed("applied", "invalid", problem)),
-            (ApplyExpect::Applied, None) if apply.lint.is_some() => {
-                skipped("applied; what the linter says is judged by `sluice policy test`")
-            }
-            (ApplyExpect::Applied, None) => Some(Status::Passed),
+            (ApplyExpect::Applied, None) => Some(match &apply.lint {
+                Some(codes) => lint::check(&apply.text, codes),
+                None => Status::Passed,
+            }),
         })
     }
 
