@@ -9,8 +9,8 @@ use super::core::{Core, CoreHandle};
 use super::hub::Hub;
 use crate::api::backend::{Answer, ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
 use crate::api::types::{
-    Applied, Endpoint, EndpointRequest, ExplainAnswer, IdentityInfo, IpcacheInfo, ObjectResult, ServiceInfo,
-    Status, StoredObject,
+    Applied, Endpoint, EndpointRequest, ExplainAnswer, IdentityInfo, IpcacheInfo, NameInfo, ObjectResult,
+    ServiceInfo, Status, StoredObject,
 };
 use crate::cluster::Change;
 use crate::endpoint::{Described, DeviceName};
@@ -262,6 +262,10 @@ impl Backend for AgentBackend {
 
     fn ipcache(&self) -> Answer<'_, Vec<IpcacheInfo>> {
         Box::pin(self.on_core(|core| Ok(core.ipcache_list())))
+    }
+
+    fn names(&self) -> Answer<'_, Vec<NameInfo>> {
+        Box::pin(self.on_core(|core| Ok(core.name_list())))
     }
 
     fn services(&self) -> Answer<'_, Vec<ServiceInfo>> {

@@ -129,6 +129,10 @@ impl Core {
 
     /// Loads a first state: no packet is judged differently before all of it is in the kernel.
     pub fn start(&mut self, changes: Vec<Change>, revision: u64) -> Result<(), Refused> {
+        // What pods were told before a restart; without it, they would be told again.
+        if let Err(error) = self.restore_names() {
+            tracing::error!(%error, "learned names were not restored: pods must look them up again");
+        }
         self.view.apply(changes).map_err(texts)?;
         self.keep_offset();
         self.desired = revision;
@@ -349,18 +353,30 @@ impl Core {
     /// Runs jobs until every sender has gone.
     pub fn run(mut self, jobs: &mpsc::Receiver<Job>) {
         loop {
-            let job = match self.retry_at {
+            let due = [self.retry_at, self.names_deadline()].into_iter().flatten().min();
+            let job = match due {
                 None => jobs.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
                 Some(at) => jobs.recv_timeout(at.saturating_duration_since(Instant::now())),
             };
             match job {
                 Ok(job) => job(&mut self),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    self.retry_at = None;
-                    self.drain();
-                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
+            // Also after a job: one follows the other for as long as there is work.
+            self.do_what_is_due(Instant::now());
+        }
+    }
+}
+
+impl Core {
+    fn do_what_is_due(&mut self, now: Instant) {
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.drain();
+        }
+        if self.names_deadline().is_some_and(|at| at <= now) {
+            self.expire_names();
         }
     }
 }

@@ -13,6 +13,7 @@
 
 mod backend;
 mod core;
+pub mod dns_proxy;
 mod enrich;
 mod hub;
 mod kernel;
@@ -20,6 +21,8 @@ mod kernel_tables;
 pub mod l7feed;
 mod linux;
 mod manifests;
+mod names;
+mod names_client;
 mod proxies;
 pub mod proxy_host;
 mod pump;
@@ -126,6 +129,7 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     let events = kernel.events()?;
     let devices = DeviceWatch::start()?;
     let hub = Arc::new(Hub::new(config.flow_buffer));
+    let names = store.clone();
     let mut core = Core::new(Parts {
         config: Arc::clone(&config),
         view,
@@ -146,6 +150,7 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     }
     tokio::spawn(pump::run(events, core.clone(), Arc::clone(&hub)));
     tokio::spawn(watch_devices(devices, core.clone()));
+    names::serve(&config.run_dir, core.clone(), names).await?;
     if config.proxies.is_on() {
         let receiver = records::Receiver::bind(&config.run_dir)?;
         tokio::spawn(receiver.run(core.clone(), Arc::clone(&hub)));

@@ -29,15 +29,17 @@ const START: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProxyProcess {
     Http,
+    Dns,
 }
 
 impl ProxyProcess {
-    pub const ALL: [ProxyProcess; 1] = [ProxyProcess::Http];
+    pub const ALL: [ProxyProcess; 2] = [ProxyProcess::Http, ProxyProcess::Dns];
 
     /// Subcommand, and the name of its files in the agent's directory.
     pub fn name(self) -> &'static str {
         match self {
             ProxyProcess::Http => "http-proxy",
+            ProxyProcess::Dns => super::dns_proxy::NAME,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::api::types::{
     Component, Counts, Endpoint, Enforcement, ExplainAnswer, ExplainSide, IdentityInfo, IpcacheInfo,
-    Revision, ServiceInfo, Status,
+    NameInfo, Revision, ServiceInfo, Status,
 };
 use crate::config::Source;
 use crate::endpoint::{Device, DeviceName};
@@ -222,6 +222,22 @@ impl Core {
                 tunnel_endpoint: entry.tunnel_endpoint,
             })
             .collect()
+    }
+
+    pub fn name_list(&self) -> Vec<NameInfo> {
+        let now = self.started.elapsed();
+        let mut names: Vec<NameInfo> = (self.view.names().names())
+            .flat_map(|(name, addresses)| addresses.iter().map(move |(address, end)| (name, *address, *end)))
+            .map(|(name, address, end)| NameInfo {
+                name: name.to_string(),
+                address,
+                ttl_seconds: end.saturating_sub(now).as_secs(),
+                patterns: self.view.names().patterns_of(address).iter().map(ToString::to_string).collect(),
+                identity: self.view.resolve(address).identity.0,
+            })
+            .collect();
+        names.sort_by(|a, b| (&a.name, a.address).cmp(&(&b.name, b.address)));
+        names
     }
 
     pub fn service_list(&self) -> Vec<ServiceInfo> {

@@ -19,7 +19,7 @@ use crate::policy::engine::L4Flow;
 use crate::store::objects::ObjectStore;
 use crate::store::{DEFAULT_GRACE, Holder, IdentityStore, OpenOptions, Store, StoreAllocator, system_clock};
 
-const PODS: &str = "
+pub(super) const PODS: &str = "
 apiVersion: v1
 kind: Pod
 metadata: {namespace: shop, name: web, labels: {app: web}}
@@ -40,10 +40,10 @@ metadata: {namespace: shop, name: web-in}
 spec: {podSelector: {matchLabels: {app: web}}}
 ";
 
-struct Rig {
-    backend: AgentBackend,
-    kernel: DoubleKernel,
-    directory: tempfile::TempDir,
+pub(super) struct Rig {
+    pub(super) backend: AgentBackend,
+    pub(super) kernel: DoubleKernel,
+    pub(super) directory: tempfile::TempDir,
 }
 
 fn open(directory: tempfile::TempDir) -> Rig {
@@ -72,7 +72,7 @@ fn open(directory: tempfile::TempDir) -> Rig {
     Rig { backend: AgentBackend { core, hub }, kernel, directory }
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     open(tempfile::tempdir().unwrap())
 }
 
@@ -179,7 +179,7 @@ async fn an_endpoint_and_its_policy_survive_a_restart() {
 }
 
 /// The store is free once the first core's thread has ended.
-fn loop_open(directory: tempfile::TempDir) -> Rig {
+pub(super) fn loop_open(directory: tempfile::TempDir) -> Rig {
     let path = directory.path().join("state.db");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while Store::open(&OpenOptions::new(path.clone())).is_err() {

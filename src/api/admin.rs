@@ -7,7 +7,7 @@
 //! | `GET /v1/objects[?kind=&namespace=]` | stored objects |
 //! | `DELETE /v1/objects/{kind}/{namespace or -}/{name}` | |
 //! | `GET`, `PUT /v1/endpoints`, `DELETE /v1/endpoints/{namespace}/{pod}` | local pods |
-//! | `GET /v1/identities`, `/v1/ipcache`, `/v1/services` | what user space knows |
+//! | `GET /v1/identities`, `/v1/ipcache`, `/v1/names`, `/v1/services` | what user space knows |
 //! | `GET /v1/kernel/{policy,ct,ipcache,services,metrics,diff}[?endpoint=]` | what the kernel holds |
 //! | `GET /v1/explain?from=&to=&port=&protocol=` | verdict and reasons |
 //! | `GET /v1/flows[?follow=true&last=N&...]` | JSON lines, see [`super::flow_query`] |
@@ -47,6 +47,7 @@ pub fn router(backend: Arc<dyn Backend>) -> Router {
         .route("/v1/endpoints/{namespace}/{pod}", delete(remove_endpoint))
         .route("/v1/identities", get(identities))
         .route("/v1/ipcache", get(ipcache))
+        .route("/v1/names", get(names))
         .route("/v1/services", get(services))
         .route("/v1/kernel/{table}", get(kernel))
         .route("/v1/explain", get(explain))
@@ -141,6 +142,10 @@ async fn identities(State(backend): Shared) -> Response {
 
 async fn ipcache(State(backend): Shared) -> Response {
     answer(backend.ipcache().await)
+}
+
+async fn names(State(backend): Shared) -> Response {
+    answer(backend.names().await)
 }
 
 async fn services(State(backend): Shared) -> Response {

@@ -61,6 +61,8 @@ pub trait Backend: Send + Sync + 'static {
     fn remove_endpoint(&self, pod: String) -> Answer<'_, ()>;
     fn identities(&self) -> Answer<'_, Vec<IdentityInfo>>;
     fn ipcache(&self) -> Answer<'_, Vec<IpcacheInfo>>;
+    /// Fresh DNS answers.
+    fn names(&self) -> Answer<'_, Vec<NameInfo>>;
     fn services(&self) -> Answer<'_, Vec<ServiceInfo>>;
     /// Rows of column name -> value.
     fn kernel(

@@ -179,6 +179,19 @@ pub struct IpcacheInfo {
     pub tunnel_endpoint: Option<IpAddr>,
 }
 
+/// An address that a DNS answer gave for a name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NameInfo {
+    pub name: String,
+    pub address: IpAddr,
+    /// What is left of the answer's TTL.
+    pub ttl_seconds: u64,
+    /// `toFQDNs` patterns for which some fresh answer holds the address.
+    pub patterns: Vec<String>,
+    pub identity: u32,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceInfo {

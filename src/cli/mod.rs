@@ -6,6 +6,7 @@
 
 mod agent;
 mod connect;
+mod dns_proxy;
 mod endpoint;
 mod lab;
 mod lint;
@@ -90,6 +91,8 @@ enum Command {
     Identity(tables::IdentityArgs),
     /// Addresses and their identities
     Ipcache(tables::ListArgs),
+    /// Names that pods looked up, and the addresses that they were given
+    Fqdn(tables::ListArgs),
     /// Service frontends and backends
     Service(tables::ListArgs),
     /// What is really in the kernel
@@ -102,6 +105,9 @@ enum Command {
     Lab(lab::LabArgs),
     /// Run the server of a small cluster, or manage its nodes and token
     Server(Box<server::ServerArgs>),
+    /// The DNS proxy of a node; started by its agent
+    #[command(hide = true)]
+    DnsProxy(dns_proxy::DnsProxyArgs),
     /// Print a shell completion script
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -166,12 +172,14 @@ fn run(command: Command) -> CliResult {
         Command::Endpoint(args) => endpoint::run(args),
         Command::Identity(args) => tables::identity(args),
         Command::Ipcache(args) => tables::ipcache(args),
+        Command::Fqdn(args) => tables::fqdn(args),
         Command::Service(args) => tables::service(args),
         Command::Bpf(args) => tables::bpf(args),
         Command::Observe(args) => observe::observe(*args),
         Command::Monitor(args) => observe::monitor(args),
         Command::Lab(args) => lab::run(args),
         Command::Server(args) => server::run(*args),
+        Command::DnsProxy(args) => dns_proxy::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut std::io::stdout());
             Ok(Exit::Done)

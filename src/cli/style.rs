@@ -20,6 +20,7 @@ Operate:
   endpoint       local pods and their devices
   identity       security identities and their labels
   ipcache        addresses and their identities
+  fqdn           names that pods looked up, and their addresses
   service        Service frontends and backends
   bpf            what is really in the kernel, and what should be
   observe        flows with verdict and the policy that decided

@@ -1,11 +1,11 @@
-//! `sluice identity`, `ipcache`, `service` and `bpf`: what the agent knows, and what the kernel holds.
+//! `sluice identity`, `ipcache`, `fqdn`, `service` and `bpf`: what the agent knows, and what the kernel holds.
 
 use serde_json::{Map, Value};
 
 use super::connect::{Connection, block_on, encode};
 use super::print::{self, Output};
 use super::{CliError, CliResult, Exit};
-use crate::api::types::{IdentityInfo, IpcacheInfo, ServiceInfo};
+use crate::api::types::{IdentityInfo, IpcacheInfo, NameInfo, ServiceInfo};
 
 #[derive(Debug, clap::Args)]
 pub struct IdentityArgs {
@@ -120,6 +120,24 @@ pub fn ipcache(args: ListArgs) -> CliResult {
             ]
         });
         print::rows(output, &entries, &["prefix", "identity", "behind", "labels"], rows)?;
+        Ok(Exit::Done)
+    })
+}
+
+pub fn fqdn(args: ListArgs) -> CliResult {
+    let ListCommand::List { output } = args.command;
+    block_on(async {
+        let names: Vec<NameInfo> = args.connection.client().get("/v1/names").await?;
+        let rows = names.iter().map(|entry| {
+            vec![
+                entry.name.clone(),
+                entry.address.to_string(),
+                format!("{} s", entry.ttl_seconds),
+                entry.patterns.join(" "),
+                entry.identity.to_string(),
+            ]
+        });
+        print::rows(output, &names, &["name", "address", "ttl", "patterns", "identity"], rows)?;
         Ok(Exit::Done)
     })
 }

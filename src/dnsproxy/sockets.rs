@@ -47,7 +47,7 @@ struct ReplySockets {
 /// See the module.
 #[derive(Debug)]
 pub struct TransparentSockets {
-    /// Packet mark of what the proxy sends, by which the datapath knows it; 0 for none.
+    /// Packet mark of what the proxy sends, by which the datapath knows it.
     mark: u32,
     replies: Mutex<ReplySockets>,
 }
@@ -59,9 +59,7 @@ impl TransparentSockets {
 
     fn bound(&self, kind: Type, protocol: Protocol, address: SocketAddr) -> io::Result<Socket> {
         let socket = transparent(kind, protocol, address)?;
-        if self.mark != 0 {
-            setsockopt(&socket, sockopt::Mark, &self.mark)?;
-        }
+        set_mark(&socket, self.mark)?;
         socket.bind(&SockAddr::from(address))?;
         Ok(socket)
     }
@@ -116,6 +114,10 @@ fn transparent(kind: Type, protocol: Protocol, address: SocketAddr) -> io::Resul
     Ok(socket)
 }
 
+fn set_mark(socket: &Socket, mark: u32) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::Mark, &mark)?)
+}
+
 /// Has datagrams bring along the address that they were sent to.
 pub fn note_destinations(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
     match address {
@@ -134,9 +136,10 @@ pub fn listen_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// The listener for redirected connections of one family.
-pub fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+/// The listener for redirected connections of one family. What it accepts bears the mark, too.
+pub fn listen_tcp(address: SocketAddr, mark: u32) -> io::Result<TcpListener> {
     let socket = transparent(Type::STREAM, Protocol::TCP, address)?;
+    set_mark(&socket, mark)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

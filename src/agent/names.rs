@@ -1,0 +1,186 @@
+//! Names and addresses that the DNS proxy learned, on the agent's side.
+//!
+//! The proxy sends each answer over `<run-dir>/names.sock` before it gives it to the pod, one JSON document
+//! a line ([`Question`]), and waits for the line that says whether the kernel has it ([`Told`]). What was
+//! learned is stored, so that a restart of the agent forgets nothing; ends of TTLs are deadlines of the
+//! core. Answers of one moment share one job, one transaction and one write to the store.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::core::{Core, CoreHandle};
+use crate::api;
+use crate::fqdn::{Learned, Snapshot};
+use crate::store::{LearnedName, Store, StoreError};
+
+/// The socket's name in the agent's directory.
+pub const SOCKET: &str = "names.sock";
+/// Answers that share a job.
+const BATCH: usize = 128;
+/// Addresses stay this much longer than their TTL, so that those which end together go together.
+const SLACK: Duration = Duration::from_millis(100);
+/// How often the store forgets what has ended.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// An answer that waits to be released.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    pub id: u64,
+    pub name: String,
+    /// Addresses with their TTLs in milliseconds.
+    pub addresses: Vec<(IpAddr, u64)>,
+}
+
+/// What became of a [`Question`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    pub id: u64,
+    /// The kernel allows what policy allows of it. Otherwise it stays closed.
+    pub ready: bool,
+}
+
+impl Question {
+    pub fn new(id: u64, learned: &Learned) -> Question {
+        let millis = |ttl: &Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let addresses = learned.addresses.iter().map(|(address, ttl)| (*address, millis(ttl)));
+        Question { id, name: learned.name.to_string(), addresses: addresses.collect() }
+    }
+
+    fn learned(&self) -> Learned {
+        let addresses = self.addresses.iter().map(|(address, ttl)| (*address, Duration::from_millis(*ttl)));
+        Learned { name: self.name.as_str().into(), addresses: addresses.collect() }
+    }
+}
+
+/// Serves the proxy until the core is gone.
+pub async fn serve(run_dir: &Path, core: CoreHandle, store: Store) -> anyhow::Result<()> {
+    let listener: UnixListener = api::unix::bind(&run_dir.join(SOCKET)).await?;
+    tokio::spawn(sweep(store.clone()));
+    tokio::spawn(async move {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::error!(%error, "the DNS proxy cannot be heard");
+                    tokio::time::sleep(SLACK).await;
+                    continue;
+                }
+            };
+            let (core, store) = (core.clone(), store.clone());
+            tokio::spawn(async move {
+                if let Err(error) = converse(stream, core, store).await {
+                    tracing::warn!(error = %format!("{error:#}"), "the conversation with the DNS proxy ended");
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+async fn sweep(store: Store) {
+    let mut tick = tokio::time::interval(SWEEP);
+    loop {
+        tick.tick().await;
+        let store = store.clone();
+        let swept = tokio::task::spawn_blocking(move || store.expire_names(SystemTime::now())).await;
+        if let Ok(Err(error)) = swept {
+            tracing::warn!(%error, "the store still holds names that have ended");
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, core: CoreHandle, store: Store) -> anyhow::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::with_capacity(64 * 1024, read);
+    let mut line = String::new();
+    loop {
+        let mut questions: Vec<Question> = Vec::new();
+        // The first is waited for; the rest is what has come with it.
+        while questions.is_empty() || (questions.len() < BATCH && read.buffer().contains(&b'\n')) {
+            line.clear();
+            if read.read_line(&mut line).await? == 0 {
+                return Ok(());
+            }
+            questions.push(serde_json::from_str(&line)?);
+        }
+        let answers: Vec<Learned> = questions.iter().map(Question::learned).collect();
+        let Ok((ready, rows)) = core.call(move |core| core.learn_names(&answers)).await else {
+            return Ok(());
+        };
+        let store = store.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || store.learn_names(rows)).await? {
+            tracing::warn!(%error, "names that were learned are forgotten when the agent restarts");
+        }
+        let mut told = Vec::new();
+        for question in &questions {
+            serde_json::to_writer(&mut told, &Told { id: question.id, ready })?;
+            told.push(b'\n');
+        }
+        write.write_all(&told).await?;
+    }
+}
+
+impl Core {
+    /// The view's clock.
+    fn names_now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Learns answers; says whether the kernel has them, and what to store.
+    pub fn learn_names(&mut self, answers: &[Learned]) -> (bool, Vec<LearnedName>) {
+        let (now, wall) = (self.names_now(), SystemTime::now());
+        let floor = self.view.options().names.min_ttl;
+        let refused = self.view.refused_answers();
+        let mut rows = Vec::new();
+        for answer in answers {
+            let delta = self.view.learn(now, answer);
+            if !delta.is_empty() {
+                self.realize(delta, self.desired);
+            }
+            rows.extend(answer.addresses.iter().map(|(address, ttl)| LearnedName {
+                name: answer.name.to_string(),
+                address: *address,
+                expires: wall + (*ttl).max(floor),
+            }));
+        }
+        self.keep_offset();
+        (self.waiting() == 0 && self.view.refused_answers() == refused, rows)
+    }
+
+    /// Takes in what earlier runs learned and is still fresh.
+    ///
+    /// # Errors
+    /// [`StoreError`] of the read.
+    pub fn restore_names(&mut self) -> Result<(), StoreError> {
+        let wall = SystemTime::now();
+        let mut snapshot = Snapshot::default();
+        for row in self.store.learned_names(wall)? {
+            let left = row.expires.duration_since(wall).unwrap_or_default();
+            snapshot.names.entry(row.name.into()).or_default().insert(row.address, left);
+        }
+        // Part of the first full state, which comes next.
+        self.view.restore_names(self.names_now(), Duration::ZERO, &snapshot);
+        Ok(())
+    }
+
+    /// When [`Core::expire_names`] has something to do.
+    pub(super) fn names_deadline(&self) -> Option<Instant> {
+        self.view.next_expiry().and_then(|end| self.started.checked_add(end.saturating_add(SLACK)))
+    }
+
+    /// Closes addresses whose answers have ended to new connections.
+    pub(super) fn expire_names(&mut self) {
+        let delta = self.view.expire(self.names_now());
+        if !delta.is_empty() {
+            self.realize(delta, self.desired);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
