@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
@@ -33,6 +34,8 @@ use crate::model::{Kind, ObjectRef, Protocol};
 
 /// Manifests above this are refused before they are read.
 const MAX_BODY: usize = 32 * 1024 * 1024;
+/// Texts of refusals by axum are a line long.
+const MAX_REFUSAL: usize = 4096;
 
 type Shared = State<Arc<dyn Backend>>;
 type Parameters = Query<Vec<(String, String)>>;
@@ -56,7 +59,24 @@ pub fn router(backend: Arc<dyn Backend>) -> Router {
             failure(StatusCode::NOT_FOUND, "no such path; see `sluice --help`".into(), vec![])
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(map_response(refusal_as_json))
         .with_state(backend)
+}
+
+/// What axum itself refuses (a bad escape in a path, a body that is too large) comes as text: in our form.
+async fn refusal_as_json(response: Response) -> Response {
+    let json = HeaderValue::from_static("application/json");
+    if !response.status().is_client_error() || response.headers().get(header::CONTENT_TYPE) == Some(&json) {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let text = axum::body::to_bytes(body, MAX_REFUSAL).await.unwrap_or_default();
+    let reason = parts.status.canonical_reason().unwrap_or("refused");
+    let error = if text.is_empty() { reason.into() } else { String::from_utf8_lossy(&text).into_owned() };
+    let (_, body) = failure(parts.status, error, Vec::new()).into_parts();
+    parts.headers.insert(header::CONTENT_TYPE, json);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, body)
 }
 
 fn failure(status: StatusCode, error: String, problems: Vec<String>) -> Response {

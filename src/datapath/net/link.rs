@@ -6,12 +6,13 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
 };
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
@@ -83,6 +84,24 @@ fn absent_is_fine(result: Result<(), NetError>) -> Result<(), NetError> {
         }
         other => other,
     }
+}
+
+/// The devices in a buffer of rtnetlink messages, as a socket delivers it. Ends at the first message that
+/// makes no sense.
+pub fn read_devices(mut buffer: &[u8]) -> Vec<Device> {
+    let mut devices = Vec::new();
+    while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(buffer) {
+        let length = message.header.length as usize;
+        if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = message.payload {
+            devices.push(device(link));
+        }
+        // Messages are padded to four bytes (NLMSG_ALIGN).
+        match length.checked_next_multiple_of(4).and_then(|length| buffer.get(length..)) {
+            Some(rest) if length > 0 => buffer = rest,
+            _ => break,
+        }
+    }
+    devices
 }
 
 fn device(message: LinkMessage) -> Device {
