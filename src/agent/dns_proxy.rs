@@ -13,9 +13,11 @@ use anyhow::Context as _;
 
 use super::l7feed::Feed;
 use super::names_client::NamesClient;
+use super::offline_names::OfflineNames;
 use super::proxy_host::ProxyHost;
 use super::records::Sender;
 use crate::datapath::abi::MARK_PROXY_OUT;
+use crate::datapath::learned::LearnedAddresses;
 use crate::datapath::proxy::{IdentityLookup, ListenerKind, ListenerPlace, Listeners};
 use crate::dnsproxy::proxy::{Options, Parts};
 use crate::dnsproxy::sockets::{listen_tcp, listen_udp};
@@ -67,12 +69,13 @@ fn raise_descriptor_limit() {
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let host = ProxyHost::start(NAME, &settings.run_dir, settings.records_per_second)?;
     let identities = IdentityLookup::open(&settings.bpffs)?;
+    let offline = OfflineNames::new(&settings.run_dir, LearnedAddresses::open(&settings.bpffs)?);
     let judge = Arc::new(PolicyJudge { feed: Arc::clone(&host.feed), identities: identities.clone() });
     let proxy = Proxy::new(
         settings.options,
         Parts {
             judge,
-            learner: NamesClient::start(&settings.run_dir, Arc::clone(&host.feed)),
+            learner: NamesClient::start(&settings.run_dir, Arc::clone(&host.feed), offline),
             records: Arc::new(FlowRecords { sender: Arc::clone(&host.records), identities }),
             sockets: Arc::new(TransparentSockets::new(MARK_PROXY_OUT)),
         },

@@ -23,6 +23,7 @@ mod linux;
 mod manifests;
 mod names;
 mod names_client;
+mod offline_names;
 mod proxies;
 pub mod proxy_host;
 mod pump;

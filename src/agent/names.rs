@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::core::{Core, CoreHandle};
+use super::offline_names::take_spool;
 use crate::api;
 use crate::fqdn::{Learned, Snapshot};
 use crate::store::{LearnedName, Store, StoreError};
@@ -60,6 +61,12 @@ impl Question {
 /// Serves the proxy until the core is gone.
 pub async fn serve(run_dir: &Path, core: CoreHandle, store: Store) -> anyhow::Result<()> {
     let listener: UnixListener = api::unix::bind(&run_dir.join(SOCKET)).await?;
+    // From here on the proxy asks; what it noted until now is learned.
+    let spooled = take_spool(run_dir)?;
+    let rows = spooled.clone();
+    let store_rows = store.clone();
+    tokio::task::spawn_blocking(move || store_rows.learn_names(rows)).await??;
+    core.call(move |core| core.learn_spooled(&spooled)).await?;
     tokio::spawn(sweep(store.clone()));
     tokio::spawn(async move {
         loop {
@@ -152,6 +159,17 @@ impl Core {
         (self.waiting() == 0 && self.view.refused_answers() == refused, rows)
     }
 
+    fn learn_spooled(&mut self, rows: &[LearnedName]) {
+        let now = SystemTime::now();
+        let answers: Vec<Learned> = (rows.iter())
+            .filter_map(|row| {
+                let left = row.expires.duration_since(now).ok()?;
+                Some(Learned { name: row.name.as_str().into(), addresses: vec![(row.address, left)] })
+            })
+            .collect();
+        self.learn_names(&answers);
+    }
+
     /// Takes in what earlier runs learned and is still fresh.
     ///
     /// # Errors
@@ -159,6 +177,10 @@ impl Core {
     pub fn restore_names(&mut self) -> Result<(), StoreError> {
         let wall = SystemTime::now();
         let mut snapshot = Snapshot::default();
+        match take_spool(&self.config.run_dir) {
+            Ok(rows) => self.store.learn_names(rows)?,
+            Err(error) => tracing::error!(error = %format!("{error:#}"), "what was learned without an agent"),
+        }
         for row in self.store.learned_names(wall)? {
             let left = row.expires.duration_since(wall).unwrap_or_default();
             snapshot.names.entry(row.name.into()).or_default().insert(row.address, left);

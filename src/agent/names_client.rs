@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::l7feed::Feed;
 use super::names::{Question, SOCKET, Told};
+use super::offline_names::OfflineNames;
 use crate::dnsproxy::outside::Wait;
 use crate::dnsproxy::{Learner, Reach};
 use crate::fqdn::Learned;
@@ -40,14 +41,15 @@ struct Ask {
 pub struct NamesClient {
     feed: Feed,
     asks: mpsc::Sender<Ask>,
+    offline: OfflineNames,
 }
 
 impl NamesClient {
     /// Talks to whichever agent serves `run_dir` at the time.
-    pub fn start(run_dir: &Path, feed: Feed) -> Arc<NamesClient> {
+    pub fn start(run_dir: &Path, feed: Feed, offline: OfflineNames) -> Arc<NamesClient> {
         let (asks, queue) = mpsc::channel(QUEUE);
         tokio::spawn(send_all(run_dir.join(SOCKET), queue));
-        Arc::new(NamesClient { feed, asks })
+        Arc::new(NamesClient { feed, asks, offline })
     }
 
     async fn ask(&self, learned: Learned) -> Option<Reach> {
@@ -67,9 +69,10 @@ impl Learner for NamesClient {
                 self.asks.try_send(Ask { learned, answer: None }).ok();
                 return Reach::Ready;
             }
-            match tokio::time::timeout(PATIENCE, self.ask(learned)).await {
+            match tokio::time::timeout(PATIENCE, self.ask(learned.clone())).await {
                 Ok(Some(reach)) => reach,
-                Ok(None) | Err(_) => Reach::Closed,
+                // No agent, or one that hangs.
+                Ok(None) | Err(_) => self.offline.learn(&self.feed.load(), &learned),
             }
         })
     }

@@ -17,6 +17,7 @@ mod endpoints;
 pub mod events;
 pub mod inspect;
 pub mod kernel;
+pub mod learned;
 mod loader;
 pub mod memory;
 pub mod net;

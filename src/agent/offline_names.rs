@@ -1,0 +1,200 @@
+//! Learning without an agent: the DNS proxy puts addresses into the kernel itself.
+//!
+//! An address gets an identity that exists already: one of the same CIDR prefix that stands for the
+//! patterns that match the name, besides those that the address had. Where none stands for exactly these, the
+//! one that stands for most of them is taken: never for more, so that nothing opens that policy keeps
+//! closed. What was learned is noted in `<run-dir>/names.spool`; the next agent takes it from there.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::datapath::DatapathError;
+use crate::datapath::learned::LearnedAddresses;
+use crate::dnsproxy::Reach;
+use crate::fqdn::Learned;
+use crate::model::Identity;
+use crate::policy::l7::snapshot::{Scope, Snapshot};
+use crate::store::LearnedName;
+
+const SPOOL: &str = "names.spool";
+
+/// One line of the spool.
+#[derive(Debug, Serialize, Deserialize)]
+struct Noted {
+    name: String,
+    address: IpAddr,
+    /// Milliseconds since 1970.
+    expires: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct OfflineNames {
+    addresses: LearnedAddresses,
+    /// One writer at a time.
+    spool: Mutex<PathBuf>,
+}
+
+impl OfflineNames {
+    pub fn new(run_dir: &Path, addresses: LearnedAddresses) -> OfflineNames {
+        OfflineNames { addresses, spool: Mutex::new(run_dir.join(SPOOL)) }
+    }
+
+    /// Opens what policy allows of an answer, as far as it can.
+    pub fn learn(&self, snapshot: &Snapshot, learned: &Learned) -> Reach {
+        if let Err(error) = self.note(learned) {
+            tracing::warn!(error = %format!("{error:#}"), "the next agent will not know a learned name");
+        }
+        let matching: BTreeSet<Arc<str>> = snapshot
+            .patterns
+            .iter()
+            .filter(|pattern| pattern.matches(&learned.name))
+            .map(|pattern| pattern.text().clone())
+            .collect();
+        let mut reach = Reach::Ready;
+        for (address, _) in &learned.addresses {
+            match self.open(snapshot, *address, &matching) {
+                Ok(Reach::Ready) => {}
+                Ok(Reach::Closed) => reach = Reach::Closed,
+                Err(error) => {
+                    tracing::error!(%error, %address, "an address was not opened");
+                    reach = Reach::Closed;
+                }
+            }
+        }
+        reach
+    }
+
+    fn open(
+        &self,
+        snapshot: &Snapshot,
+        address: IpAddr,
+        matching: &BTreeSet<Arc<str>>,
+    ) -> Result<Reach, DatapathError> {
+        // Addresses of the cluster are never opened by a name.
+        let Some(here) = self.addresses.identity(address)? else { return Ok(Reach::Ready) };
+        let choice = choose(&snapshot.scopes, here, address.is_ipv6(), matching);
+        if let Some(identity) = choice.identity {
+            self.addresses.assign(address, identity)?;
+        }
+        Ok(choice.reach)
+    }
+
+    fn note(&self, learned: &Learned) -> anyhow::Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut lines = Vec::new();
+        for (address, ttl) in &learned.addresses {
+            let expires = u64::try_from((now + *ttl).as_millis()).unwrap_or(u64::MAX);
+            let noted = Noted { name: learned.name.to_string(), address: *address, expires };
+            serde_json::to_writer(&mut lines, &noted)?;
+            lines.push(b'\n');
+        }
+        let spool = self.spool.lock();
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.append(true).create(true).mode(0o600).open(&*spool)?;
+        Ok(file.write_all(&lines)?)
+    }
+}
+
+/// What the proxies noted; the spool is empty afterwards.
+pub fn take_spool(run_dir: &Path) -> anyhow::Result<Vec<LearnedName>> {
+    let taken = run_dir.join("names.spool.taken");
+    match std::fs::rename(run_dir.join(SPOOL), &taken) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        renamed => renamed.context("take the names that were learned without an agent")?,
+    }
+    let text = std::fs::read_to_string(&taken).with_context(|| taken.display().to_string())?;
+    std::fs::remove_file(&taken).with_context(|| taken.display().to_string())?;
+    // A line that was cut off in the middle is not understood, and missed by nobody but its own name.
+    let noted = text.lines().filter_map(|line| serde_json::from_str::<Noted>(line).ok());
+    Ok(noted
+        .map(|noted| LearnedName {
+            name: noted.name,
+            address: noted.address,
+            expires: UNIX_EPOCH + Duration::from_millis(noted.expires),
+        })
+        .collect())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Choice {
+    /// Absent: the address stays what it is.
+    identity: Option<Identity>,
+    reach: Reach,
+}
+
+/// Which identity an address gets that has the identity `here`.
+fn choose(scopes: &[Scope], here: Identity, ipv6: bool, matching: &BTreeSet<Arc<str>>) -> Choice {
+    let now = scopes.iter().find(|scope| scope.identity == here);
+    let is_plain_world = matches!(here, Identity::WORLD | Identity::WORLD_IPV4 | Identity::WORLD_IPV6);
+    // Neither the world nor a part of it that we know: its rules are not ours to guess.
+    if now.is_none() && !is_plain_world {
+        return Choice { identity: None, reach: Reach::Closed };
+    }
+    let prefix = now.and_then(|scope| scope.prefix);
+    let had = now.map(|scope| scope.patterns.clone()).unwrap_or_default();
+    let wanted: BTreeSet<Arc<str>> = had.union(matching).cloned().collect();
+    if wanted == had {
+        return Choice { identity: None, reach: Reach::Ready };
+    }
+    let best = scopes
+        .iter()
+        .filter(|scope| (scope.prefix, scope.ipv6) == (prefix, ipv6))
+        .filter(|scope| scope.patterns.is_superset(&had) && scope.patterns.is_subset(&wanted))
+        .max_by_key(|scope| scope.patterns.len());
+    let reach = if best.is_some_and(|scope| scope.patterns == wanted) { Reach::Ready } else { Reach::Closed };
+    Choice { identity: best.map(|scope| scope.identity), reach }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(patterns: &[&str]) -> BTreeSet<Arc<str>> {
+        patterns.iter().map(|text| Arc::from(*text)).collect()
+    }
+
+    fn scope(number: u32, prefix: Option<&str>, patterns: &[&str]) -> Scope {
+        let prefix = prefix.map(|text| text.parse().unwrap());
+        Scope { identity: Identity(number), prefix, ipv6: false, patterns: set(patterns) }
+    }
+
+    #[test]
+    fn an_address_gets_the_identity_of_its_patterns_and_never_more() {
+        let scopes = [
+            scope(20, None, &["a"]),
+            scope(21, None, &["a", "b"]),
+            scope(22, Some("10.0.0.0/8"), &[]),
+            scope(23, None, &["a", "c"]),
+        ];
+        let choose = |here, patterns: &[&str]| choose(&scopes, Identity(here), false, &set(patterns));
+        let chosen = |number, reach| Choice { identity: Some(Identity(number)), reach };
+        assert_eq!(choose(9, &["a"]), chosen(20, Reach::Ready));
+        assert_eq!(choose(20, &["b"]), chosen(21, Reach::Ready), "what it had stays");
+        assert_eq!(choose(21, &["a"]), Choice { identity: None, reach: Reach::Ready });
+        assert_eq!(choose(20, &["z"]), chosen(20, Reach::Closed), "nothing stands for both");
+        assert_eq!(choose(22, &["a"]), Choice { identity: Some(Identity(22)), reach: Reach::Closed });
+        assert_eq!(choose(9, &["b"]), Choice { identity: None, reach: Reach::Closed });
+        assert_eq!(choose(300, &["a"]), Choice { identity: None, reach: Reach::Closed }, "no world at all");
+    }
+
+    #[test]
+    fn the_next_agent_finds_what_was_noted_once() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(take_spool(directory.path()).unwrap().is_empty());
+        let line = r#"{"name":"a.example","address":"192.0.2.1","expires":4102444800000}"#;
+        std::fs::write(directory.path().join(SPOOL), format!("{line}\n{{\"name\":\"b")).unwrap();
+        let taken = take_spool(directory.path()).unwrap();
+        assert_eq!((taken.len(), &*taken[0].name), (1, "a.example"));
+        assert!(take_spool(directory.path()).unwrap().is_empty());
+    }
+}
