@@ -81,6 +81,23 @@ impl KernelJudge {
         *self.judged.borrow()
     }
 
+    /// The first packet of `flow` gets into a pod, by some hook: those where this node meets it, and the
+    /// device of a pod that the node knows nothing about.
+    pub fn delivers(&self, view: &View, flow: &Flow) -> bool {
+        let stray =
+            Way { hook: Hook::ToContainer, ifindex: self.devices[DEVICES - 1], source_mac: ROUTER_MAC };
+        self.on_node(view, flow, |send, ways, port| {
+            ways.iter().chain([&stray]).zip(port..).any(|(way, port)| {
+                let frame = Frame::new(flow.source, flow.destination, first_packet(flow, port));
+                match send(*way, &frame).action {
+                    Action::Redirect => true,
+                    Action::Pass => way.hook == Hook::ToContainer,
+                    Action::Drop(_) => false,
+                }
+            })
+        })
+    }
+
     /// Runs `visit` with the kernel that holds the state of `view`, the ways of `flow`, and its first free
     /// source port.
     fn on_node<T>(

@@ -5,4 +5,5 @@
 mod kernel;
 mod random;
 mod scenarios;
+mod startup;
 mod travel;
