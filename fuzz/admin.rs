@@ -62,6 +62,9 @@ impl Backend for Nobody {
     fn ipcache(&self) -> Answer<'_, Vec<IpcacheInfo>> {
         empty()
     }
+    fn names(&self) -> Answer<'_, Vec<NameInfo>> {
+        empty()
+    }
     fn services(&self) -> Answer<'_, Vec<ServiceInfo>> {
         empty()
     }
