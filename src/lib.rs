@@ -15,6 +15,7 @@ pub mod dnsproxy;
 pub mod endpoint;
 pub mod flow;
 pub mod fqdn;
+pub mod httpproxy;
 pub mod identity;
 pub mod ipcache;
 pub mod k8s;

@@ -175,8 +175,8 @@ impl Core {
 
     /// Hands a delta to the kernel, after those that wait.
     pub fn realize(&mut self, delta: Delta, revision: u64) {
-        // Policies follow identities, so that what proxies need changes with these alone.
-        self.feed_is_old |= !delta.policies.is_empty() || !delta.endpoints.is_empty();
+        // Rules that change no entry of the kernel may still change what proxies do.
+        self.feed_is_old = true;
         self.pending.push_back(Pending { delta, revision });
         if self.retry_at.is_none() {
             self.drain();

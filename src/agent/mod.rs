@@ -15,6 +15,7 @@ mod backend;
 mod core;
 pub mod dns_proxy;
 mod enrich;
+pub mod http_proxy;
 mod hub;
 mod kernel;
 mod kernel_tables;

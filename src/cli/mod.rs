@@ -8,6 +8,7 @@ mod agent;
 mod connect;
 mod dns_proxy;
 mod endpoint;
+mod http_proxy;
 mod lab;
 mod lint;
 mod logs;
@@ -101,6 +102,8 @@ enum Command {
     Observe(Box<observe::ObserveArgs>),
     /// Print drops and verdicts as they come
     Monitor(observe::MonitorArgs),
+    /// Run the HTTP and TLS-SNI proxy; the agent starts it
+    HttpProxy(Box<http_proxy::HttpProxyArgs>),
     /// A whole cluster in network namespaces on this machine
     Lab(lab::LabArgs),
     /// Run the server of a small cluster, or manage its nodes and token
@@ -159,6 +162,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> CliResult {
     match command {
         Command::Agent(args) => agent::run(*args),
+        Command::HttpProxy(args) => http_proxy::run(*args),
         Command::Policy { command } => match command {
             PolicyCommand::Apply(args) => objects::apply(args),
             PolicyCommand::Get(args) => objects::get(args),

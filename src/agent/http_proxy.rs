@@ -1,0 +1,160 @@
+//! The process `sluice http-proxy`: the HTTP proxy on the kernel's redirected connections.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use futures::future::BoxFuture;
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::proxies::ProxyProcess;
+use super::proxy_host::ProxyHost;
+use crate::datapath::abi::MARK_PROXY_OUT;
+use crate::datapath::net::sysctl;
+use crate::datapath::proxy::{IdentityLookup, ListenerKind, ListenerPlace, Listeners};
+use crate::httpproxy::judge::SnapshotJudge;
+use crate::httpproxy::serve::{self, Protocol};
+use crate::httpproxy::{Context, Counters, Ends, Limits, Network, RecordedPath};
+use crate::model::{Family, Identity};
+use crate::policy::engine::PeerView;
+
+/// How the process runs.
+#[derive(Clone, Debug)]
+pub struct HttpProxyConfig {
+    pub run_dir: PathBuf,
+    pub bpffs: PathBuf,
+    pub limits: Limits,
+    pub recorded_path: RecordedPath,
+    pub records_per_second: u32,
+    /// Threads; 0: one for each CPU.
+    pub threads: usize,
+}
+
+/// Runs until another process has taken over, or it is told to stop; then finishes what it has begun.
+pub fn run(config: HttpProxyConfig) -> anyhow::Result<()> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if config.threads > 0 {
+        builder.worker_threads(config.threads);
+    }
+    let runtime = builder.thread_name("sluice-http").enable_all().build().context("start the runtime")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: HttpProxyConfig) -> anyhow::Result<()> {
+    let host = ProxyHost::start(ProxyProcess::Http.name(), &config.run_dir, config.records_per_second)?;
+    let lookup = IdentityLookup::open(&config.bpffs)?;
+    let places = Listeners::open(&config.bpffs)?;
+    let judge = SnapshotJudge::new(Arc::clone(&host.feed), move |address| resolve(&lookup, address));
+    let counters = Arc::new(Counters::default());
+    let records = Arc::clone(&host.records);
+    let (drain, draining) = watch::channel(false);
+    let mut families = vec![Family::IPv4];
+    if sysctl::has_ipv6() {
+        families.push(Family::IPv6);
+    }
+    let mut listeners = Vec::new();
+    let mut own = Vec::new();
+    for family in families {
+        for (kind, protocol) in [(ListenerKind::Http, Protocol::Http), (ListenerKind::Tls, Protocol::Tls)] {
+            let listener = listen(family).with_context(|| format!("listen for {family:?}"))?;
+            own.push(listener.local_addr()?);
+            listeners.push((ListenerPlace { kind, family }, protocol, listener));
+        }
+    }
+    let context = Arc::new(Context {
+        judge: Arc::new(judge),
+        network: Arc::new(Transparent { own }),
+        record: Box::new(move |record| records.send(&record)),
+        recorded_path: config.recorded_path,
+        limits: config.limits,
+        counters: Arc::clone(&counters),
+        changes: host.changes.clone(),
+        draining,
+    });
+    let mut running = JoinSet::new();
+    for (place, protocol, listener) in listeners {
+        places.insert(place, &listener)?;
+        running.spawn(serve::run(listener, protocol, Arc::clone(&context)));
+    }
+    let records = Arc::clone(&host.records);
+    host.announce(move || {
+        let (limited, lost) = records.dropped();
+        let all = counters.all().into_iter().chain([("records_limited", limited), ("records_lost", lost)]);
+        all.map(|(name, count)| (name.to_owned(), serde_json::Value::from(count))).collect()
+    })
+    .await?;
+    tracing::info!("listening");
+    host.stopped().await?;
+    tracing::info!("stopping; running requests are finished");
+    drain.send_replace(true);
+    while running.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// An address that the kernel's tables cannot tell is unknown, and unknown is denied.
+fn resolve(lookup: &IdentityLookup, address: IpAddr) -> PeerView {
+    lookup.resolve(address).unwrap_or_else(|error| {
+        tracing::error!(%error, %address, "identity not found");
+        Identity::UNKNOWN.into()
+    })
+}
+
+/// Marked as a proxy's, and under any address.
+fn transparent(family: Family) -> io::Result<Socket> {
+    let domain = match family {
+        Family::IPv4 => Domain::IPV4,
+        Family::IPv6 => Domain::IPV6,
+    };
+    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+    match family {
+        Family::IPv4 => socket.set_ip_transparent_v4(true)?,
+        Family::IPv6 => {
+            socket.set_only_v6(true)?;
+            socket.set_ip_transparent_v6(true)?;
+        }
+    }
+    socket.set_mark(MARK_PROXY_OUT)?;
+    Ok(socket)
+}
+
+/// On the loopback address: nobody reaches it but through the programs.
+fn listen(family: Family) -> io::Result<TcpListener> {
+    let address: IpAddr = match family {
+        Family::IPv4 => Ipv4Addr::LOCALHOST.into(),
+        Family::IPv6 => Ipv6Addr::LOCALHOST.into(),
+    };
+    let socket = transparent(family)?;
+    socket.bind(&SocketAddr::new(address, 0).into())?;
+    socket.listen(4096)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Connections as the kernel redirects them.
+#[derive(Debug)]
+struct Transparent {
+    /// Addresses of our listeners: what was really sent to one of them was not redirected.
+    own: Vec<SocketAddr>,
+}
+
+impl Network for Transparent {
+    fn ends(&self, accepted: &TcpStream) -> io::Result<Ends> {
+        let (client, server) = (accepted.peer_addr()?, accepted.local_addr()?);
+        if self.own.contains(&server) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(Ends { client, server })
+    }
+
+    fn connect(&self, ends: Ends) -> BoxFuture<'_, io::Result<TcpStream>> {
+        Box::pin(async move {
+            let socket = transparent(Family::of(ends.client.ip()))?;
+            socket.bind(&SocketAddr::new(ends.client.ip(), 0).into())?;
+            TcpSocket::from_std_stream(socket.into()).connect(ends.server).await
+        })
+    }
+}

@@ -1,0 +1,187 @@
+//! What one connection is under: the rules of its source's egress and of its destination's ingress,
+//! compiled, and their verdicts on requests and server names.
+
+use std::sync::Arc;
+
+use crate::model::{Direction, Identity};
+use crate::policy::decision::Outcome;
+use crate::policy::engine::L7Policy;
+use crate::policy::l7::L7Rules;
+use crate::policy::l7::http::{HeaderEdit, HttpRules, Request, Secrets};
+use crate::policy::l7::names::{NameSet, canonical};
+use crate::policy::map_state::Proxy;
+use crate::policy::rule::RuleRef;
+
+/// One side, compiled.
+#[derive(Debug)]
+pub struct SidePolicy {
+    rules: Rules,
+    /// The objects' rules that govern, for records.
+    governing: Vec<RuleRef>,
+}
+
+#[derive(Debug)]
+enum Rules {
+    /// Nothing to say: all passes.
+    Open,
+    /// The newest verdict of L3/L4, or rules that cannot be compiled.
+    Closed,
+    Http {
+        rules: Box<HttpRules<RuleRef>>,
+        refuses: bool,
+    },
+    Tls {
+        names: NameSet<RuleRef>,
+        refuses: bool,
+    },
+    /// Rules of another protocol: what is not that protocol does not pass.
+    Other {
+        refuses: bool,
+    },
+}
+
+impl SidePolicy {
+    /// No rule of this side bears on the connection.
+    pub fn open() -> SidePolicy {
+        SidePolicy { rules: Rules::Open, governing: Vec::new() }
+    }
+
+    /// Compiles. Rules that do not compile admit nothing.
+    pub fn compile(policy: &L7Policy, secrets: &Secrets<'_>) -> SidePolicy {
+        let l7 = || policy.rules.iter().filter_map(|(rule, l7)| Some((rule, l7.as_deref()?)));
+        let governing = policy.rules.iter().map(|(rule, _)| rule.clone()).collect();
+        let rules = match policy.outcome {
+            Outcome::Allow => Rules::Open,
+            Outcome::Deny => Rules::Closed,
+            Outcome::Redirect(Proxy::Dns) => Rules::Other { refuses: policy.refuses_requests() },
+            Outcome::Redirect(Proxy::Tls) => Rules::Tls {
+                names: l7()
+                    .filter_map(|(rule, l7)| match l7 {
+                        L7Rules::Tls(patterns) => Some((rule, patterns)),
+                        L7Rules::Http(_) | L7Rules::Dns(_) => None,
+                    })
+                    .flat_map(|(rule, patterns)| patterns.iter().map(|p| (p.clone(), rule.clone())))
+                    .collect(),
+                refuses: policy.refuses_server_names(),
+            },
+            Outcome::Redirect(Proxy::Http) => {
+                let http = l7().filter_map(|(rule, l7)| match l7 {
+                    L7Rules::Http(rules) => Some((rule, rules)),
+                    L7Rules::Dns(_) | L7Rules::Tls(_) => None,
+                });
+                let flat = http.flat_map(|(rule, rules)| rules.iter().map(|http| (rule.clone(), http)));
+                match HttpRules::compile(flat, secrets) {
+                    Ok(rules) => Rules::Http { rules: Box::new(rules), refuses: policy.refuses_requests() },
+                    Err(error) => {
+                        tracing::error!(%error, "HTTP rules are not usable: nothing passes");
+                        Rules::Closed
+                    }
+                }
+            }
+        };
+        SidePolicy { rules, governing }
+    }
+}
+
+/// Both sides of a connection. A side that is not local, or has no L7 rules for the port, is open.
+#[derive(Clone, Debug)]
+pub struct ConnectionPolicy {
+    pub client_identity: Identity,
+    pub server_identity: Identity,
+    pub egress: Arc<SidePolicy>,
+    pub ingress: Arc<SidePolicy>,
+}
+
+/// What became of a request or a handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub passes: bool,
+    /// The side that refused, or the last one that had rules.
+    pub direction: Direction,
+    /// Rules that matched; for a refusal those that none matched.
+    pub rules: Vec<RuleRef>,
+    pub edits: Vec<HeaderEdit>,
+}
+
+impl ConnectionPolicy {
+    fn sides(&self) -> [(Direction, &SidePolicy); 2] {
+        [(Direction::Egress, &*self.egress), (Direction::Ingress, &*self.ingress)]
+    }
+
+    fn judge<'a>(&'a self, mut side: impl FnMut(&'a SidePolicy) -> SideVerdict) -> Verdict {
+        let mut verdict = Verdict {
+            passes: true,
+            direction: if self.egress.governing.is_empty() { Direction::Ingress } else { Direction::Egress },
+            rules: Vec::new(),
+            edits: Vec::new(),
+        };
+        for (direction, policy) in self.sides() {
+            match side(policy) {
+                SideVerdict::Passes(rule, edits) => {
+                    verdict.rules.extend(rule);
+                    verdict.edits.extend(edits);
+                }
+                SideVerdict::Refused => {
+                    let rules = policy.governing.clone();
+                    return Verdict { passes: false, direction, rules, edits: Vec::new() };
+                }
+            }
+        }
+        verdict
+    }
+
+    /// Judges a request whose path is normalised already.
+    pub fn request(&self, request: &Request<'_>) -> Verdict {
+        self.judge(|side| match &side.rules {
+            Rules::Open | Rules::Other { refuses: false } | Rules::Tls { refuses: false, .. } => {
+                SideVerdict::Passes(None, Vec::new())
+            }
+            Rules::Closed | Rules::Other { refuses: true } | Rules::Tls { refuses: true, .. } => {
+                SideVerdict::Refused
+            }
+            Rules::Http { rules, refuses } => match rules.decide(request) {
+                Some(found) => SideVerdict::Passes(Some(found.rule.clone()), found.edits),
+                None if *refuses => SideVerdict::Refused,
+                None => SideVerdict::Passes(None, Vec::new()),
+            },
+        })
+    }
+
+    /// Judges a TLS handshake by the name in its ClientHello; `None` without one, and for what is not TLS.
+    pub fn server_name(&self, name: Option<&str>) -> Verdict {
+        let name = name.map(canonical);
+        self.judge(|side| match &side.rules {
+            Rules::Open | Rules::Other { refuses: false } | Rules::Http { refuses: false, .. } => {
+                SideVerdict::Passes(None, Vec::new())
+            }
+            Rules::Closed | Rules::Other { refuses: true } | Rules::Http { refuses: true, .. } => {
+                SideVerdict::Refused
+            }
+            Rules::Tls { names, refuses } => {
+                let listed = name.as_deref().and_then(|name| names.lookup(name).next().cloned());
+                match (listed, refuses) {
+                    (None, true) => SideVerdict::Refused,
+                    (rule, _) => SideVerdict::Passes(rule, Vec::new()),
+                }
+            }
+        })
+    }
+
+    /// Bytes of no protocol that we know.
+    pub fn opaque(&self) -> Verdict {
+        self.judge(|side| match &side.rules {
+            Rules::Open
+            | Rules::Other { refuses: false }
+            | Rules::Http { refuses: false, .. }
+            | Rules::Tls { refuses: false, .. } => SideVerdict::Passes(None, Vec::new()),
+            Rules::Closed | Rules::Other { .. } | Rules::Http { .. } | Rules::Tls { .. } => {
+                SideVerdict::Refused
+            }
+        })
+    }
+}
+
+enum SideVerdict {
+    Passes(Option<RuleRef>, Vec<HeaderEdit>),
+    Refused,
+}
