@@ -11,9 +11,11 @@ Run:
   agent          the agent of this node (all that a single machine needs)
   server         state and identities of a small cluster, for its agents
   preflight      is this machine fit, and what to do if not
+  http-proxy     HTTP and TLS server name policy (the agent starts it)
+  dns-proxy      DNS policy and toFQDNs (the agent starts it)
 
 Policy:
-  policy         apply, get, delete, explain and test policies
+  policy         apply, get, delete, explain, lint and test policies
 
 Operate:
   status         is everything well, and if not, what
