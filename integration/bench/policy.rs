@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
-use sluice::api::types::EndpointRequest;
+use sluice::api::types::{DeviceOrigin, EndpointRequest};
 use sluice::cluster::{Change, View};
 use sluice::datapath::net::Namespace;
 use sluice::datapath::{Datapath as _, DatapathConfig, KernelDatapath};
@@ -148,6 +148,7 @@ fn endpoint_request(index: usize, pod: &Pod) -> EndpointRequest {
         netns: Some(place::path_of(&pod.namespace).display().to_string()),
         interface: None,
         host_interface: None,
+        device: DeviceOrigin::Existing,
         labels: Default::default(),
         addresses: Vec::new(),
     }

@@ -247,7 +247,7 @@ impl Backend for AgentBackend {
             };
             let described = (!request.labels.is_empty() || !request.addresses.is_empty())
                 .then_some(Described { labels: request.labels, addresses: request.addresses });
-            core.add_endpoint(&request.pod, device, described)?;
+            core.add_endpoint(&request.pod, device, request.device, described)?;
             core.endpoint(&request.pod).ok_or_else(|| failed("the endpoint is gone"))
         }))
     }

@@ -15,6 +15,7 @@ use super::kernel::Kernel;
 use super::l7feed::FeedWriter;
 use super::proxies::ProxyProcess;
 use crate::api::backend::Refusal;
+use crate::api::types::DeviceOrigin;
 use crate::cluster::View;
 use crate::cluster::delta::Delta;
 use crate::cluster::{Change, Resource};
@@ -253,9 +254,64 @@ impl Core {
         &mut self,
         pod: &str,
         device: DeviceName,
+        origin: DeviceOrigin,
         described: Option<Described>,
     ) -> Result<(), Refusal> {
         let id = self.endpoints.number_for(pod).map_err(|full| Refusal::Conflict(full.to_string()))?;
+        let device = match origin {
+            DeviceOrigin::Existing => device,
+            DeviceOrigin::Create => self.make_device(pod, id, device, described.as_ref())?,
+        };
+        let registered = self.register_device(pod, id, device.clone(), described);
+        if registered.is_err()
+            && origin == DeviceOrigin::Create
+            && let Err(error) = self.kernel.unmake(&device)
+        {
+            tracing::error!(pod, %error, "a device that was made in vain was not deleted");
+        }
+        registered
+    }
+
+    /// Makes a pair for a pod whose addresses are known.
+    fn make_device(
+        &mut self,
+        pod: &str,
+        id: u16,
+        device: DeviceName,
+        described: Option<&Described>,
+    ) -> Result<DeviceName, Refusal> {
+        let DeviceName::Netns { netns, interface } = device else {
+            return Err(Refusal::Conflict(
+                "a device is made in a network namespace: name it by netns".into(),
+            ));
+        };
+        if self.endpoints.get(pod).is_some() {
+            return Err(Refusal::Conflict(format!("{pod} is an endpoint already: remove it first")));
+        }
+        let known = self.view.endpoints().find(|local| local.pod.path() == pod);
+        let addresses = match (described, known) {
+            (Some(described), _) if !described.addresses.is_empty() => described.addresses.clone(),
+            (_, Some(local)) => local.addresses.clone(),
+            _ => Vec::new(),
+        };
+        if addresses.is_empty() {
+            return Err(Refusal::Invalid {
+                message: format!("the addresses of {pod} are not known: apply the Pod, or give --address"),
+                problems: Vec::new(),
+            });
+        }
+        let device = DeviceName::made(id, netns, interface);
+        self.kernel.make(&device, &addresses).map_err(|error| Refusal::Failed(error.to_string()))?;
+        Ok(device)
+    }
+
+    fn register_device(
+        &mut self,
+        pod: &str,
+        id: u16,
+        device: DeviceName,
+        described: Option<Described>,
+    ) -> Result<(), Refusal> {
         let found = self.kernel.find(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
         if let Some((other, _)) = self.endpoints.iter().find(|(other, member)| {
             *other != pod && matches!(&member.device, Device::Found { ifindex, .. } if Some(*ifindex) == found.ifindex())
@@ -281,7 +337,9 @@ impl Core {
             return Err(Refusal::NotFound(format!("no endpoint {pod} on this node")));
         };
         let described = member.registration.described.is_some();
+        let device = member.registration.device.clone();
         self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
+        self.kernel.unmake(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
         self.endpoints.remove(pod);
         self.store.delete_endpoint(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
         if described && let Some((namespace, name)) = pod.split_once('/') {

@@ -1,5 +1,6 @@
 //! A kernel for tests: remembers what it was told, finds every device, fails on request.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -16,6 +17,8 @@ pub struct Seen {
     pub applied: Vec<Delta>,
     pub reconciled: Vec<Delta>,
     pub attached: Vec<String>,
+    /// Pairs that were made and not deleted.
+    pub made: Vec<(DeviceName, Vec<IpAddr>)>,
     pub proxy: Option<ProxyState>,
     /// So many of the next applications fail.
     pub failures: usize,
@@ -47,9 +50,21 @@ impl Kernel for DoubleKernel {
     }
 
     fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError> {
-        let (DeviceName::Host { interface } | DeviceName::Netns { interface, .. }) = device;
+        let (DeviceName::Host { interface }
+        | DeviceName::Netns { interface, .. }
+        | DeviceName::Made { host_interface: interface, .. }) = device;
         let number = interface.bytes().fold(7u32, |sum, byte| sum * 31 % 60_000 + u32::from(byte));
         Ok(FoundDevice { interface: interface.clone(), ifindex: number, mac: [2, 0, 0, 0, 0, 1] })
+    }
+
+    fn make(&mut self, device: &DeviceName, addresses: &[IpAddr]) -> Result<(), DatapathError> {
+        self.0.lock().made.push((device.clone(), addresses.to_vec()));
+        Ok(())
+    }
+
+    fn unmake(&mut self, device: &DeviceName) -> Result<(), DatapathError> {
+        self.0.lock().made.retain(|(made, _)| made != device);
+        Ok(())
     }
 
     fn attach(&mut self, pod: &str, _id: u16, _device: &FoundDevice) -> Result<(), DatapathError> {

@@ -1,6 +1,8 @@
 //! What the core needs of the kernel side: the datapath, devices and tables. A trait, so that the
 //! agent can be tested without root.
 
+use std::net::IpAddr;
+
 use crate::api::types::Feature;
 use crate::datapath::{Datapath, DatapathError, Inspector, ProxyState};
 use crate::endpoint::{Device, DeviceName};
@@ -31,6 +33,11 @@ pub trait Kernel: Datapath {
     fn started(&mut self) -> Result<(), DatapathError>;
     /// Finds the node's side of a pod's device.
     fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError>;
+    /// Makes the pair that a [`DeviceName::Made`] names, with these addresses and routes. A pair that is there
+    /// is an error; when anything fails, what was made is deleted.
+    fn make(&mut self, device: &DeviceName, addresses: &[IpAddr]) -> Result<(), DatapathError>;
+    /// Deletes a pair that [`Kernel::make`] made. One that is gone is fine; other devices are left alone.
+    fn unmake(&mut self, device: &DeviceName) -> Result<(), DatapathError>;
     /// Attaches the programs and makes the device that of `pod`.
     fn attach(&mut self, pod: &str, id: u16, device: &FoundDevice) -> Result<(), DatapathError>;
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError>;

@@ -12,6 +12,7 @@ use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
 use crate::config::{AgentConfig, Routing};
 use crate::datapath::config::ROUTER_MAC;
+use crate::datapath::net::pod::{self, PodNetwork};
 use crate::datapath::net::{Device, Namespace, NetError, Netlink, divert, sysctl, tunnel};
 use crate::datapath::{
     Datapath, DatapathConfig, DatapathError, EndpointDevice, EventReader, Inspector, KernelDatapath,
@@ -23,11 +24,14 @@ use crate::model::Family;
 /// UDP port of the tunnel: the one that Linux itself defaults to, not IANA's 4789, which another overlay
 /// on the machine may hold.
 const TUNNEL_PORT: u16 = 8472;
+/// MTU of pods of a node without an uplink: Ethernet's.
+const DEFAULT_MTU: u32 = 1500;
 
 #[derive(Debug)]
 pub struct LinuxKernel {
     datapath: KernelDatapath,
     netlink: Netlink,
+    uplink: Option<String>,
     runtime: Handle,
     features: Vec<Feature>,
 }
@@ -93,18 +97,49 @@ impl LinuxKernel {
             String::new(),
         ));
         features.push(feature("local delivery", "redirect_peer", "past the pod's host side".into()));
-        Ok(LinuxKernel { datapath, netlink, runtime: Handle::current(), features })
+        let uplink = config.uplink.clone();
+        Ok(LinuxKernel { datapath, netlink, uplink, runtime: Handle::current(), features })
     }
 
     pub fn events(&self) -> Result<EventReader, DatapathError> {
         self.datapath.events()
     }
 
+    /// Packets of a pod may have to go through the tunnel: its MTU holds for all.
+    async fn pod_mtu(&self) -> Result<u32, NetError> {
+        let below = match (&self.uplink, self.netlink.find(tunnel::DEVICE).await?) {
+            (Some(_), Some(tunnel)) => Some(tunnel),
+            (Some(uplink), None) => self.netlink.find(uplink).await?,
+            (None, _) => None,
+        };
+        Ok(below.map_or(DEFAULT_MTU, |device| device.mtu))
+    }
+
+    async fn make_device(
+        &self,
+        netns: &str,
+        interface: &str,
+        host_interface: &str,
+        addresses: &[IpAddr],
+    ) -> Result<(), NetError> {
+        let network = PodNetwork {
+            namespace: &Namespace::open(Path::new(netns))?,
+            host_device: host_interface,
+            pod_device: interface,
+            addresses,
+            mtu: self.pod_mtu().await?,
+            router_mac: ROUTER_MAC,
+        };
+        pod::create(&self.netlink, &network).await.map(drop)
+    }
+
     async fn find_device(&self, device: &DeviceName) -> Result<FoundDevice, NetError> {
         match device {
-            DeviceName::Netns { netns, interface } => {
+            DeviceName::Netns { netns, interface } | DeviceName::Made { netns, interface, .. } => {
                 let namespace = Namespace::open(Path::new(netns))?;
-                let inner = Netlink::inside(&namespace)?.get(interface).await?;
+                let inner = Netlink::inside(&namespace)?.find(interface).await?.ok_or_else(|| {
+                    NetError::NoDevice(format!("{interface} in {netns} (`endpoint add --create` makes one)"))
+                })?;
                 let host = match inner.link {
                     Some(peer) => self.netlink.by_index(peer).await?,
                     None => None,
@@ -169,6 +204,16 @@ impl Kernel for LinuxKernel {
 
     fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError> {
         self.runtime.block_on(self.find_device(device)).map_err(failed)
+    }
+
+    fn make(&mut self, device: &DeviceName, addresses: &[IpAddr]) -> Result<(), DatapathError> {
+        let DeviceName::Made { netns, interface, host_interface } = device else { return Ok(()) };
+        self.runtime.block_on(self.make_device(netns, interface, host_interface, addresses)).map_err(failed)
+    }
+
+    fn unmake(&mut self, device: &DeviceName) -> Result<(), DatapathError> {
+        let DeviceName::Made { host_interface, .. } = device else { return Ok(()) };
+        self.runtime.block_on(pod::delete(&self.netlink, host_interface)).map_err(failed)
     }
 
     fn attach(&mut self, pod: &str, id: u16, device: &FoundDevice) -> Result<(), DatapathError> {

@@ -135,9 +135,9 @@ impl Core {
         let (interface, ifindex, mac) = match &member.device {
             Device::Found { interface, ifindex, mac } => (interface.clone(), *ifindex, mac_text(mac)),
             Device::Missing(_) => match &member.registration.device {
-                DeviceName::Host { interface } | DeviceName::Netns { interface, .. } => {
-                    (interface.clone(), 0, String::new())
-                }
+                DeviceName::Host { interface }
+                | DeviceName::Netns { interface, .. }
+                | DeviceName::Made { host_interface: interface, .. } => (interface.clone(), 0, String::new()),
             },
         };
         Some(Endpoint {

@@ -10,10 +10,11 @@ use super::l7feed::{FeedWriter, follow};
 use super::proxies::ProxyProcess;
 use super::{manifests, sources, view_options};
 use crate::api::backend::{ApplyMode, Backend as _, ExplainQuery, Refusal};
-use crate::api::types::EndpointRequest;
+use crate::api::types::{DeviceOrigin, EndpointRequest};
 use crate::cluster::View;
 use crate::config::{AgentConfig, AgentSettings};
 use crate::datapath::ProxyState;
+use crate::endpoint::DeviceName;
 use crate::model::{Direction, Kind, ObjectRef, Protocol};
 use crate::policy::engine::L4Flow;
 use crate::store::objects::ObjectStore;
@@ -163,6 +164,7 @@ async fn an_endpoint_and_its_policy_survive_a_restart() {
         netns: None,
         interface: None,
         host_interface: Some("veth0".into()),
+        device: DeviceOrigin::Existing,
         labels: [("app".to_owned(), "web".to_owned())].into(),
         addresses: vec!["10.244.0.5".parse().unwrap()],
     };
@@ -198,6 +200,7 @@ async fn one_device_belongs_to_one_pod() {
         netns: None,
         interface: None,
         host_interface: Some("veth0".into()),
+        device: DeviceOrigin::Existing,
         labels: Default::default(),
         addresses: vec![],
     };
@@ -206,6 +209,31 @@ async fn one_device_belongs_to_one_pod() {
     assert!(matches!(second, Err(Refusal::Conflict(_))), "{second:?}");
     rig.backend.remove_endpoint("shop/web".into()).await.unwrap();
     rig.backend.add_endpoint(request("shop/client")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_device_is_made_for_known_addresses_and_goes_with_the_endpoint() {
+    let rig = rig();
+    let request = |pod: &str| EndpointRequest {
+        pod: pod.into(),
+        netns: Some("/run/netns/web".into()),
+        interface: None,
+        host_interface: None,
+        device: DeviceOrigin::Create,
+        labels: Default::default(),
+        addresses: vec![],
+    };
+    let unknown = rig.backend.add_endpoint(request("shop/web")).await;
+    assert!(matches!(unknown, Err(Refusal::Invalid { .. })), "{unknown:?}");
+    rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
+    rig.backend.add_endpoint(request("shop/web")).await.unwrap();
+    let made = rig.kernel.0.lock().made.clone();
+    let device = DeviceName::made(1, "/run/netns/web".into(), "eth0".into());
+    assert_eq!(made, [(device, vec!["10.244.0.5".parse().unwrap()])]);
+    let twice = rig.backend.add_endpoint(request("shop/web")).await;
+    assert!(matches!(twice, Err(Refusal::Conflict(_))), "{twice:?}");
+    rig.backend.remove_endpoint("shop/web".into()).await.unwrap();
+    assert_eq!(rig.kernel.0.lock().made, []);
 }
 
 const L7: &str = "

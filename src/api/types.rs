@@ -127,11 +127,24 @@ pub struct EndpointRequest {
     /// Or: the device on the node's side.
     #[serde(default)]
     pub host_interface: Option<String>,
+    /// Whether the device is there already.
+    #[serde(default)]
+    pub device: DeviceOrigin,
     /// For pods that no object describes: their labels and addresses.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+}
+
+/// Where the device of a new endpoint comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DeviceOrigin {
+    #[default]
+    Existing,
+    /// A veth pair is made, with the pod's addresses and routes, and deleted with the endpoint.
+    Create,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use super::connect::{Connection, block_on, encode};
 use super::print::{self, Output};
 use super::{CliError, CliResult, Exit};
-use crate::api::types::{Endpoint, EndpointRequest};
+use crate::api::types::{DeviceOrigin, Endpoint, EndpointRequest};
 
 #[derive(Debug, clap::Args)]
 pub struct EndpointArgs {
@@ -33,6 +33,8 @@ enum EndpointCommand {
     /// addresses:
     ///
     ///   sluice endpoint add shop/web --netns /run/netns/web --label app=web --address 10.244.0.9
+    ///
+    /// With --create the namespace needs no device: a veth pair is made, and deleted with the endpoint.
     Add {
         /// NAMESPACE/POD
         pod: String,
@@ -50,6 +52,9 @@ enum EndpointCommand {
         /// The node's side of the veth
         #[arg(long, value_name = "DEVICE")]
         host_interface: Option<String>,
+        /// Make the device: a veth pair into the namespace, with the pod's addresses and a default route
+        #[arg(long, conflicts_with = "host_interface")]
+        create: bool,
         /// Label of the pod (repeat)
         #[arg(long = "label", value_name = "KEY=VALUE")]
         labels: Vec<String>,
@@ -57,7 +62,7 @@ enum EndpointCommand {
         #[arg(long = "address", value_name = "IP")]
         addresses: Vec<std::net::IpAddr>,
     },
-    /// Take a pod's device out of policy (the device is not deleted)
+    /// Take a pod's device out of policy (it is deleted only if `add --create` made it)
     Remove {
         /// NAMESPACE/POD
         pod: String,
@@ -86,7 +91,7 @@ pub fn run(args: EndpointArgs) -> CliResult {
                     Output::Table => found.iter().try_for_each(detail).map(|()| Exit::Done),
                 }
             }
-            EndpointCommand::Add { pod, netns, interface, host_interface, labels, addresses } => {
+            EndpointCommand::Add { pod, netns, interface, host_interface, create, labels, addresses } => {
                 let labels = labels
                     .iter()
                     .map(|label| match label.split_once('=') {
@@ -99,6 +104,7 @@ pub fn run(args: EndpointArgs) -> CliResult {
                     interface: netns.is_some().then_some(interface),
                     netns,
                     host_interface,
+                    device: if create { DeviceOrigin::Create } else { DeviceOrigin::Existing },
                     labels,
                     addresses,
                 };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::objects::manifest_paths;
+use super::manifests::manifest_paths;
 use super::print::Output;
 use super::{CliResult, Exit};
 use crate::k8s::{self, ParseOptions};

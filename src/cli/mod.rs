@@ -12,6 +12,7 @@ mod http_proxy;
 mod lab;
 mod lint;
 mod logs;
+mod manifests;
 mod objects;
 mod observe;
 mod policy_test;
@@ -117,7 +118,6 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Write the man pages into a directory
-    #[command(hide = true)]
     Manpages { directory: std::path::PathBuf },
 }
 

@@ -1,13 +1,12 @@
 //! `sluice policy apply|get|delete|explain`: objects of a running agent.
 
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
-
-use anyhow::Context as _;
+use std::path::PathBuf;
 
 use super::connect::{Connection, block_on, encode};
+use super::manifests::Manifests;
 use super::print::{self, Output, plain};
 use super::{CliError, CliResult, Exit};
+use crate::api::client::ClientError;
 use crate::api::types::{Applied, ExplainAnswer, StoredObject};
 use crate::model::Kind;
 
@@ -30,11 +29,9 @@ pub struct ApplyArgs {
 pub struct GetArgs {
     #[command(flatten)]
     connection: Connection,
-    /// Only this object: NAME or NAMESPACE/NAME
-    object: Option<String>,
-    /// Only this kind, such as NetworkPolicy
-    #[arg(short, long)]
-    kind: Option<String>,
+    /// A kind such as NetworkPolicy, an object (NAME or NAMESPACE/NAME), or both
+    #[arg(num_args = 0..=2, value_name = "KIND] [OBJECT")]
+    wanted: Vec<String>,
     /// Only this namespace
     #[arg(short, long)]
     namespace: Option<String>,
@@ -70,49 +67,6 @@ pub struct ExplainArgs {
     output: Output,
 }
 
-/// The text of all files; each starts a document of its own.
-pub fn read_manifests(files: &[PathBuf]) -> anyhow::Result<String> {
-    let mut text = String::new();
-    for file in files {
-        for path in manifest_paths(file)? {
-            let content = if path == Path::new("-") {
-                let mut content = String::new();
-                std::io::stdin().read_to_string(&mut content).context("read standard input")?;
-                content
-            } else {
-                std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?
-            };
-            text.push_str("---\n");
-            text.push_str(&content);
-            if !content.ends_with('\n') {
-                text.push('\n');
-            }
-        }
-    }
-    Ok(text)
-}
-
-/// The files that a path names: itself, or the manifests below a directory, in order.
-pub fn manifest_paths(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_path_buf()]);
-    }
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
-        let path = entry?.path();
-        let yaml = path
-            .extension()
-            .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known));
-        if path.is_dir() {
-            found.extend(manifest_paths(&path)?);
-        } else if yaml {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 fn print_applied(output: Output, applied: &Applied, suffix: &str) -> CliResult {
     for warning in &applied.warnings {
         anstream::eprintln!("\x1b[33mwarning:\x1b[0m {}", plain(warning));
@@ -131,27 +85,49 @@ fn print_applied(output: Output, applied: &Applied, suffix: &str) -> CliResult {
 }
 
 pub fn apply(args: ApplyArgs) -> CliResult {
-    let text = read_manifests(&args.files)?;
+    let manifests = Manifests::read(&args.files)?;
     block_on(async {
         let path = if args.dry_run { "/v1/objects?dry-run=true" } else { "/v1/objects" };
-        let applied: Applied = args.connection.client().post(path, text).await?;
+        let answer = args.connection.client().post(path, manifests.text().to_owned()).await;
+        let mut applied: Applied = answer.map_err(|error| match error {
+            ClientError::Refused { status, error, problems } => ClientError::Refused {
+                status,
+                error,
+                problems: problems.iter().map(|problem| manifests.place(problem)).collect(),
+            },
+            other => other,
+        })?;
+        for warning in &mut applied.warnings {
+            *warning = manifests.place(warning);
+        }
         print_applied(args.output, &applied, if args.dry_run { " (dry run)" } else { "" })
     })
 }
 
 pub fn get(args: GetArgs) -> CliResult {
+    let (kind, wanted) = match args.wanted.as_slice() {
+        [] => (None, None),
+        [only] => match Kind::parse(only) {
+            Some(kind) => (Some(kind), None),
+            None => (None, Some(only)),
+        },
+        [kind, object, ..] => match Kind::parse(kind) {
+            Some(kind) => (Some(kind), Some(object)),
+            None => return Err(CliError::Invalid(format!("{kind}: not a kind that sluice knows"))),
+        },
+    };
     block_on(async {
         let mut query = Vec::new();
-        query.extend(args.kind.as_deref().map(|kind| format!("kind={}", encode(kind))));
+        query.extend(kind.map(|kind| format!("kind={}", encode(&kind.to_string()))));
         query.extend(args.namespace.as_deref().map(|namespace| format!("namespace={}", encode(namespace))));
         let path = format!("/v1/objects?{}", query.join("&"));
         let mut objects: Vec<StoredObject> = args.connection.client().get(&path).await?;
         let is_policy = |object: &StoredObject| object.object.kind.to_string().ends_with("NetworkPolicy");
-        objects.retain(|object| match &args.object {
-            Some(wanted) => object.object.path() == *wanted || *object.object.name == **wanted,
-            None => args.all || args.kind.is_some() || is_policy(object),
+        objects.retain(|object| match &wanted {
+            Some(wanted) => object.object.path() == **wanted || &*object.object.name == wanted.as_str(),
+            None => args.all || kind.is_some() || is_policy(object),
         });
-        if args.object.is_some() {
+        if wanted.is_some() {
             if objects.is_empty() {
                 return Err(CliError::Failed(anyhow::anyhow!("not found")));
             }

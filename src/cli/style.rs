@@ -33,6 +33,7 @@ Try and test:
 
 This tool:
   completions    print a shell completion script
+  manpages       write the man pages into a directory
 
 Options:
   -h, --help     print help; `sluice COMMAND --help` says more about a command

@@ -17,6 +17,15 @@ pub enum DeviceName {
     Host { interface: String },
     /// A device inside the pod's network namespace; the other end of the veth is on the node.
     Netns { netns: String, interface: String },
+    /// The same, of a pair that we made and that goes with the endpoint.
+    Made { netns: String, interface: String, host_interface: String },
+}
+
+impl DeviceName {
+    /// The node's side of the pair that we make for endpoint `id`. A number belongs to one pod of a node.
+    pub fn made(id: u16, netns: String, interface: String) -> DeviceName {
+        DeviceName::Made { netns, interface, host_interface: format!("slc{id}") }
+    }
 }
 
 /// A pod without an object: what the operator said about it.

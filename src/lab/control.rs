@@ -22,7 +22,7 @@ use super::fabric::Lab;
 use super::links::CONTROL_PLANE;
 use super::topology::{PodSpec, Site};
 use crate::api::client::{Client, ClientError};
-use crate::api::types::{Applied, EndpointRequest, Status};
+use crate::api::types::{Applied, DeviceOrigin, EndpointRequest, Status};
 use crate::model::ObjectRef;
 
 /// Port of `sluice server`.
@@ -164,6 +164,7 @@ impl ControlPlane {
                 netns: Some(lab.netns(&pod.site()).path().display().to_string()),
                 interface: Some(super::links::CHILD_DEVICE.to_owned()),
                 host_interface: None,
+                device: DeviceOrigin::Existing,
                 labels: BTreeMap::new(),
                 addresses: Vec::new(),
             };
