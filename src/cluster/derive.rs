@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::classes::ClassKey;
 use super::counted::{Counted, Presence};
 use super::delta::{AddressKind, IpcacheEntry};
 use super::dirty::{Dirty, api_server_service};
@@ -56,7 +57,7 @@ struct NodeState {
 #[derive(Debug)]
 pub(super) struct Derived {
     pub(super) ids: Ids,
-    uses: AllUses,
+    pub(super) uses: AllUses,
     pub(super) layers: Layers<IpcacheEntry>,
     pub(super) policies: HashMap<ObjectRef, PolicyState>,
     pub(super) pods: HashMap<ObjectRef, PodState>,
@@ -65,7 +66,10 @@ pub(super) struct Derived {
     named: PrefixMap<Option<ExternalKey>>,
     /// Single addresses of the world of which more is known.
     external: PrefixMap<ExternalKey>,
-    classes: BTreeSet<IpNet>,
+    /// Prefixes of `ipBlock` and `networks` rules.
+    pub(super) class_prefixes: PrefixMap<()>,
+    /// The address class trie.
+    pub(super) classes: PrefixMap<ClassKey>,
     subjects: Counted<Identity>,
     pub(super) names: NameManager,
 }
@@ -86,7 +90,8 @@ impl Derived {
             nodes: HashMap::new(),
             named: PrefixMap::default(),
             external: PrefixMap::default(),
-            classes: BTreeSet::new(),
+            class_prefixes: PrefixMap::default(),
+            classes: PrefixMap::default(),
             subjects: Counted::default(),
             names,
         }
@@ -109,7 +114,7 @@ impl Derived {
         self.derive_patterns(dirty);
         self.derive_prefixes(options, dirty, &mut ops)?;
         self.derive_addresses(objects, options, &api_servers, dirty, &mut ops)?;
-        self.derive_classes(dirty, &mut ops)?;
+        self.derive_classes(objects, dirty, &mut ops)?;
         for (id, presence) in self.subjects.take_changes() {
             ops.push(match presence {
                 Presence::Present => EngineOp::AddSubject(id),
@@ -262,6 +267,7 @@ impl Derived {
                 }
                 let node = new.pod.node.as_deref().filter(|node| *node != options.node);
                 let node = node.and_then(|node| objects.node(node)).map(|node| &node.addresses[..]);
+                self.mark_classes(&new.pod.addresses, dirty);
                 for address in new.pod.clone().addresses.iter() {
                     let claim = IpcacheEntry {
                         identity: new.identity,
@@ -276,6 +282,7 @@ impl Derived {
                 None => self.pods.remove(&reference),
             };
             if let Some(old) = old {
+                self.mark_classes(&old.pod.addresses, dirty);
                 if old.is_endpoint {
                     self.subjects.remove(&old.identity);
                 }
@@ -411,25 +418,6 @@ impl Derived {
         let prefix = self.named.lookup(address).map(|(prefix, _)| prefix);
         let ipv6 = Family::of(address) == Family::IPv6;
         Some(ExternalKey { scope: CidrScope { prefix, fqdns, ipv6 }, api_server })
-    }
-
-    fn derive_classes(&mut self, dirty: &mut Dirty, ops: &mut Vec<EngineOp>) -> Result<(), ViewError> {
-        dirty.classes.extend(self.uses.classes.take_changes().into_iter().map(|(prefix, _)| prefix));
-        for prefix in &dirty.classes {
-            let is_named = self.uses.classes.contains(prefix);
-            if is_named && !self.classes.contains(prefix) {
-                self.ids.acquire_class(*prefix, ops)?;
-                self.classes.insert(*prefix);
-            } else if !is_named && self.classes.remove(prefix) {
-                self.ids.release_class(*prefix);
-            }
-        }
-        Ok(())
-    }
-
-    /// The identity of a class that some rule names.
-    pub(super) fn class(&self, prefix: IpNet) -> Option<Identity> {
-        self.classes.get(&prefix).and_then(|prefix| self.ids.class(*prefix))
     }
 }
 

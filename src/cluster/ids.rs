@@ -5,8 +5,7 @@
 
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
+use super::classes::ClassKey;
 use crate::identity::registry::{Acquired, LocalExhausted, LocalNumbers, Registry};
 use crate::identity::reserved::{ApiServer, cidr_record, class_record};
 use crate::identity::{AllocateError, IdentityAllocator};
@@ -57,7 +56,7 @@ pub(super) struct Ids {
     pods: Registry<Labels>,
     external: Registry<ExternalKey>,
     nodes: Registry<Arc<str>>,
-    classes: Registry<IpNet>,
+    classes: Registry<ClassKey>,
     external_numbers: LocalNumbers,
     node_numbers: LocalNumbers,
     class_numbers: LocalNumbers,
@@ -129,22 +128,22 @@ impl Ids {
 
     pub(super) fn acquire_class(
         &mut self,
-        prefix: IpNet,
+        key: &ClassKey,
         ops: &mut Vec<EngineOp>,
     ) -> Result<Identity, LocalExhausted> {
-        let acquired = self.classes.acquire(&prefix, || self.class_numbers.allocate())?;
+        let acquired = self.classes.acquire(key, || self.class_numbers.allocate())?;
         if let Acquired::New(id) = acquired {
-            ops.push(EngineOp::UpsertIdentity(class_record(id, prefix)));
+            ops.push(EngineOp::UpsertIdentity(class_record(id, key.prefix, &key.ports)));
         }
         Ok(acquired.id())
     }
 
-    pub(super) fn release_class(&mut self, prefix: IpNet) {
-        self.classes.release(&prefix);
+    pub(super) fn release_class(&mut self, key: &ClassKey) {
+        self.classes.release(key);
     }
 
-    pub(super) fn class(&self, prefix: IpNet) -> Option<Identity> {
-        self.classes.get(&prefix)
+    pub(super) fn class(&self, key: &ClassKey) -> Option<Identity> {
+        self.classes.get(key)
     }
 
     /// What the engine may forget.

@@ -4,6 +4,7 @@
 //! does. See [`delta`] for the output, [`View`] for the transactions, and [`Resolved`] and
 //! [`Sides`] for the questions.
 
+mod classes;
 mod counted;
 pub mod delta;
 mod derive;

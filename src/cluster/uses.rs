@@ -11,10 +11,10 @@ use ipnet::IpNet;
 use super::counted::Counted;
 use super::expand::peers;
 use crate::identity::pod::Relevance;
-use crate::model::{ContainerPort, Label, LabelSource};
+use crate::model::{ContainerPort, Direction, Label, LabelSource};
 use crate::policy::l7::DnsPattern;
 use crate::policy::named_port;
-use crate::policy::rule::{CidrSet, Peer, Policy, PortMatch, Ports, Subject};
+use crate::policy::rule::{CidrSet, Peer, Peers, Policy, PortMatch, Ports, Rule, Subject};
 use crate::policy::selector::LabelSelector;
 
 /// What one expanded policy uses.
@@ -28,6 +28,8 @@ pub(super) struct Uses {
     /// Prefixes of address rules, `except` included.
     classes: BTreeSet<IpNet>,
     patterns: BTreeSet<DnsPattern>,
+    /// Some egress rule names ports of peers that it matches by address.
+    names_at_addresses: bool,
 }
 
 impl Uses {
@@ -38,6 +40,7 @@ impl Uses {
                 uses.add_keys(selector);
             }
             for rule in &spec.rules {
+                uses.names_at_addresses |= names_at_addresses(rule);
                 if let Ports::OneOf(ports) = &rule.ports {
                     uses.port_names.extend(ports.iter().filter_map(|port| match port {
                         PortMatch::Named(_, name) => Some(name.clone()),
@@ -67,6 +70,13 @@ impl Uses {
     }
 }
 
+fn names_at_addresses(rule: &Rule) -> bool {
+    let (Peers::OneOf(peers), Ports::OneOf(ports)) = (&rule.peers, &rule.ports) else { return false };
+    rule.direction == Direction::Egress
+        && peers.iter().any(|peer| matches!(peer, Peer::Address(_)))
+        && ports.iter().any(|port| matches!(port, PortMatch::Named(..)))
+}
+
 fn named_prefixes(set: &CidrSet) -> impl Iterator<Item = IpNet> {
     std::iter::once(set.cidr).chain(set.except.iter().copied()).map(|prefix| prefix.trunc())
 }
@@ -79,6 +89,7 @@ pub(super) struct AllUses {
     pub(super) prefixes: Counted<IpNet>,
     pub(super) classes: Counted<IpNet>,
     pub(super) patterns: Counted<DnsPattern>,
+    pub(super) names_at_addresses: Counted<()>,
 }
 
 impl AllUses {
@@ -88,6 +99,9 @@ impl AllUses {
         uses.prefixes.iter().for_each(|prefix| self.prefixes.add(prefix));
         uses.classes.iter().for_each(|prefix| self.classes.add(prefix));
         uses.patterns.iter().for_each(|pattern| self.patterns.add(pattern));
+        if uses.names_at_addresses {
+            self.names_at_addresses.add(&());
+        }
     }
 
     pub(super) fn remove(&mut self, uses: &Uses) {
@@ -96,6 +110,9 @@ impl AllUses {
         uses.prefixes.iter().for_each(|prefix| self.prefixes.remove(prefix));
         uses.classes.iter().for_each(|prefix| self.classes.remove(prefix));
         uses.patterns.iter().for_each(|pattern| self.patterns.remove(pattern));
+        if uses.names_at_addresses {
+            self.names_at_addresses.remove(&());
+        }
     }
 }
 

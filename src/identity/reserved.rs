@@ -76,9 +76,10 @@ fn cidr_labels(scope: &CidrScope, api_server: ApiServer) -> Labels {
     labels.build()
 }
 
-/// The record of an address class.
-pub fn class_record(id: Identity, prefix: IpNet) -> IdentityRecord {
-    IdentityRecord { id, labels: Labels::default(), kind: IdentityKind::AddressClass(prefix) }
+/// The record of an address class; `ports` are the port names of the pod there, as labels.
+pub fn class_record(id: Identity, prefix: IpNet, ports: &[Label]) -> IdentityRecord {
+    let labels = ports.iter().cloned().collect();
+    IdentityRecord { id, labels, kind: IdentityKind::AddressClass(prefix) }
 }
 
 #[cfg(test)]

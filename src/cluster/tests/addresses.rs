@@ -2,6 +2,8 @@
 
 use super::super::delta::AddressKind;
 use super::*;
+use crate::policy::decision::Outcome;
+use crate::policy::engine::L4Flow;
 use crate::policy::rule::{CidrGroupRef, GroupSelect};
 
 #[test]
@@ -152,4 +154,43 @@ fn other_services_named_kubernetes_are_no_api_server() {
     let mut view = small_cluster();
     view.apply(vec![slice("a/kubernetes", "kubernetes", &["198.51.100.250"])]).unwrap();
     assert_eq!(identity_of(&view, "198.51.100.250"), Identity::WORLD_IPV4);
+}
+
+/// A rule for addresses matches pods too, and then a port name is the pod's own: it was taken for nobody's.
+#[test]
+fn a_port_name_at_an_address_is_that_of_the_pod_there() {
+    let mut view = small_cluster();
+    let with_port = |name: &str, address: &str, number: u16| pod_with_port(name, address, "http", number);
+    let allow_http = |name: &str, set: CidrSet| {
+        let http = Ports::OneOf(vec![PortMatch::Named(Protocol::Tcp, "http".into())]);
+        let peers = vec![Peer::Address(set)];
+        policy(name, &[], vec![rule(Direction::Egress, Action::Allow, peers, http)])
+    };
+    view.apply(vec![
+        pod("a/client", LOCAL, &["10.244.1.9"], &[]),
+        with_port("a/web", "10.244.1.1", 8080),
+        with_port("a/api", "10.244.1.2", 9090),
+        with_port("a/far", "10.244.2.2", 9090),
+        allow_http("p", cidr("10.244.1.0/24", &[])),
+    ])
+    .unwrap();
+    let allowed = |view: &View, to: &str, port: u16| {
+        let sides = view.decide(ip("10.244.1.9"), ip(to), L4Flow { protocol: Protocol::Tcp, port });
+        sides.egress.unwrap().outcome == Outcome::Allow
+    };
+    for (to, port, expected) in [
+        ("10.244.1.1", 8080, true),
+        ("10.244.1.1", 9090, false),
+        ("10.244.1.2", 9090, true),
+        ("10.244.1.2", 8080, false),
+        ("10.244.2.2", 9090, false),
+    ] {
+        assert_eq!(allowed(&view, to, port), expected, "{to}:{port}");
+    }
+    view.apply(vec![with_port("a/web", "10.244.1.1", 9090)]).unwrap();
+    assert!(allowed(&view, "10.244.1.1", 9090) && !allowed(&view, "10.244.1.1", 8080));
+    view.apply(vec![allow_http("p", cidr("10.244.1.0/24", &["10.244.1.1/32"]))]).unwrap();
+    assert!(!allowed(&view, "10.244.1.1", 9090) && allowed(&view, "10.244.1.2", 9090));
+    view.apply(vec![delete_policy("p")]).unwrap();
+    assert!(view.full().address_classes.is_empty());
 }
