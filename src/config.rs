@@ -12,6 +12,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use crate::cluster::delta::DenyResponse;
+use crate::httpproxy::options::Options;
 pub use crate::policy::engine::{AllowLocalhost, Enforcement};
 
 /// What was written, before validation. An absent member is not set at this level.
@@ -75,6 +76,9 @@ pub struct AgentSettings {
     /// Run the L7 proxies; without them what L7 rules govern is dropped: on or off [default: on]
     #[arg(long, env = "SLUICE_PROXIES", value_name = "on|off")]
     pub proxies: Option<String>,
+    /// Settings of the HTTP proxy, NAME=VALUE (`sluice http-proxy --help` lists them; repeat or comma separated)
+    #[arg(long, env = "SLUICE_HTTP_PROXY", value_name = "NAME=VALUE", value_delimiter = ',')]
+    pub http_proxy: Option<Vec<String>>,
     /// Flows kept in memory [default: 65536]
     #[arg(long, env = "SLUICE_FLOW_BUFFER", value_name = "COUNT")]
     pub flow_buffer: Option<usize>,
@@ -149,6 +153,8 @@ pub struct AgentConfig {
     pub empty_rule_lists: EmptyRuleLists,
     pub host_firewall: Switch,
     pub proxies: Switch,
+    /// See [`crate::httpproxy::options::Options`]; known to be valid.
+    pub http_proxy: Vec<String>,
     pub flow_buffer: usize,
     pub log_format: LogFormat,
     pub log: String,
@@ -196,6 +202,7 @@ impl AgentSettings {
             empty_rule_lists,
             host_firewall,
             proxies,
+            http_proxy,
             flow_buffer,
             log_format,
             log,
@@ -275,6 +282,10 @@ impl AgentConfig {
             settings.log_format.as_deref(),
             &[("text", LogFormat::Text), ("json", LogFormat::Json)],
         );
+        let http_proxy = settings.http_proxy.unwrap_or_default();
+        if let Err(wrong) = Options::parse(&http_proxy) {
+            p.0.extend(wrong.into_iter().map(|problem| format!("http-proxy: {problem}")));
+        }
         let mut cidr_matches_nodes = Switch::Off;
         for mode in settings.cidr_match_mode.iter().flatten().filter(|mode| !mode.is_empty()) {
             cidr_matches_nodes = p.choice("cidr-match-mode", Some(mode), &[("nodes", Switch::On)]);
@@ -334,6 +345,7 @@ impl AgentConfig {
             empty_rule_lists,
             host_firewall,
             proxies,
+            http_proxy,
             flow_buffer,
             log_format,
             log,

@@ -110,6 +110,17 @@ impl Agent {
         Ok(())
     }
 
+    /// Moves every thread of the process to one CPU.
+    pub fn move_to(&self, cpu: usize) -> anyhow::Result<()> {
+        let mut cpus = nix::sched::CpuSet::new();
+        cpus.set(cpu)?;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let task = task?.file_name().to_string_lossy().parse()?;
+            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(task), &cpus)?;
+        }
+        Ok(())
+    }
+
     /// Resident memory in bytes, now and at most.
     pub fn memory(&self) -> anyhow::Result<(u64, u64)> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

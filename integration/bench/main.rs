@@ -6,6 +6,7 @@
 mod agent;
 mod cluster;
 mod datapath;
+mod http;
 mod load;
 mod node;
 mod place;
@@ -44,6 +45,8 @@ enum What {
     Policy,
     /// Latency and throughput between pods; the cost of a verdict
     Datapath,
+    /// The HTTP proxy against nginx and haproxy
+    Http,
     /// The cost of a verdict alone
     Verdict,
     /// The shipped binary's size alone
@@ -58,6 +61,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match args.what {
         What::Policy => policy::run(&place, rounds, &mut report)?,
         What::Datapath => datapath::run(&place, rounds, &mut report)?,
+        What::Http => http::run(&place, rounds, &mut report)?,
         What::Verdict => verdict::run(rounds, &mut report)?,
         What::Size => policy::binary_size(&mut report)?,
     }

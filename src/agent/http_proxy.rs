@@ -8,18 +8,22 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use futures::future::BoxFuture;
 use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::proxies::ProxyProcess;
 use super::proxy_host::ProxyHost;
+use super::records::Sender;
 use crate::datapath::abi::MARK_PROXY_OUT;
 use crate::datapath::net::sysctl;
 use crate::datapath::proxy::{IdentityLookup, ListenerKind, ListenerPlace, Listeners};
+use crate::flow::record::Record;
+use crate::httpproxy::crew::Crew;
 use crate::httpproxy::judge::SnapshotJudge;
+use crate::httpproxy::options::Options;
 use crate::httpproxy::serve::{self, Protocol};
-use crate::httpproxy::{Context, Counters, Ends, Limits, Network, RecordedPath};
+use crate::httpproxy::{Context, Counters, Ends, Network, Recorder};
 use crate::model::{Family, Identity};
 use crate::policy::engine::PeerView;
 
@@ -28,30 +32,24 @@ use crate::policy::engine::PeerView;
 pub struct HttpProxyConfig {
     pub run_dir: PathBuf,
     pub bpffs: PathBuf,
-    pub limits: Limits,
-    pub recorded_path: RecordedPath,
-    pub records_per_second: u32,
-    /// Threads; 0: one for each CPU.
-    pub threads: usize,
+    pub options: Options,
 }
 
-/// Runs until another process has taken over, or it is told to stop; then finishes what it has begun.
+/// Runs until another process has taken over, or it is told to stop; then finishes what it has begun. This
+/// thread accepts and watches; the threads of the [`Crew`] serve.
 pub fn run(config: HttpProxyConfig) -> anyhow::Result<()> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if config.threads > 0 {
-        builder.worker_threads(config.threads);
-    }
-    let runtime = builder.thread_name("sluice-http").enable_all().build().context("start the runtime")?;
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().context("start the runtime")?;
     runtime.block_on(serve(config))
 }
 
 async fn serve(config: HttpProxyConfig) -> anyhow::Result<()> {
-    let host = ProxyHost::start(ProxyProcess::Http.name(), &config.run_dir, config.records_per_second)?;
+    let options = config.options;
+    let host = ProxyHost::start(ProxyProcess::Http.name(), &config.run_dir, options.records_per_second)?;
     let lookup = IdentityLookup::open(&config.bpffs)?;
     let places = Listeners::open(&config.bpffs)?;
     let judge = SnapshotJudge::new(Arc::clone(&host.feed), move |address| resolve(&lookup, address));
     let counters = Arc::new(Counters::default());
-    let records = Arc::clone(&host.records);
     let (drain, draining) = watch::channel(false);
     let mut families = vec![Family::IPv4];
     if sysctl::has_ipv6() {
@@ -69,17 +67,22 @@ async fn serve(config: HttpProxyConfig) -> anyhow::Result<()> {
     let context = Arc::new(Context {
         judge: Arc::new(judge),
         network: Arc::new(Transparent { own }),
-        record: Box::new(move |record| records.send(&record)),
-        recorded_path: config.recorded_path,
-        limits: config.limits,
+        recorder: Arc::clone(&host.records) as Arc<dyn Recorder>,
+        recorded_path: options.recorded_path,
+        limits: options.limits,
         counters: Arc::clone(&counters),
         changes: host.changes.clone(),
         draining,
     });
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let crew = Arc::new(Crew::start(threads).context("start the threads")?);
     let mut running = JoinSet::new();
     for (place, protocol, listener) in listeners {
         places.insert(place, &listener)?;
-        running.spawn(serve::run(listener, protocol, Arc::clone(&context)));
+        running.spawn(serve::run(listener, protocol, Arc::clone(&context), Arc::clone(&crew)));
     }
     let records = Arc::clone(&host.records);
     host.announce(move || {
@@ -88,12 +91,26 @@ async fn serve(config: HttpProxyConfig) -> anyhow::Result<()> {
         all.map(|(name, count)| (name.to_owned(), serde_json::Value::from(count))).collect()
     })
     .await?;
-    tracing::info!("listening");
+    tracing::info!(threads, "listening");
     host.stopped().await?;
-    tracing::info!("stopping; running requests are finished");
+    tracing::info!("stopping; what runs is finished");
     drain.send_replace(true);
-    while running.join_next().await.is_some() {}
+    while let Some(served) = running.join_next().await {
+        served.context("a listener's task")??;
+    }
+    crew.end();
+    host.records.flush();
     Ok(())
+}
+
+impl Recorder for Sender {
+    fn admits(&self) -> bool {
+        Sender::admits(self)
+    }
+
+    fn record(&self, record: Record) {
+        self.put(&record);
+    }
 }
 
 /// An address that the kernel's tables cannot tell is unknown, and unknown is denied.
@@ -123,7 +140,7 @@ fn transparent(family: Family) -> io::Result<Socket> {
 }
 
 /// On the loopback address: nobody reaches it but through the programs.
-fn listen(family: Family) -> io::Result<TcpListener> {
+fn listen(family: Family) -> io::Result<std::net::TcpListener> {
     let address: IpAddr = match family {
         Family::IPv4 => Ipv4Addr::LOCALHOST.into(),
         Family::IPv6 => Ipv6Addr::LOCALHOST.into(),
@@ -131,7 +148,7 @@ fn listen(family: Family) -> io::Result<TcpListener> {
     let socket = transparent(family)?;
     socket.bind(&SocketAddr::new(address, 0).into())?;
     socket.listen(4096)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Connections as the kernel redirects them.

@@ -10,12 +10,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use super::core::CoreHandle;
-use super::proxy_host::{Hello, Place, build};
+use super::proxy_host::{Hello, LEAVING, Place, build};
 use crate::config::AgentConfig;
 
 /// First and longest pause before a proxy is started again.
@@ -42,6 +42,16 @@ impl ProxyProcess {
             ProxyProcess::Dns => super::dns_proxy::NAME,
         }
     }
+
+    /// What of the agent's configuration is for this process.
+    fn arguments(self, config: &AgentConfig) -> Vec<String> {
+        match self {
+            ProxyProcess::Http => {
+                config.http_proxy.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]).collect()
+            }
+            ProxyProcess::Dns => Vec::new(),
+        }
+    }
 }
 
 /// Starts and watches one proxy until the core is gone.
@@ -56,7 +66,11 @@ pub async fn supervise(process: ProxyProcess, config: std::sync::Arc<AgentConfig
                 if core.call(move |core| core.proxy_listens(process, true)).await.is_err() {
                     return;
                 }
-                running.ended().await;
+                if running.ended().await == Ended::Leaving {
+                    // It accepts until the next one has its listeners in their places.
+                    tracing::info!(proxy = process.name(), "leaving; another one takes over");
+                    continue;
+                }
                 tracing::warn!(proxy = process.name(), "ended");
                 if core.call(move |core| core.proxy_listens(process, false)).await.is_err() {
                     return;
@@ -82,14 +96,27 @@ struct Running {
     child: Option<Child>,
 }
 
+/// How a proxy stops being the one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// It was told to stop; until another one has taken over it still accepts.
+    Leaving,
+    Gone,
+}
+
 impl Running {
-    async fn ended(mut self) {
-        let mut rest = Vec::new();
-        // Whatever comes, the end of it is the end of the process.
-        self.stream.read_to_end(&mut rest).await.ok();
-        if let Some(mut child) = self.child {
-            child.wait().await.ok();
+    async fn ended(mut self) -> Ended {
+        let mut line = String::new();
+        // Whatever else comes, the end of it is the end of the process.
+        let read = self.stream.read_line(&mut line).await;
+        let leaving = matches!(read, Ok(1..)) && line.trim_end() == LEAVING;
+        match self.child {
+            // It finishes what it has begun, and is to be reaped then.
+            Some(mut child) if leaving => drop(tokio::spawn(async move { child.wait().await })),
+            Some(mut child) => drop(child.wait().await),
+            None => {}
         }
+        if leaving { Ended::Leaving } else { Ended::Gone }
     }
 }
 
@@ -148,6 +175,7 @@ fn start(process: ProxyProcess, config: &AgentConfig) -> anyhow::Result<Child> {
         .arg(&config.bpffs)
         .arg("--log")
         .arg(&config.log)
+        .args(process.arguments(config))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         // A group of its own: what ends the agent does not end it.

@@ -4,7 +4,8 @@
 //! their places. Whoever connects gets one line of JSON ([`Hello`]) and may hold the connection: it ends with
 //! the process. A proxy stops when it is told to (SIGTERM), and when its pid file names another
 //! process or is gone: then a new process has taken over the listeners, or the agent's directory has been
-//! deleted. What runs is finished first.
+//! deleted. What runs is finished first. One that is told to stop says [`LEAVING`] to whoever holds a connection,
+//! and goes on accepting while it finishes: the agent starts another one in that time, so that nobody is refused.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,9 @@ use tokio::sync::watch;
 use super::l7feed::{self, Feed};
 use super::records::Sender;
 use crate::api;
+
+/// Second line on a connection: this process goes, but listens until another one does.
+pub const LEAVING: &str = "leaving";
 
 /// What a proxy says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +70,7 @@ pub struct ProxyHost {
     place: Place,
     /// Something in the directory changed: is it still ours?
     touched: watch::Receiver<u64>,
+    leaving: watch::Sender<bool>,
 }
 
 impl ProxyHost {
@@ -75,7 +80,9 @@ impl ProxyHost {
         let (tell, touched) = watch::channel(0);
         let feed = l7feed::follow(run_dir, move || tell.send_modify(|count| *count += 1))?;
         let records = Arc::new(Sender::new(run_dir, records_per_second)?);
-        Ok(ProxyHost { feed, changes: touched.clone(), records, place: Place::new(run_dir, name), touched })
+        let (leaving, _) = watch::channel(false);
+        let place = Place::new(run_dir, name);
+        Ok(ProxyHost { feed, changes: touched.clone(), records, place, touched, leaving })
     }
 
     /// The listeners are in their places: an earlier process learns that it is replaced.
@@ -92,16 +99,23 @@ impl ProxyHost {
         std::fs::rename(&temporary, &self.place.pid).with_context(|| self.place.pid.display().to_string())?;
         let build = build();
         let counters = Arc::new(counters);
+        let leaving = self.leaving.subscribe();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let (build, counters) = (build.clone(), Arc::clone(&counters));
+                let (build, counters, mut leaving) = (build.clone(), Arc::clone(&counters), leaving.clone());
                 tokio::spawn(async move {
                     let hello = Hello { pid, build, counters: counters() };
                     let Ok(mut line) = serde_json::to_vec(&hello) else { return };
                     line.push(b'\n');
-                    if stream.write_all(&line).await.is_ok() {
-                        // Until the other side has enough, or this process ends.
-                        stream.readable().await.ok();
+                    if stream.write_all(&line).await.is_err() {
+                        return;
+                    }
+                    tokio::select! {
+                        // The other side has enough.
+                        _ = stream.readable() => {}
+                        true = async { leaving.wait_for(|leaving| *leaving).await.is_ok() } => {
+                            stream.write_all(format!("{LEAVING}\n").as_bytes()).await.ok();
+                        }
                     }
                 });
             }
@@ -120,6 +134,7 @@ impl ProxyHost {
                         std::fs::remove_file(&self.place.pid).ok();
                         std::fs::remove_file(&self.place.socket).ok();
                     }
+                    self.leaving.send_replace(true);
                     return Ok(());
                 }
                 changed = touched.changed() => {

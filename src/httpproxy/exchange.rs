@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
-use super::Limits;
+use super::Context;
 use super::body::Body;
-use super::head::{self, Parsed};
-use super::io::{Inbox, within};
+use super::head::{self, Parsed, Scan};
+use super::io::{Alarm, Inbox};
 use crate::policy::l7::message::Fault;
 
 /// Why an exchange was not finished.
@@ -45,6 +45,8 @@ pub(super) struct Exchange {
     pub(super) begun: Instant,
     /// The client has got the beginning of the final answer.
     pub(super) started: bool,
+    /// The client was told that its connection ends.
+    pub(super) closes: bool,
     pub(super) status: u16,
     pub(super) latency: Duration,
 }
@@ -55,16 +57,20 @@ impl Exchange {
         from: &mut (impl AsyncRead + Unpin),
         inbox: &mut Inbox,
         to: &mut (impl AsyncWrite + Unpin),
-        limits: &Limits,
+        alarm: &mut Alarm,
+        cx: &Context,
     ) -> Result<Answered, Failure> {
+        let limits = &cx.limits;
+        let mut scan = Scan::default();
         loop {
-            let head = match head::response(inbox.data(), self.is_head) {
+            let head = match head::response(inbox.data(), &mut scan, limits.header_count, self.is_head) {
                 Parsed::Complete(head) => head,
                 Parsed::Fault(fault) => return Err(Failure::Server(fault)),
+                Parsed::TooMany => return Err(Failure::Server("the server's head has too many fields")),
                 Parsed::Partial if inbox.data().len() > limits.header_bytes => {
                     return Err(Failure::Server("the server's head is too large"));
                 }
-                Parsed::Partial => match within(limits.response_timeout, inbox.fill(from)).await {
+                Parsed::Partial => match alarm.within(limits.response_timeout, inbox.fill(from)).await {
                     Ok(0) if inbox.is_empty() => return Err(Failure::Closed),
                     Ok(0) => return Err(Failure::Server("the server closed in a head")),
                     Ok(_) => continue,
@@ -83,7 +89,14 @@ impl Exchange {
                 self.latency = self.begun.elapsed();
             }
             let first = &inbox.data()[..head.len + with_head];
-            within(limits.body_timeout, to.write_all(first)).await.map_err(|_| Failure::Client)?;
+            if !is_interim && cx.is_draining() {
+                self.closes = true;
+                let mut last = head::with_close(&first[..head.len]);
+                last.extend_from_slice(&first[head.len..]);
+                send(to, &last, alarm, limits.body_timeout).await?;
+            } else {
+                send(to, first, alarm, limits.body_timeout).await?;
+            }
             inbox.consume(head.len + with_head);
             if head.status == 101 {
                 return Ok(Answered::Switched);
@@ -92,7 +105,8 @@ impl Exchange {
                 continue;
             }
             if !body.is_done() {
-                relay(&mut body, inbox, from, to, limits).await.map_err(|failure| match failure {
+                let relayed = relay(&mut body, inbox, from, to, alarm, limits.body_timeout).await;
+                relayed.map_err(|failure| match failure {
                     Failure::Malformed(fault) => Failure::Server(fault),
                     Failure::Writing => Failure::Client,
                     Failure::Client => Failure::Closed,
@@ -105,17 +119,28 @@ impl Exchange {
     }
 }
 
+/// To the client.
+async fn send(
+    to: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+    alarm: &mut Alarm,
+    limit: Duration,
+) -> Result<(), Failure> {
+    alarm.within(limit, to.write_all(bytes)).await.map_err(|_| Failure::Client)
+}
+
 /// Forwards the rest of a body.
 pub(super) async fn relay(
     body: &mut Body,
     inbox: &mut Inbox,
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    limits: &Limits,
+    alarm: &mut Alarm,
+    limit: Duration,
 ) -> Result<(), Failure> {
     while !body.is_done() {
         if inbox.is_empty() {
-            match within(limits.body_timeout, inbox.fill(from)).await {
+            match alarm.within(limit, inbox.fill(from)).await {
                 Ok(0) if body.ends_with_connection() => return Ok(()),
                 Ok(0) => return Err(Failure::Client),
                 Ok(_) => {}
@@ -123,7 +148,7 @@ pub(super) async fn relay(
             }
         }
         let count = body.accept(inbox.data()).map_err(Failure::Malformed)?;
-        let sent = within(limits.body_timeout, to.write_all(&inbox.data()[..count])).await;
+        let sent = alarm.within(limit, to.write_all(&inbox.data()[..count])).await;
         sent.map_err(|error| Failure::or_timeout(&error, Failure::Writing))?;
         inbox.consume(count);
     }

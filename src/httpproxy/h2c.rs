@@ -108,7 +108,7 @@ impl Shared {
             Checked::Redirect(location) => {
                 self.cx.counters.redirected.one();
                 call.path = target.to_owned();
-                self.report(&call, &unjudged(), RecordVerdict::Denied, 307);
+                self.report(&call, &Verdict::unjudged(), RecordVerdict::Denied, 307);
                 answer(&mut respond, StatusCode::TEMPORARY_REDIRECT, &[("location", &location)], "");
                 return;
             }
@@ -116,7 +116,7 @@ impl Shared {
                 tracing::debug!(fault, client = %self.ends.client, "malformed request");
                 self.cx.counters.malformed.one();
                 call.path = target.to_owned();
-                self.report(&call, &unjudged(), RecordVerdict::Failed, 400);
+                self.report(&call, &Verdict::unjudged(), RecordVerdict::Failed, 400);
                 answer(&mut respond, StatusCode::BAD_REQUEST, &[], "");
                 return;
             }
@@ -235,7 +235,7 @@ impl Shared {
     }
 
     fn report(&self, call: &Call, verdict: &Verdict, outcome: RecordVerdict, status: u16) {
-        let l7 = L7::Http {
+        let l7 = || L7::Http {
             method: call.method.as_str().into(),
             path: self.cx.shown_path(&call.path).into(),
             host: call.authority.as_str().into(),
@@ -245,15 +245,6 @@ impl Shared {
         let mut kept = self.judged.lock();
         let judged = self.cx.judged(self.ends, &mut kept);
         self.cx.report(self.ends, judged, verdict, outcome, l7);
-    }
-}
-
-fn unjudged() -> Verdict {
-    Verdict {
-        passes: false,
-        direction: crate::model::Direction::Egress,
-        rules: Vec::new(),
-        edits: Vec::new(),
     }
 }
 

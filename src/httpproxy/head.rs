@@ -5,17 +5,24 @@
 //! read in two ways is a [`Fault`]. Offsets into the bytes are kept, so that a head is forwarded as it
 //! came, letter case and order included.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
+
+use smallvec::SmallVec;
 
 use crate::policy::l7::http::HeaderEdit;
 use crate::policy::l7::message::{self, Fault};
 
-/// Most header fields of one message.
-pub const MOST_HEADERS: usize = 128;
+/// Header fields that a limit may allow at most.
+pub const MOST_HEADERS: usize = 1024;
+
+/// Header fields, in the order they were sent.
+pub type Fields<'a> = SmallVec<[(&'a str, &'a [u8]); 16]>;
 
 /// How a body ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Length {
+    #[default]
     None,
     Bytes(u64),
     Chunked,
@@ -30,16 +37,19 @@ pub enum Parsed<T> {
     Partial,
     Complete(T),
     Fault(Fault),
+    /// More header fields than the limit.
+    TooMany,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Version {
     Http10,
+    #[default]
     Http11,
 }
 
 /// A request head, as offsets into the bytes that it was parsed from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestHead {
     /// Bytes of the head, with the empty line.
     pub len: usize,
@@ -66,57 +76,77 @@ pub struct ResponseHead {
     pub keep_alive: bool,
 }
 
-/// Finds the end of a head and checks its line ends.
-fn head_end(bytes: &[u8]) -> Parsed<usize> {
-    let mut at = 0;
-    while let Some(found) = bytes[at..].iter().position(|byte| matches!(byte, b'\r' | b'\n')) {
-        let place = at + found;
-        match (bytes[place], bytes.get(place + 1)) {
-            (b'\r', Some(b'\n')) => {}
-            (b'\r', None) => return Parsed::Partial,
-            _ => return Parsed::Fault("a line ends with a bare CR or LF"),
+/// How far the bytes at the start of a buffer were searched for the end of a head, so that a head that comes
+/// in many pieces is not searched from its start each time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scan(usize);
+
+impl Scan {
+    /// Finds the end of a head and checks its line ends.
+    fn head_end(&mut self, bytes: &[u8]) -> Parsed<usize> {
+        while let Some(found) = bytes[self.0..].iter().position(|byte| matches!(byte, b'\r' | b'\n')) {
+            let place = self.0 + found;
+            match (bytes[place], bytes.get(place + 1)) {
+                (b'\r', Some(b'\n')) => {}
+                (b'\r', None) => {
+                    self.0 = place;
+                    return Parsed::Partial;
+                }
+                _ => return Parsed::Fault("a line ends with a bare CR or LF"),
+            }
+            match (bytes.get(place + 2), bytes.get(place + 3)) {
+                (Some(b'\r'), Some(b'\n')) => {
+                    self.0 = 0;
+                    return Parsed::Complete(place + 4);
+                }
+                (Some(b'\r'), Some(_)) => return Parsed::Fault("a line ends with a bare CR or LF"),
+                // The line's end may be the head's: look again when there is more.
+                (None | Some(b'\r'), None) => {
+                    self.0 = place;
+                    return Parsed::Partial;
+                }
+                _ => self.0 = place + 2,
+            }
         }
-        match (bytes.get(place + 2), bytes.get(place + 3)) {
-            (Some(b'\r'), Some(b'\n')) => return Parsed::Complete(place + 4),
-            (Some(b'\r'), Some(_)) => return Parsed::Fault("a line ends with a bare CR or LF"),
-            _ => {}
-        }
-        at = place + 2;
+        self.0 = bytes.len();
+        Parsed::Partial
     }
-    Parsed::Partial
 }
 
-/// Parses the head of a request at the start of `bytes`. One empty line before it is let through by the
-/// caller. `Partial` says nothing about limits.
-pub fn request(bytes: &[u8]) -> Parsed<RequestHead> {
-    let len = match head_end(bytes) {
+/// Parses the head of a request at the start of `bytes` into `request`. One empty line before it is let
+/// through by the caller. `most` fields are let through, [`MOST_HEADERS`] at most; `Partial` says nothing about
+/// other limits.
+pub fn request(bytes: &[u8], scan: &mut Scan, most: usize, request: &mut RequestHead) -> Parsed<()> {
+    let len = match scan.head_end(bytes) {
         Parsed::Complete(len) => len,
         Parsed::Partial => return Parsed::Partial,
         Parsed::Fault(fault) => return Parsed::Fault(fault),
+        Parsed::TooMany => return Parsed::TooMany,
     };
     let head = &bytes[..len];
-    let mut fields = [httparse::EMPTY_HEADER; MOST_HEADERS];
-    let mut parsed = httparse::Request::new(&mut fields);
-    match parsed.parse(head) {
+    let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(head, &mut fields[..most.min(MOST_HEADERS)]) {
         Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
         Ok(_) => return Parsed::Fault("head is not a request"),
-        Err(httparse::Error::TooManyHeaders) => return Parsed::Fault("too many header fields"),
+        Err(httparse::Error::TooManyHeaders) => return Parsed::TooMany,
         Err(_) => return Parsed::Fault("head is not a request"),
     }
     let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
         return Parsed::Fault("head is not a request");
     };
     let version = if version == 0 { Version::Http10 } else { Version::Http11 };
-    let mut request = RequestHead {
+    let mut headers = std::mem::take(&mut request.headers);
+    headers.clear();
+    headers.extend(
+        parsed.headers.iter().map(|field| (place(head, field.name.as_bytes()), place(head, field.value))),
+    );
+    *request = RequestHead {
         len,
         method: place(head, method.as_bytes()),
         target: place(head, target.as_bytes()),
         version,
-        headers: parsed
-            .headers
-            .iter()
-            .map(|field| (place(head, field.name.as_bytes()), place(head, field.value)))
-            .collect(),
+        headers,
         length: Length::None,
         keep_alive: version == Version::Http11,
         expects_continue: false,
@@ -131,7 +161,7 @@ pub fn request(bytes: &[u8]) -> Parsed<RequestHead> {
         return Parsed::Fault("request line has more than its three parts");
     }
     match request.read_fields(head) {
-        Ok(()) => Parsed::Complete(request),
+        Ok(()) => Parsed::Complete(()),
         Err(fault) => Parsed::Fault(fault),
     }
 }
@@ -160,7 +190,7 @@ impl RequestHead {
     }
 
     /// Fields in the order they were sent.
-    pub fn fields<'a>(&self, head: &'a [u8]) -> Vec<(&'a str, &'a [u8])> {
+    pub fn fields<'a>(&self, head: &'a [u8]) -> Fields<'a> {
         self.headers.iter().map(|(name, value)| (text(&head[name.clone()]), &head[value.clone()])).collect()
     }
 
@@ -168,7 +198,7 @@ impl RequestHead {
         let fields = self.fields(head);
         message::check_head(self.method(head), &fields)?;
         let (mut length, mut has_host, mut upgrade_named) = (Length::None, false, false);
-        let mut offered: Vec<&[u8]> = Vec::new();
+        let mut offered: SmallVec<[&[u8]; 2]> = SmallVec::new();
         for (name, value) in &fields {
             if name.eq_ignore_ascii_case("content-length") {
                 length = Length::Bytes(number(value).ok_or("Content-Length is not a number")?);
@@ -228,17 +258,21 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
-/// Parses the head of a response to a request with this method.
-pub fn response(bytes: &[u8], to_head: bool) -> Parsed<ResponseHead> {
-    let len = match head_end(bytes) {
+/// Parses the head of a response to a request; `to_head`: its method is HEAD.
+pub fn response(bytes: &[u8], scan: &mut Scan, most: usize, to_head: bool) -> Parsed<ResponseHead> {
+    let len = match scan.head_end(bytes) {
         Parsed::Complete(len) => len,
         Parsed::Partial => return Parsed::Partial,
         Parsed::Fault(fault) => return Parsed::Fault(fault),
+        Parsed::TooMany => return Parsed::TooMany,
     };
-    let mut fields = [httparse::EMPTY_HEADER; MOST_HEADERS];
-    let mut parsed = httparse::Response::new(&mut fields);
-    match parsed.parse(&bytes[..len]) {
+    let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let fields = &mut fields[..most.min(MOST_HEADERS)];
+    match config.parse_response_with_uninit_headers(&mut parsed, &bytes[..len], fields) {
         Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
+        Err(httparse::Error::TooManyHeaders) => return Parsed::TooMany,
         _ => return Parsed::Fault("the server's head is not a response"),
     }
     let (Some(status), Some(version)) = (parsed.code, parsed.version) else {
@@ -336,4 +370,56 @@ pub fn rewritten(head: &[u8], request: &RequestHead, target: &str, edits: &[Head
     }
     out.extend_from_slice(b"\r\n");
     out
+}
+
+/// A response head that tells the client to open another connection for its next request.
+pub fn with_close(head: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(head.len() + 24);
+    for line in head[..head.len() - 2].split_inclusive(|byte| *byte == b'\n') {
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        let is_hop = [&b"connection"[..], b"keep-alive"].iter().any(|hop| name.eq_ignore_ascii_case(hop));
+        if !is_hop {
+            out.extend_from_slice(line);
+        }
+    }
+    out.extend_from_slice(b"Connection: close\r\n\r\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_comes_in_pieces_is_found_where_it_ends() {
+        let text = b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\nrest";
+        let end = text.len() - 4;
+        let mut scan = Scan::default();
+        let mut head = RequestHead::default();
+        for count in 0..end {
+            assert_eq!(request(&text[..count], &mut scan, 8, &mut head), Parsed::Partial, "{count}");
+        }
+        assert_eq!(request(text, &mut scan, 8, &mut head), Parsed::Complete(()));
+        assert_eq!(head.len, end);
+        let mut scan = Scan::default();
+        assert_eq!(scan.head_end(b"a\r\n\r"), Parsed::Partial);
+        assert!(matches!(scan.head_end(b"a\r\n\rb"), Parsed::Fault(_)));
+    }
+
+    #[test]
+    fn fields_are_counted() {
+        let text = b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n";
+        let mut head = RequestHead::default();
+        assert_eq!(request(text, &mut Scan::default(), 1, &mut head), Parsed::TooMany);
+        let text = b"HTTP/1.1 200 OK\r\nA: a\r\nX: 1\r\n\r\n";
+        assert_eq!(response(text, &mut Scan::default(), 1, false), Parsed::TooMany);
+    }
+
+    #[test]
+    fn an_answer_of_a_process_that_ends_says_close() {
+        let head =
+            b"HTTP/1.1 200 OK\r\nconnection: keep-alive\r\nKeep-Alive: timeout=5\r\nX: Connection: a\r\n\r\n";
+        let expected = "HTTP/1.1 200 OK\r\nX: Connection: a\r\nConnection: close\r\n\r\n";
+        assert_eq!(String::from_utf8(with_close(head)).unwrap(), expected);
+    }
 }

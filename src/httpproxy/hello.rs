@@ -4,8 +4,10 @@
 //! records, and records over packets, up to [`LARGEST`] bytes. Unknown extensions and values (GREASE) are
 //! skipped. With encrypted ClientHello the outer name counts: it is the one that is on the wire.
 
-/// Most bytes until the ClientHello is whole.
+/// Most bytes of a ClientHello.
 pub const LARGEST: usize = 16 * 1024;
+/// The same with the heads of the records that carry it, in however small pieces.
+const LARGEST_FLIGHT: usize = 4 * LARGEST;
 
 /// What the bytes so far are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,12 +65,16 @@ pub fn read(bytes: &[u8]) -> Hello {
         if let (Some(_), Some(body)) = (handshake.take(1), handshake.vector(3)) {
             return client_hello(body).map_or(Hello::NotTls, Hello::Name);
         }
+        // What it says of its length is enough to know that it is too long.
+        if message.get(1..4).is_some_and(|length| Reader(length).number(3).unwrap_or(0) + 4 > LARGEST) {
+            return Hello::NotTls;
+        }
         records.take(available);
         if available < length {
             break;
         }
     }
-    if bytes.len() >= LARGEST { Hello::NotTls } else { Hello::Partial }
+    if bytes.len() >= LARGEST_FLIGHT { Hello::NotTls } else { Hello::Partial }
 }
 
 /// `None`: malformed.
@@ -154,6 +160,78 @@ mod tests {
             split.extend(piece);
         }
         assert_eq!(read(&split), Hello::Name(Some("a.example".into())));
+    }
+
+    /// A ClientHello with these extensions, in one record.
+    fn made(extensions: &[(u16, Vec<u8>)]) -> Vec<u8> {
+        let mut all = Vec::new();
+        for (kind, content) in extensions {
+            all.extend(kind.to_be_bytes());
+            all.extend((content.len() as u16).to_be_bytes());
+            all.extend(content);
+        }
+        let mut body = vec![3, 3];
+        body.extend([7; 32]);
+        // No session; a GREASE cipher suite (RFC 8701) and a real one; no compression.
+        body.extend([0, 0, 4, 0x0a, 0x0a, 0x13, 0x01, 1, 0]);
+        body.extend((all.len() as u16).to_be_bytes());
+        body.extend(all);
+        let mut message = vec![1];
+        message.extend(&(body.len() as u32).to_be_bytes()[1..]);
+        message.extend(body);
+        let mut record = vec![22, 3, 1];
+        record.extend((message.len() as u16).to_be_bytes());
+        record.extend(message);
+        record
+    }
+
+    fn named(name: &str) -> (u16, Vec<u8>) {
+        let mut content = ((name.len() + 3) as u16).to_be_bytes().to_vec();
+        content.push(0);
+        content.extend((name.len() as u16).to_be_bytes());
+        content.extend(name.bytes());
+        (0, content)
+    }
+
+    #[test]
+    fn grease_and_an_encrypted_hello_do_not_hide_the_outer_name() {
+        let grease = |value: u16| (value, vec![0]);
+        let ech = (0xfe0d, vec![0xaa; 200]);
+        let bytes = made(&[grease(0x1a1a), ech, named("outer.example"), grease(0xfafa)]);
+        assert_eq!(read(&bytes), Hello::Name(Some("outer.example".into())));
+        assert_eq!(read(&made(&[grease(0x0a0a)])), Hello::Name(None));
+    }
+
+    #[test]
+    fn names_that_could_be_read_in_two_ways_are_no_names() {
+        let two = [named("a.example"), named("b.example")];
+        assert_eq!(read(&made(&two)), Hello::NotTls);
+        for name in ["", "a\0b", "a b", "a/b", "\u{e9}.example"] {
+            assert_eq!(read(&made(&[named(name)])), Hello::NotTls, "{name:?}");
+        }
+        let (kind, mut content) = named("a.example");
+        content.push(0);
+        assert_eq!(read(&made(&[(kind, content)])), Hello::NotTls);
+    }
+
+    #[test]
+    fn a_hello_of_16_kib_is_read_and_a_larger_one_is_not() {
+        let overhead = made(&[named("a.example"), (21, Vec::new())]).len() - 5;
+        let padded = |length: usize| made(&[named("a.example"), (21, vec![0; length - overhead])]);
+        let largest = padded(LARGEST);
+        for cut in [LARGEST - 1, LARGEST, LARGEST + 4] {
+            assert_eq!(read(&largest[..cut]), Hello::Partial, "{cut}");
+        }
+        assert_eq!(read(&largest), Hello::Name(Some("a.example".into())));
+        let mut split = Vec::new();
+        for piece in largest[5..].chunks(40) {
+            split.extend([22, 3, 1, 0, piece.len() as u8]);
+            split.extend(piece);
+        }
+        assert_eq!(read(&split), Hello::Name(Some("a.example".into())));
+        let larger = padded(LARGEST + 1);
+        assert_eq!(read(&larger), Hello::NotTls);
+        assert_eq!(read(&larger[..100]), Hello::NotTls, "known by what it says of its length");
     }
 
     #[test]

@@ -1,17 +1,40 @@
 //! Buffers and bounded waits.
 
-use std::future::Future;
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
 
 /// First size of a buffer, and the size it grows to while a body streams.
 const SMALL: usize = 8 * 1024;
 const LARGE: usize = 64 * 1024;
+/// Small buffers that a thread keeps for the next connection.
+const KEPT: usize = 64;
+
+thread_local! {
+    /// A buffer is needed only while a message is under way: connections of one thread take turns.
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn small_buffer() -> Vec<u8> {
+    SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; SMALL])
+}
+
+fn give_back(buffer: Vec<u8>) {
+    if buffer.len() == SMALL {
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < KEPT {
+                spare.push(buffer);
+            }
+        });
+    }
+}
 
 /// Bytes that were read and not used yet. Idle connections hold none.
 #[derive(Debug, Default)]
@@ -41,7 +64,8 @@ impl Inbox {
     /// Gives the memory of an empty buffer back.
     pub(super) fn release(&mut self) {
         if self.is_empty() {
-            *self = Inbox::default();
+            give_back(std::mem::take(&mut self.bytes));
+            (self.start, self.end) = (0, 0);
         }
     }
 
@@ -68,9 +92,10 @@ impl Inbox {
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
+        } else if self.bytes.is_empty() {
+            self.bytes = small_buffer();
         } else {
-            let wanted = if self.bytes.is_empty() { SMALL } else { (self.bytes.len() * 2).max(LARGE) };
-            self.bytes.resize(wanted, 0);
+            self.bytes.resize((self.bytes.len() * 2).max(LARGE), 0);
         }
     }
 
@@ -79,6 +104,58 @@ impl Inbox {
         // A buffer that was filled at once is too small for what streams here.
         if self.end == self.bytes.len() && self.bytes.len() < LARGE {
             self.bytes.resize(LARGE, 0);
+        }
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Bounds waits, one after the other, with one timer that is seldom touched: it is moved only for a wait that
+/// is due earlier, and looks at the clock when it fires too early for the one that is going on.
+#[derive(Debug)]
+pub(super) struct Alarm(Pin<Box<Sleep>>);
+
+impl Alarm {
+    pub(super) fn new() -> Alarm {
+        Alarm(Box::pin(tokio::time::sleep(Duration::from_secs(3600))))
+    }
+
+    /// Waits so long at most.
+    pub(super) async fn within<T>(
+        &mut self,
+        limit: Duration,
+        work: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
+        let mut work = pin!(work);
+        let mut due = None;
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result),
+            Poll::Pending => {
+                let due = *due.get_or_insert_with(|| Instant::now() + limit);
+                self.poll_until(due, cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+            }
+        })
+        .await
+    }
+
+    fn poll_until(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.deadline() > due {
+            self.0.as_mut().reset(due);
+        }
+        loop {
+            if self.0.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if Instant::now() >= due {
+                // The next wait starts with a timer that has not fired.
+                self.0.as_mut().reset(due + Duration::from_secs(3600));
+                return Poll::Ready(());
+            }
+            self.0.as_mut().reset(due);
         }
     }
 }
@@ -146,5 +223,23 @@ impl AsyncWrite for Rewound {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_timer_bounds_every_wait_by_its_own_limit() {
+        let mut alarm = Alarm::new();
+        for millis in [40, 3, 20, 1, 30] {
+            let limit = Duration::from_millis(millis);
+            let begun = Instant::now();
+            let waited = alarm.within::<()>(limit, std::future::pending()).await;
+            assert_eq!(waited.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert!(begun.elapsed() >= limit);
+            assert_eq!(alarm.within(limit, async { Ok(7) }).await.unwrap(), 7);
+        }
     }
 }

@@ -6,20 +6,26 @@
 //! client's address, except for the path, which is forwarded as it was matched. A refused request is answered
 //! `403 Access denied` and its connection goes on.
 //!
-//! - [`serve`]: accepting, draining. [`http1`], [`h2c`], [`tls`]: the protocols. [`tunnel`]: bytes as they are.
+//! - [`serve`]: accepting, draining; [`crew`]: the threads. [`http1`], [`h2c`], [`tls`]: the protocols.
+//!   [`tunnel`]: bytes as they are.
 //! - [`head`], [`body`], [`hello`]: strict parsing, without IO.
+//! - [`options`]: what can be set.
 //!
 //! Where connections come from and go to, who judges and who is told are traits and functions
 //! ([`Context`]): the kernel's part is in `datapath`, and `agent` puts both together.
 
+mod answer;
 pub mod body;
+pub mod crew;
 mod exchange;
+mod forward;
 mod h2c;
 pub mod head;
 pub mod hello;
 mod http1;
 mod io;
 pub mod judge;
+pub mod options;
 pub mod policy;
 mod request;
 pub mod serve;
@@ -64,6 +70,8 @@ pub trait Network: Send + Sync + 'static {
 pub struct Limits {
     /// Bytes of one head, request or response.
     pub header_bytes: usize,
+    /// Fields of one head, request or response.
+    pub header_count: usize,
     /// From the first byte of a head to its last.
     pub header_timeout: Duration,
     /// Between requests.
@@ -79,7 +87,7 @@ pub struct Limits {
     pub streams: u32,
     /// Connections at a time.
     pub connections: usize,
-    /// For running requests when the process is to end.
+    /// For connections that are there when the process is to end.
     pub drain_timeout: Duration,
 }
 
@@ -87,6 +95,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             header_bytes: 64 * 1024,
+            header_count: 128,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
             body_timeout: Duration::from_secs(300),
@@ -95,7 +104,7 @@ impl Default for Limits {
             refused_body_bytes: 1 << 20,
             streams: 256,
             connections: 65_536,
-            drain_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(300),
         }
     }
 }
@@ -123,7 +132,12 @@ counters! {
     /// Answered 307.
     redirected,
     malformed,
+    /// More bytes than a head may have.
     headers_too_large,
+    /// More fields than a head may have.
+    headers_too_many,
+    /// HTTP/2 connections that had as many streams as they may have.
+    streams_at_limit,
     timeouts,
     /// No connection to the server, or no answer that can be forwarded.
     upstream_failures,
@@ -133,6 +147,8 @@ counters! {
     /// Tunnels that new rules ended.
     tunnels_cut,
     connections_refused,
+    /// Connections that were cut because the process could not wait any longer for their end.
+    drained_late,
 }
 
 /// A number that grows.
@@ -142,6 +158,10 @@ pub struct Counter(AtomicU64);
 impl Counter {
     fn one(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
     }
 
     pub fn get(&self) -> u64 {
@@ -156,11 +176,18 @@ pub enum RecordedPath {
     WithQuery,
 }
 
+/// Who is told of requests and handshakes.
+pub trait Recorder: Send + Sync + 'static {
+    /// One more record may be sent now. To be asked before one is made: above the rate nothing is.
+    fn admits(&self) -> bool;
+    fn record(&self, record: Record);
+}
+
 /// Everything that a connection needs.
 pub struct Context {
     pub judge: Arc<dyn Judge>,
     pub network: Arc<dyn Network>,
-    pub record: Box<dyn Fn(Record) + Send + Sync>,
+    pub recorder: Arc<dyn Recorder>,
     pub recorded_path: RecordedPath,
     pub limits: Limits,
     pub counters: Arc<Counters>,
@@ -189,9 +216,24 @@ impl Context {
         *self.draining.borrow()
     }
 
-    fn report(&self, ends: Ends, judged: &Judged, verdict: &Verdict, outcome: RecordVerdict, l7: L7) {
+    /// `l7` is asked for only if there is going to be a record.
+    fn report(
+        &self,
+        ends: Ends,
+        judged: &Judged,
+        verdict: &Verdict,
+        outcome: RecordVerdict,
+        l7: impl FnOnce() -> L7,
+    ) {
+        if self.recorder.admits() {
+            self.record(ends, judged, verdict, outcome, l7());
+        }
+    }
+
+    /// Once the recorder has admitted it.
+    fn record(&self, ends: Ends, judged: &Judged, verdict: &Verdict, outcome: RecordVerdict, l7: L7) {
         let time_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        (self.record)(Record {
+        self.recorder.record(Record {
             time_ns,
             direction: verdict.direction,
             verdict: outcome,
@@ -200,7 +242,7 @@ impl Context {
             server: ends.server,
             client_identity: judged.policy.client_identity,
             server_identity: judged.policy.server_identity,
-            rules: verdict.rules.clone(),
+            rules: verdict.rules.to_vec(),
             l7,
         });
     }

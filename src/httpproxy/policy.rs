@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::model::{Direction, Identity};
 use crate::policy::decision::Outcome;
 use crate::policy::engine::L7Policy;
@@ -99,8 +101,15 @@ pub struct Verdict {
     /// The side that refused, or the last one that had rules.
     pub direction: Direction,
     /// Rules that matched; for a refusal those that none matched.
-    pub rules: Vec<RuleRef>,
+    pub rules: SmallVec<[RuleRef; 2]>,
     pub edits: Vec<HeaderEdit>,
+}
+
+impl Verdict {
+    /// Of a message that no rule could be asked about.
+    pub fn unjudged() -> Verdict {
+        Verdict { passes: false, direction: Direction::Egress, rules: SmallVec::new(), edits: Vec::new() }
+    }
 }
 
 impl ConnectionPolicy {
@@ -112,7 +121,7 @@ impl ConnectionPolicy {
         let mut verdict = Verdict {
             passes: true,
             direction: if self.egress.governing.is_empty() { Direction::Ingress } else { Direction::Egress },
-            rules: Vec::new(),
+            rules: SmallVec::new(),
             edits: Vec::new(),
         };
         for (direction, policy) in self.sides() {
@@ -122,7 +131,7 @@ impl ConnectionPolicy {
                     verdict.edits.extend(edits);
                 }
                 SideVerdict::Refused => {
-                    let rules = policy.governing.clone();
+                    let rules = policy.governing.iter().cloned().collect();
                     return Verdict { passes: false, direction, rules, edits: Vec::new() };
                 }
             }

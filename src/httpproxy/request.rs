@@ -1,6 +1,5 @@
 //! What a request asks for: the host, and the path as it is matched and forwarded.
 
-use super::head::RequestHead;
 use crate::policy::l7::message::Fault;
 use crate::policy::l7::target::{Target, normalize};
 
@@ -10,10 +9,8 @@ pub(super) fn host<'a>(fields: &[(&'a str, &'a [u8])]) -> &'a str {
     found.and_then(|(_, value)| std::str::from_utf8(value).ok()).unwrap_or_default()
 }
 
-/// The target as it is matched and forwarded.
-pub(super) fn path<'a>(head: &'a [u8], request: &RequestHead) -> Result<Target<'a>, Fault> {
-    let target = request.target(head);
-    let method = request.method(head);
+/// The target as it is matched and forwarded. `host`: the Host as it was sent.
+pub(super) fn path<'a>(method: &str, target: &'a str, host: &str) -> Result<Target<'a>, Fault> {
     if method == "CONNECT" {
         return Ok(Target::Forward(target.into()));
     }
@@ -28,7 +25,7 @@ pub(super) fn path<'a>(head: &'a [u8], request: &RequestHead) -> Result<Target<'
     let rest = &target[7..];
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    if authority.is_empty() || !authority.eq_ignore_ascii_case(host(&request.fields(head))) {
+    if authority.is_empty() || !authority.eq_ignore_ascii_case(host) {
         return Err("the target's authority is not the Host");
     }
     match path {

@@ -1,12 +1,17 @@
 //! Accepting connections, and ending in good order.
+//!
+//! A process that ends accepts for as long as it lives: what was on its way to its listener when another
+//! process took over must not be refused. Connections that are there go on: each is told to close with its
+//! next answer, and what has not ended within the limit is cut and counted.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+use super::crew::Crew;
 use super::{Context, Ends, http1, tls};
 
 /// What a listener's connections carry.
@@ -16,36 +21,44 @@ pub enum Protocol {
     Tls,
 }
 
-/// How long connections that are on their way to a listener that was replaced are still accepted.
-const LATE: Duration = Duration::from_millis(250);
+/// How long a listener is still served at least after another one took its place: handshakes that were under way.
+const LATE: Duration = Duration::from_secs(1);
+/// How often a process that ends looks whether all connections have.
+const LOOK: Duration = Duration::from_millis(50);
 /// Pause after an accept that failed for want of descriptors or memory.
 const BREATH: Duration = Duration::from_millis(20);
 
-/// Accepts until the context drains; returns when all connections have ended, or their time is over.
-pub async fn run(listener: TcpListener, protocol: Protocol, cx: Arc<Context>) {
-    let mut draining = cx.draining.clone();
+/// Accepts until the context drains and all connections have ended, or their time is over.
+///
+/// # Errors
+/// The listener cannot be watched.
+pub async fn run(
+    listener: std::net::TcpListener,
+    protocol: Protocol,
+    cx: Arc<Context>,
+    crew: Arc<Crew>,
+) -> std::io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
     let room = Arc::new(Semaphore::new(cx.limits.connections));
-    let mut running = JoinSet::new();
-    let late = async {
-        // The sender is gone: nobody will say it any more.
-        draining.wait_for(|draining| *draining).await.ok();
-        tokio::time::sleep(LATE).await;
-    };
-    tokio::pin!(late);
+    let drained = drained(&cx, &room);
+    tokio::pin!(drained);
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => match Arc::clone(&room).try_acquire_owned() {
+            // Registered anew by the thread that serves it.
+            accepted = async { listener.accept().await?.0.into_std() } => match accepted {
+                Ok(stream) => match Arc::clone(&room).try_acquire_owned() {
                     Ok(place) => {
                         let cx = Arc::clone(&cx);
-                        running.spawn(async move {
+                        crew.spawn(move || Box::pin(async move {
                             one(stream, protocol, cx).await;
                             drop(place);
-                        });
+                        }));
                     }
                     Err(_) => {
                         cx.counters.connections_refused.one();
-                        super::io::reset(stream);
+                        let socket = socket2::SockRef::from(&stream);
+                        socket.set_linger(Some(Duration::ZERO)).ok();
                     }
                 },
                 Err(error) => {
@@ -53,19 +66,41 @@ pub async fn run(listener: TcpListener, protocol: Protocol, cx: Arc<Context>) {
                     tokio::time::sleep(BREATH).await;
                 }
             },
-            Some(_) = running.join_next() => {}
-            () = &mut late => break,
+            left = &mut drained => {
+                if left > 0 {
+                    tracing::warn!(connections = left, "not finished in time");
+                    cx.counters.drained_late.add(left as u64);
+                }
+                return Ok(());
+            }
         }
-    }
-    drop(listener);
-    let finished = async { while running.join_next().await.is_some() {} };
-    if tokio::time::timeout(cx.limits.drain_timeout, finished).await.is_err() {
-        tracing::warn!(connections = running.len(), "not finished in time");
-        running.shutdown().await;
     }
 }
 
-async fn one(stream: TcpStream, protocol: Protocol, cx: Arc<Context>) {
+/// How many connections are left when there is nothing more to wait for.
+async fn drained(cx: &Context, room: &Semaphore) -> usize {
+    let mut draining = cx.draining.clone();
+    // The sender is gone: nobody will say it any more.
+    draining.wait_for(|draining| *draining).await.ok();
+    let end = Instant::now() + cx.limits.drain_timeout;
+    tokio::time::sleep(LATE.min(cx.limits.drain_timeout)).await;
+    loop {
+        let left = cx.limits.connections - room.available_permits();
+        if left == 0 || Instant::now() >= end {
+            return left;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn one(stream: std::net::TcpStream, protocol: Protocol, cx: Arc<Context>) {
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "a connection is not served");
+            return cx.counters.connections_refused.one();
+        }
+    };
     let ends: Ends = match cx.network.ends(&stream) {
         Ok(ends) => ends,
         Err(error) => {

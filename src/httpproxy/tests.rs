@@ -15,10 +15,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::crew::Crew;
 use super::judge::{Judge, Judged};
 use super::policy::{ConnectionPolicy, SidePolicy};
 use super::serve::{self, Protocol};
-use super::{Context, Counters, Ends, Limits, Network, RecordedPath};
+use super::{Context, Counters, Ends, Limits, Network, RecordedPath, Recorder};
 use crate::flow::record::Record;
 use crate::model::{Identity, Kind, ObjectRef};
 use crate::policy::decision::Outcome;
@@ -93,6 +94,19 @@ fn server_names(names: &[&str]) -> L7Policy {
     under(Proxy::Tls, L7Rules::Tls(names.collect()))
 }
 
+/// Keeps all.
+struct Kept(Arc<Mutex<Vec<Record>>>);
+
+impl Recorder for Kept {
+    fn admits(&self) -> bool {
+        true
+    }
+
+    fn record(&self, record: Record) {
+        self.0.lock().push(record);
+    }
+}
+
 /// A running proxy in front of a listener.
 struct Rig {
     address: SocketAddr,
@@ -102,7 +116,7 @@ struct Rig {
     counters: Arc<Counters>,
     rules_changed: watch::Sender<u64>,
     drain: watch::Sender<bool>,
-    running: tokio::task::JoinHandle<()>,
+    running: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
 impl Rig {
@@ -119,18 +133,19 @@ impl Rig {
         let counters: Arc<Counters> = Arc::default();
         let (rules_changed, changes) = watch::channel(0);
         let (drain, draining) = watch::channel(false);
-        let kept = Arc::clone(&records);
         let context = Context {
             judge: Arc::clone(&judge) as Arc<dyn Judge>,
             network: Arc::new(Loopback { server: upstream.local_addr().unwrap() }),
-            record: Box::new(move |record| kept.lock().push(record)),
+            recorder: Arc::new(Kept(Arc::clone(&records))),
             recorded_path: RecordedPath::WithoutQuery,
             limits,
             counters: Arc::clone(&counters),
             changes,
             draining,
         };
-        let running = tokio::spawn(serve::run(listener, protocol, Arc::new(context)));
+        let crew = Arc::new(Crew::start(1).unwrap());
+        let listener = listener.into_std().unwrap();
+        let running = tokio::spawn(serve::run(listener, protocol, Arc::new(context), crew));
         Rig { address, upstream, judge, records, counters, rules_changed, drain, running }
     }
 

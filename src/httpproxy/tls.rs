@@ -29,7 +29,8 @@ pub(super) async fn serve(mut client: TcpStream, ends: Ends, cx: Arc<Context>) {
     cx.counters.handshakes.one();
     let judged = cx.judge.policy(ends.client, ends.server);
     let verdict = judged.policy.server_name(name.as_deref());
-    let l7 = L7::Tls { server_name: name.as_deref().map(Into::into) };
+    let named = name.clone();
+    let l7 = || L7::Tls { server_name: named.as_deref().map(Into::into) };
     if !verdict.passes {
         cx.counters.handshakes_denied.one();
         if !is_whole {

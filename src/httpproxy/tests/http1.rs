@@ -272,21 +272,48 @@ async fn heads_are_bounded() {
     assert!(rest(&mut client).await.starts_with("HTTP/1.1 431 "));
     let mut client = rig.client().await;
     send(&mut client, &format!("GET /ok HTTP/1.1\r\nHost: a\r\n{}\r\n", "a: b\r\n".repeat(200))).await;
-    assert!(rest(&mut client).await.starts_with("HTTP/1.1 400 "));
+    assert!(rest(&mut client).await.starts_with("HTTP/1.1 431 "));
+    assert_eq!((rig.counters.headers_too_large.get(), rig.counters.headers_too_many.get()), (1, 1));
 }
 
 #[tokio::test]
-async fn draining_finishes_what_runs_and_ends_what_waits() {
+async fn draining_serves_what_comes_and_tells_connections_to_end() {
     let rig = Rig::new(http(&[("GET", "/ok")])).await;
     let (mut idle, mut busy) = (rig.client().await, rig.client().await);
+    for client in [&mut idle, &mut busy] {
+        send(client, "GET /no HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        expect(client, DENIED).await;
+    }
     send(&mut busy, GET).await;
     let mut server = rig.server().await;
     expect(&mut server, GET).await;
     rig.drain.send_replace(true);
-    assert_eq!(rest(&mut idle).await, "");
     send(&mut server, OK).await;
-    assert_eq!(rest(&mut busy).await, OK);
-    patiently(rig.running).await.unwrap();
+    let last = "HTTP/1.1 200 Fine\r\nContent-LENGTH: 2\r\nx-Z: 1\r\nConnection: close\r\n\r\nok";
+    assert_eq!(rest(&mut busy).await, last);
+    // A connection that was on its way to this process, and one that waits.
+    for mut client in [rig.client().await, idle] {
+        send(&mut client, GET).await;
+        let mut server = rig.server().await;
+        expect(&mut server, GET).await;
+        send(&mut server, OK).await;
+        assert_eq!(rest(&mut client).await, last);
+    }
+    patiently(rig.running).await.unwrap().unwrap();
+    assert_eq!(rig.counters.drained_late.get(), 0);
+}
+
+#[tokio::test]
+async fn what_does_not_end_in_time_is_cut_and_counted() {
+    let limits = Limits { drain_timeout: Duration::from_millis(50), ..Limits::default() };
+    let rig = Rig::with(http(&[("GET", "/ok")]), Protocol::Http, limits).await;
+    let mut idle = rig.client().await;
+    send(&mut idle, "GET /no HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    expect(&mut idle, DENIED).await;
+    rig.drain.send_replace(true);
+    patiently(rig.running).await.unwrap().unwrap();
+    assert_eq!(rig.counters.drained_late.get(), 1);
+    assert_eq!(rest(&mut idle).await, "");
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use regex_automata::meta;
 use regex_automata::util::syntax;
 use regex_automata::{Input, PatternSet};
+use smallvec::SmallVec;
 
 use super::{HeaderMatch, HeaderValue, HttpRule, Mismatch};
 
@@ -164,9 +165,9 @@ impl<V> HttpRules<V> {
 
     /// The first rule, in the order of compilation, that admits the request.
     pub fn decide(&self, request: &Request<'_>) -> Option<HttpMatch<'_, V>> {
-        let mut candidates = self.any_path.clone();
+        let mut candidates: SmallVec<[usize; 16]> = self.any_path.iter().copied().collect();
         for path in self.paths.matches(request.path) {
-            candidates.extend(self.by_path.get(&path).into_iter().flatten());
+            candidates.extend(self.by_path.get(&path).into_iter().flatten().copied());
         }
         if candidates.is_empty() {
             return None;
@@ -295,12 +296,24 @@ impl ExpressionsBuilder {
 }
 
 impl Expressions {
-    fn matches(&self, text: &str) -> Vec<usize> {
-        let mut found: Vec<usize> = self.literals.get(text).copied().into_iter().collect();
-        if let Some(automaton) = &self.automaton {
-            let mut patterns = PatternSet::new(automaton.pattern_len());
-            automaton.which_overlapping_matches(&Input::new(text), &mut patterns);
-            found.extend(patterns.iter().map(|pattern| self.numbers[pattern.as_usize()]));
+    fn matches(&self, text: &str) -> SmallVec<[usize; 4]> {
+        let mut found: SmallVec<[usize; 4]> = SmallVec::new();
+        if !self.literals.is_empty() {
+            found.extend(self.literals.get(text).copied());
+        }
+        match &self.automaton {
+            None => {}
+            // Which of them is no question.
+            Some(automaton) if automaton.pattern_len() == 1 => {
+                if automaton.is_match(text) {
+                    found.push(self.numbers[0]);
+                }
+            }
+            Some(automaton) => {
+                let mut patterns = PatternSet::new(automaton.pattern_len());
+                automaton.which_overlapping_matches(&Input::new(text), &mut patterns);
+                found.extend(patterns.iter().map(|pattern| self.numbers[pattern.as_usize()]));
+            }
         }
         found
     }

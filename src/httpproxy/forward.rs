@@ -1,0 +1,202 @@
+//! A request that passed, on its way to the server and back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt as _;
+
+use super::body::Body;
+use super::exchange::{Answered, Exchange, Failure, relay};
+use super::head;
+use super::http1::{Passed, Session, Step};
+use super::io::Inbox;
+use super::policy::Verdict;
+use super::request::host;
+use super::tunnel::End;
+use crate::flow::L7;
+use crate::flow::record::RecordVerdict;
+use crate::policy::l7::http::HeaderEdit;
+
+/// What a record says of a request; taken before the head is sent on, and only if there is going to be a record.
+struct Seen {
+    method: Arc<str>,
+    path: Arc<str>,
+    host: Arc<str>,
+}
+
+impl Session {
+    pub(super) async fn connect(&mut self) -> Result<(), Step> {
+        let mut byte = [0];
+        // A server may have closed since the last answer. What it says unasked is not for this client.
+        if self.server.as_ref().is_some_and(|server| server.stream.try_read(&mut byte).is_ok()) {
+            self.server = None;
+        }
+        if self.server.is_none() {
+            let connecting = self.cx.network.connect(self.ends);
+            match self.alarm.within(self.cx.limits.connect_timeout, connecting).await {
+                Ok(stream) => {
+                    stream.set_nodelay(true).ok();
+                    self.server = Some(End { stream, inbox: Inbox::default() });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, server = %self.ends.server, "no connection to the server");
+                    self.cx.counters.upstream_failures.one();
+                    return Err(Step::Reset);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `path`: as it was matched, if that is not as it was sent.
+    pub(super) async fn forward(&mut self, path: Option<String>, verdict: Verdict, begun: Instant) -> Step {
+        let length = self.request.len;
+        let mut body = Body::from(self.request.length);
+        let with_head = match body.accept(&self.inbox.data()[length..]) {
+            Ok(count) => count,
+            Err(fault) => return self.malformed(fault).await,
+        };
+        if self.connect().await.is_err() {
+            self.report(path.as_deref(), &verdict, RecordVerdict::Failed, 503, begun);
+            return self.answer("503 Service Unavailable", None, "no connection to the server\r\n").await;
+        }
+        let Session { inbox, request, server, cx, client, alarm, download_alarm, .. } = self;
+        let Some(server) = server else { return Step::Gone };
+        let data = inbox.data();
+        let head = &data[..length];
+        let matched = path.as_deref().unwrap_or(request.target(head));
+        let seen = cx.recorder.admits().then(|| Seen {
+            method: request.method(head).into(),
+            path: cx.shown_path(matched).into(),
+            host: host(&request.fields(head)).into(),
+        });
+        let passed = request.upgrade.then(|| Passed {
+            head: head.to_vec(),
+            request: request.clone(),
+            path: matched.to_owned(),
+        });
+        let is_rewritten = request.strip_upgrade
+            || path.is_some()
+            || verdict.edits.iter().any(|edit| !matches!(edit, HeaderEdit::Log { .. }));
+        let rewritten = is_rewritten.then(|| {
+            let mut bytes = head::rewritten(head, request, matched, &verdict.edits);
+            bytes.extend_from_slice(&data[length..length + with_head]);
+            bytes
+        });
+        let mut exchange = Exchange {
+            is_head: request.method(head) == "HEAD",
+            upgrade: request.upgrade,
+            begun,
+            started: false,
+            closes: false,
+            status: 0,
+            latency: Duration::ZERO,
+        };
+        let keep_alive = request.keep_alive;
+        let limit = cx.limits.body_timeout;
+        let first = rewritten.as_deref().unwrap_or(&data[..length + with_head]);
+        if alarm.within(limit, server.stream.write_all(first)).await.is_err() {
+            // Like a server that closes: whether to try again is the client's business.
+            cx.counters.upstream_failures.one();
+            return Step::Gone;
+        }
+        inbox.consume(length + with_head);
+
+        let (mut client_read, mut client_write) = client.split();
+        let (mut server_read, mut server_write) = server.stream.split();
+        let download =
+            exchange.answer(&mut server_read, &mut server.inbox, &mut client_write, download_alarm, cx);
+        let answered = if body.is_done() {
+            download.await
+        } else {
+            let upload = relay(&mut body, inbox, &mut client_read, &mut server_write, alarm, limit);
+            tokio::pin!(download, upload);
+            let mut uploading = true;
+            loop {
+                tokio::select! {
+                    answered = &mut download => break answered,
+                    sent = &mut upload, if uploading => match sent {
+                        // The server may answer before it has everything, even if it reads no more.
+                        Ok(()) | Err(Failure::Writing) => uploading = false,
+                        Err(failure) => break Err(failure),
+                    },
+                }
+            }
+        };
+        self.seen(seen, &verdict, &exchange, &answered);
+        let goes_on = keep_alive && body.is_done() && !exchange.closes;
+        self.finish(answered, exchange.started, goes_on, passed).await
+    }
+
+    /// Records what came of a request.
+    fn seen(
+        &mut self,
+        seen: Option<Seen>,
+        verdict: &Verdict,
+        exchange: &Exchange,
+        answered: &Result<Answered, Failure>,
+    ) {
+        let Some(Seen { method, path, host }) = seen else { return };
+        let (outcome, status) = match (answered, exchange.started) {
+            (Ok(_), _) => (RecordVerdict::Forwarded, exchange.status),
+            (Err(_), true) => (RecordVerdict::Failed, exchange.status),
+            (Err(Failure::Malformed(_)), false) => (RecordVerdict::Failed, 400),
+            (Err(Failure::Timeout), false) => (RecordVerdict::Failed, 504),
+            (Err(_), false) => (RecordVerdict::Failed, 502),
+        };
+        let latency = if exchange.latency.is_zero() { exchange.begun.elapsed() } else { exchange.latency };
+        let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        let judged = self.cx.judged(self.ends, &mut self.judged);
+        let l7 = L7::Http { method, path, host, status, latency_us };
+        self.cx.record(self.ends, judged, verdict, outcome, l7);
+    }
+
+    /// How the connection goes on. `goes_on`: nothing of the request stands against another one.
+    async fn finish(
+        &mut self,
+        answered: Result<Answered, Failure>,
+        started: bool,
+        goes_on: bool,
+        passed: Option<Passed>,
+    ) -> Step {
+        match answered {
+            Ok(Answered::Switched) => match passed {
+                Some(passed) => Step::Upgraded(passed),
+                None => Step::Reset,
+            },
+            Ok(Answered::Whole { server_keeps }) => {
+                self.cx.counters.forwarded.one();
+                if !server_keeps {
+                    self.server = None;
+                }
+                if goes_on && server_keeps { Step::Next } else { Step::Close }
+            }
+            // A cut answer must not look like a whole one.
+            Err(_) if started => {
+                self.cx.counters.upstream_failures.one();
+                Step::Reset
+            }
+            Err(Failure::Malformed(fault)) => {
+                self.server = None;
+                self.malformed(fault).await
+            }
+            Err(Failure::Timeout) => {
+                self.cx.counters.timeouts.one();
+                self.server = None;
+                self.refuse("504 Gateway Timeout").await
+            }
+            Err(Failure::Client) => Step::Gone,
+            Err(Failure::Writing | Failure::Closed) => {
+                self.cx.counters.upstream_failures.one();
+                // The server closed: so do we, and the client may try again, as it would without us.
+                Step::Gone
+            }
+            Err(Failure::Server(fault)) => {
+                tracing::debug!(fault, server = %self.ends.server, "an answer that is not forwarded");
+                self.cx.counters.upstream_failures.one();
+                self.server = None;
+                self.refuse("502 Bad Gateway").await
+            }
+        }
+    }
+}
