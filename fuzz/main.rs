@@ -9,6 +9,7 @@ mod admin;
 #[allow(dead_code)]
 #[path = "../integration/bpf/fixture.rs"]
 mod fixture;
+mod http;
 mod mutate;
 mod netlink;
 mod packets;
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|text| !text.starts_with('-')).collect();
     let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let seed = std::env::var("FUZZ_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    let make: [fn() -> Box<dyn Target>; 9] = [
+    let make: [fn() -> Box<dyn Target>; 13] = [
         || Box::new(text::Manifests),
         || Box::new(text::Scenarios),
         || Box::new(packets::Packets::new()),
@@ -90,6 +91,10 @@ fn main() -> ExitCode {
         || Box::new(wire::DnsReplies),
         || Box::new(wire::HttpHeads),
         || Box::new(wire::HttpExpressions),
+        || Box::new(http::Requests),
+        || Box::new(http::Responses),
+        || Box::new(http::Http2::new()),
+        || Box::new(http::Hellos),
     ];
     let mut failed = false;
     for make in make {

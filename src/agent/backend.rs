@@ -209,7 +209,12 @@ impl AgentBackend {
 
 impl Backend for AgentBackend {
     fn status(&self) -> Answer<'_, Status> {
-        Box::pin(self.on_core(|core| Ok(core.status())))
+        let core = self.on_core(|core| Ok((core.status(), core.config.run_dir.clone())));
+        Box::pin(async move {
+            let (mut status, run_dir) = core.await?;
+            status.proxies = super::proxies::ask(&run_dir).await;
+            Ok(status)
+        })
     }
 
     fn apply(&self, manifest: String, mode: ApplyMode) -> Answer<'_, Applied> {

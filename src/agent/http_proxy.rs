@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::proxies::ProxyProcess;
-use super::proxy_host::ProxyHost;
+use super::proxy_host::{ProxyHost, raise_descriptor_limit};
 use super::records::Sender;
 use crate::datapath::abi::MARK_PROXY_OUT;
 use crate::datapath::net::sysctl;
@@ -38,6 +38,7 @@ pub struct HttpProxyConfig {
 /// Runs until another process has taken over, or it is told to stop; then finishes what it has begun. This
 /// thread accepts and watches; the threads of the [`Crew`] serve.
 pub fn run(config: HttpProxyConfig) -> anyhow::Result<()> {
+    raise_descriptor_limit();
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().context("start the runtime")?;
     runtime.block_on(serve(config))

@@ -1,7 +1,8 @@
 //! Keeps the proxies running.
 //!
 //! They are processes of their own, so that a restart of the agent cuts neither a request nor a lookup: an
-//! agent that finds one running leaves it alone, unless it runs another program than the agent itself; then
+//! agent that finds one running leaves it alone, unless it runs another program than the agent itself, or was
+//! started with other settings; then
 //! a new process takes over its listeners while it finishes what it has begun. One that ended is started
 //! again, with growing pauses. Without any proxy the kernel drops what it would redirect.
 
@@ -16,6 +17,7 @@ use tokio::process::{Child, Command};
 
 use super::core::CoreHandle;
 use super::proxy_host::{Hello, LEAVING, Place, build};
+use crate::api;
 use crate::config::AgentConfig;
 
 /// First and longest pause before a proxy is started again.
@@ -127,6 +129,7 @@ async fn find_or_start(
 ) -> anyhow::Result<Running> {
     if let Ok((hello, stream)) = meet(place).await
         && hello.build == build()
+        && hello.arguments == command_line(process, config)
     {
         return Ok(Running { pid: hello.pid, stream, child: None });
     }
@@ -168,18 +171,41 @@ fn start(process: ProxyProcess, config: &AgentConfig) -> anyhow::Result<Child> {
     let program = std::fs::canonicalize(&program).unwrap_or(program);
     let mut command = Command::new(&program);
     command
-        .arg(process.name())
-        .arg("--run-dir")
-        .arg(&config.run_dir)
-        .arg("--bpffs")
-        .arg(&config.bpffs)
-        .arg("--log")
-        .arg(&config.log)
-        .args(process.arguments(config))
+        .args(command_line(process, config))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         // A group of its own: what ends the agent does not end it.
         .process_group(0)
         .kill_on_drop(false);
     command.spawn().with_context(|| format!("start {} {}", program.display(), process.name()))
+}
+
+fn command_line(process: ProxyProcess, config: &AgentConfig) -> Vec<String> {
+    let path = |path: &std::path::Path| path.display().to_string();
+    let mut line = vec![process.name().to_owned()];
+    for (flag, value) in [
+        ("--run-dir", path(&config.run_dir)),
+        ("--bpffs", path(&config.bpffs)),
+        ("--log", config.log.clone()),
+    ] {
+        line.extend([flag.to_owned(), value]);
+    }
+    line.extend(process.arguments(config));
+    line
+}
+
+/// What the running proxies say of themselves, for `sluice status`. One that does not answer is left out.
+pub async fn ask(run_dir: &std::path::Path) -> Vec<api::types::Proxy> {
+    let mut all = Vec::new();
+    for process in ProxyProcess::ALL {
+        let Ok((hello, _)) = meet(&Place::new(run_dir, process.name())).await else { continue };
+        let counters = hello.counters.as_object().into_iter().flatten();
+        let counters = counters.filter_map(|(name, value)| Some((name.clone(), value.as_u64()?)));
+        all.push(api::types::Proxy {
+            name: process.name().to_owned(),
+            pid: hello.pid,
+            counters: counters.collect(),
+        });
+    }
+    all
 }

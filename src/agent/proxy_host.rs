@@ -28,6 +28,9 @@ pub struct Hello {
     pub pid: u32,
     /// Which program it runs; see [`build`].
     pub build: String,
+    /// How it was started.
+    #[serde(default)]
+    pub arguments: Vec<String>,
     /// Counters by name.
     pub counters: serde_json::Value,
 }
@@ -39,6 +42,16 @@ pub fn build() -> String {
     match file {
         Ok((device, inode, time)) => format!("{} {device}-{inode}-{time}", env!("CARGO_PKG_VERSION")),
         Err(_) => env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// As many open files as the system lets us have: each connection takes two.
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 
@@ -104,7 +117,12 @@ impl ProxyHost {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (build, counters, mut leaving) = (build.clone(), Arc::clone(&counters), leaving.clone());
                 tokio::spawn(async move {
-                    let hello = Hello { pid, build, counters: counters() };
+                    let hello = Hello {
+                        pid,
+                        build,
+                        arguments: std::env::args().skip(1).collect(),
+                        counters: counters(),
+                    };
                     let Ok(mut line) = serde_json::to_vec(&hello) else { return };
                     line.push(b'\n');
                     if stream.write_all(&line).await.is_err() {

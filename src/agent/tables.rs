@@ -51,6 +51,7 @@ impl Core {
             },
             features,
             options: self.options(),
+            proxies: Vec::new(),
             resident_bytes: resident_bytes(),
         }
     }

@@ -28,7 +28,21 @@ pub struct Status {
     /// Kernel features and whether they are used.
     pub features: Vec<Feature>,
     pub options: BTreeMap<String, String>,
+    /// The L7 proxies that answer.
+    #[serde(default)]
+    pub proxies: Vec<Proxy>,
     pub resident_bytes: u64,
+}
+
+/// A proxy process.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Proxy {
+    /// `http-proxy` or `dns-proxy`.
+    pub name: String,
+    pub pid: u32,
+    /// Since its start, by name.
+    pub counters: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]

@@ -75,6 +75,13 @@ fn show(status: &Status) {
     for component in &status.components {
         anstream::println!("{} {:<12} {}", mark(&component.state), component.name, plain(&component.message));
     }
+    for proxy in &status.proxies {
+        let counters = proxy.counters.iter().filter(|(_, count)| **count > 0);
+        let counters: Vec<String> =
+            counters.map(|(name, count)| format!("{} {count}", plain(name))).collect();
+        let counters = if counters.is_empty() { "nothing yet".to_owned() } else { counters.join(", ") };
+        anstream::println!("\n{}, process {}\n  {counters}", plain(&proxy.name), proxy.pid);
+    }
     if !status.features.is_empty() {
         anstream::println!("\nkernel features");
         for feature in &status.features {

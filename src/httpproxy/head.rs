@@ -248,7 +248,7 @@ impl RequestHead {
 
 /// Nothing in a Host that could be taken for a second host or for user information (RFC 3986, section 3.2). A
 /// slash is let through, because rules match a Host as it was sent.
-fn check_host(value: &[u8]) -> Result<(), Fault> {
+pub(super) fn check_host(value: &[u8]) -> Result<(), Fault> {
     let is_host = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+;=/".contains(byte);
     if value.iter().all(is_host) { Ok(()) } else { Err("Host is not a host") }
 }

@@ -130,13 +130,18 @@ impl Alarm {
         limit: Duration,
         work: impl Future<Output = io::Result<T>>,
     ) -> io::Result<T> {
+        self.bound(limit, work).await.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// The same; `None` when it took too long.
+    pub(super) async fn bound<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         let mut due = None;
         poll_fn(|cx| match work.as_mut().poll(cx) {
-            Poll::Ready(result) => Poll::Ready(result),
+            Poll::Ready(result) => Poll::Ready(Some(result)),
             Poll::Pending => {
                 let due = *due.get_or_insert_with(|| Instant::now() + limit);
-                self.poll_until(due, cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+                self.poll_until(due, cx).map(|()| None)
             }
         })
         .await

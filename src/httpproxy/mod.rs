@@ -8,7 +8,7 @@
 //!
 //! - [`serve`]: accepting, draining; [`crew`]: the threads. [`http1`], [`h2c`], [`tls`]: the protocols.
 //!   [`tunnel`]: bytes as they are.
-//! - [`head`], [`body`], [`hello`]: strict parsing, without IO.
+//! - [`head`], [`body`], [`call`], [`hello`]: strict parsing, without IO.
 //! - [`options`]: what can be set.
 //!
 //! Where connections come from and go to, who judges and who is told are traits and functions
@@ -16,6 +16,7 @@
 
 mod answer;
 pub mod body;
+pub mod call;
 pub mod crew;
 mod exchange;
 mod forward;

@@ -2,6 +2,7 @@
 
 mod http1;
 mod http2;
+mod http2_raw;
 mod smuggling;
 mod tls;
 

@@ -136,12 +136,12 @@ impl Sluice {
             )
         };
         agent.apply(&(object("client", client.address) + &object("server", server.address)))?;
-        for (name, device) in [("client", &client.device), ("server", &server.device)] {
+        for (name, pod) in [("client", &sluice.client), ("server", &sluice._servers.2)] {
             agent.add_endpoint(&EndpointRequest {
                 pod: format!("bench/{name}"),
-                netns: None,
+                netns: Some(place::path_of(pod).display().to_string()),
                 interface: None,
-                host_interface: Some(format!("bench-{}", device.id)),
+                host_interface: None,
                 labels: Default::default(),
                 addresses: Vec::new(),
             })?;
@@ -266,7 +266,7 @@ impl Peer {
         let start_haproxy = |port: u16, flavour: &str, to: u16| -> anyhow::Result<Owned> {
             let config = place.dir().join(format!("haproxy-{port}.cfg"));
             let text = format!(
-                "global\n maxconn 20000\n nbthread 1\n\
+                "global\n maxconn 8000\n nbthread 1\n\
                  defaults\n mode http\n timeout client 60s\n timeout server 60s\n timeout connect 5s\n option http-keep-alive\n http-reuse always\n\
                  frontend f\n bind {gateway}:{port} {flavour}\n acl get method GET\n acl items path_reg ^/api/v1/items/[0-9]+$\n\
                  http-request deny deny_status 403 unless get items\n default_backend b\n\

@@ -115,6 +115,68 @@ const AMBIGUOUS: &[(&str, &str)] = &[
         "a trailer without a colon",
         "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nfoo\r\n\r\n",
     ),
+    (
+        "two codings that are the same",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "a coding with a parameter",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
+    ),
+    ("identity", "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n"),
+    ("an empty coding", "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n"),
+    (
+        "a space before the colon of a length",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length : 4\r\n\r\nabcd",
+    ),
+    ("a length with a space inside", "POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 1 4\r\n\r\nabcd"),
+    ("a length with a fraction", "POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 4.0\r\n\r\nabcd"),
+    ("a name with a bracket", "GET /ok HTTP/1.1\r\nHost: a\r\nX(Y): 1\r\n\r\n"),
+    ("a name beyond ASCII", "GET /ok HTTP/1.1\r\nHost: a\r\nX\u{e9}: 1\r\n\r\n"),
+    ("a line of spaces", "GET /ok HTTP/1.1\r\nHost: a\r\n \r\n\r\n"),
+    ("a DEL in a value", "GET /ok HTTP/1.1\r\nHost: a\r\nX: a\u{7f}b\r\n\r\n"),
+    ("a control character in a Host", "GET /ok HTTP/1.1\r\nHost: a\u{b}\r\n\r\n"),
+    ("a Host beyond ASCII", "GET /ok HTTP/1.1\r\nHost: \u{e9}\r\n\r\n"),
+    ("a port in the target alone", "GET http://a:80/ok HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ("a target with a host and no Host", "GET http://a/ok HTTP/1.1\r\n\r\n"),
+    ("a space behind the version", "GET /ok HTTP/1.1 \r\nHost: a\r\n\r\n"),
+    ("a version with more digits", "GET /ok HTTP/1.10\r\nHost: a\r\n\r\n"),
+    ("a version with a zero before", "GET /ok HTTP/01.1\r\nHost: a\r\n\r\n"),
+    ("a target beyond ASCII", "GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ("a DEL in the target", "GET /ok\u{7f} HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ("a star with a path", "OPTIONS *ok HTTP/1.1\r\nHost: a\r\n\r\n"),
+    (
+        "a signed chunk size",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n+2\r\nab\r\n0\r\n\r\n",
+    ),
+    (
+        "a chunk size of nothing",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\r\nab\r\n0\r\n\r\n",
+    ),
+    (
+        "an extension with a bare CR",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;a\rb\r\nab\r\n0\r\n\r\n",
+    ),
+    (
+        "an extension with a null byte",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;\0\r\nab\r\n0\r\n\r\n",
+    ),
+    (
+        "a chunk that is too long",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "a coding in the trailers",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ),
+    (
+        "a Host in the trailers",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nHost: b\r\n\r\n",
+    ),
+    (
+        "a folded trailer",
+        "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: 1\r\n 2\r\n\r\n",
+    ),
 ];
 
 #[tokio::test]

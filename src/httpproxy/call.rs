@@ -1,0 +1,193 @@
+//! One HTTP/2 request: what it asks for, read as strictly as one of HTTP/1, and answers that are ours.
+//!
+//! `h2` refuses what RFC 9113 calls malformed (section 8.2.1 and 8.3: pseudo-header fields that are unknown,
+//! doubled or late, upper case, connection-specific fields, lengths that are not those of the body). Here is the
+//! rest: what two readers behind us could read in two ways.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+
+use super::Limits;
+use super::head::{Fields, check_host};
+use crate::policy::l7::http::HeaderEdit;
+use crate::policy::l7::message::{self, Fault};
+use crate::policy::l7::target::{Target, normalize};
+
+/// Bytes that a field counts for besides its name and value (RFC 9113, section 6.5.2).
+const FIELD_OVERHEAD: usize = 32;
+
+/// A request as it is judged and forwarded.
+#[derive(Debug)]
+pub struct Call {
+    pub(super) method: Method,
+    pub(super) authority: String,
+    pub path: String,
+    headers: HeaderMap,
+    pub(super) begun: Instant,
+}
+
+/// What a request is, before any rule is asked.
+#[derive(Debug)]
+pub enum Checked {
+    Forward,
+    Redirect(String),
+    Malformed(Fault),
+    /// More bytes than a head may have.
+    TooLarge,
+    /// More fields than a head may have.
+    TooMany,
+}
+
+impl Call {
+    /// The request, and its target as it was sent.
+    pub fn new(parts: http::request::Parts, begun: Instant) -> (Call, String) {
+        let target = parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned();
+        let authority =
+            parts.uri.authority().map_or_else(String::new, |authority| authority.as_str().to_owned());
+        let call =
+            Call { method: parts.method, authority, path: target.clone(), headers: parts.headers, begun };
+        (call, target)
+    }
+
+    pub(super) fn fields(&self) -> Fields<'_> {
+        let own = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let host = (!self.headers.contains_key("host")).then_some(("host", self.authority.as_bytes()));
+        host.into_iter().chain(own).collect()
+    }
+
+    /// What `h2` lets through and two readers could read in two ways (RFC 9113, section 8.3.1).
+    pub fn check(&mut self, target: &str, limits: &Limits) -> Checked {
+        if self.headers.len() > limits.header_count {
+            return Checked::TooMany;
+        }
+        let bytes = |name: &str, value: &[u8]| name.len() + value.len() + FIELD_OVERHEAD;
+        let own: usize =
+            self.headers.iter().map(|(name, value)| bytes(name.as_str(), value.as_bytes())).sum();
+        if own + target.len() + self.authority.len() > limits.header_bytes {
+            return Checked::TooLarge;
+        }
+        if let Err(fault) = message::check_head(self.method.as_str(), &self.fields()) {
+            return Checked::Malformed(fault);
+        }
+        if self.headers.contains_key("transfer-encoding") {
+            return Checked::Malformed("Transfer-Encoding in HTTP/2");
+        }
+        if let Some(host) = self.headers.get("host") {
+            let Ok(host) = host.to_str() else { return Checked::Malformed("Host is not a host") };
+            if self.authority.is_empty() {
+                self.authority = host.to_owned();
+            } else if !self.authority.eq_ignore_ascii_case(host) {
+                return Checked::Malformed(":authority is not the Host");
+            }
+        }
+        if self.authority.is_empty() {
+            return Checked::Malformed("neither :authority nor Host");
+        }
+        if let Err(fault) = check_host(self.authority.as_bytes()) {
+            return Checked::Malformed(fault);
+        }
+        if self.method == Method::CONNECT {
+            return Checked::Forward;
+        }
+        if target == "*" && self.method != Method::OPTIONS {
+            return Checked::Malformed("* is no path");
+        }
+        match normalize(target) {
+            Target::Forward(path) => {
+                if *path != *self.path {
+                    self.path = path.into_owned();
+                }
+                Checked::Forward
+            }
+            Target::Redirect(location) => Checked::Redirect(location),
+            Target::Malformed(fault) => Checked::Malformed(fault),
+        }
+    }
+
+    fn is_grpc(&self) -> bool {
+        let kind = self.headers.get("content-type").map(HeaderValue::as_bytes);
+        kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
+    }
+
+    /// 403; a gRPC call gets its own status besides (PERMISSION_DENIED), so that clients say what it was.
+    pub(super) fn deny(&self, respond: &mut SendResponse<Bytes>) {
+        if self.is_grpc() {
+            answer(respond, StatusCode::FORBIDDEN, &grpc_status("7", "Access denied"), "");
+        } else {
+            let text = if self.method == Method::HEAD { "" } else { "Access denied\r\n" };
+            answer(respond, StatusCode::FORBIDDEN, &[("content-type", "text/plain")], text);
+        }
+    }
+
+    /// The server failed; gRPC's word for it is UNAVAILABLE.
+    pub(super) fn fail(&self, respond: &mut SendResponse<Bytes>, status: StatusCode) {
+        if self.is_grpc() {
+            answer(respond, status, &grpc_status("14", "no answer of the server"), "");
+        } else {
+            answer(respond, status, &[], "");
+        }
+    }
+
+    /// `None`: the parts make no request.
+    pub fn request(&self, edits: &[HeaderEdit]) -> Option<http::Request<()>> {
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(self.authority.as_str())
+            .path_and_query(self.path.as_str())
+            .build()
+            .ok()?;
+        let mut request = http::Request::new(());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = uri;
+        *request.version_mut() = http::Version::HTTP_2;
+        let mut headers = self.headers.clone();
+        if headers.contains_key("host") {
+            headers.remove("host");
+        }
+        for edit in edits {
+            let name = |name: &str| http::HeaderName::try_from(name).ok();
+            match edit {
+                HeaderEdit::Log { .. } => {}
+                HeaderEdit::Delete { name: edited } => {
+                    headers.remove(&**edited);
+                }
+                HeaderEdit::Add { name: edited, value } => {
+                    headers.append(name(edited)?, HeaderValue::from_bytes(value).ok()?);
+                }
+                HeaderEdit::Replace { name: edited, value } => {
+                    headers.insert(name(edited)?, HeaderValue::from_bytes(value).ok()?);
+                }
+            }
+        }
+        *request.headers_mut() = headers;
+        Some(request)
+    }
+}
+
+fn grpc_status<'a>(status: &'a str, message: &'a str) -> [(&'static str, &'a str); 3] {
+    [("content-type", "application/grpc"), ("grpc-status", status), ("grpc-message", message)]
+}
+
+/// Answers instead of the server.
+pub(super) fn answer(
+    respond: &mut SendResponse<Bytes>,
+    status: StatusCode,
+    fields: &[(&'static str, &str)],
+    text: &str,
+) {
+    let mut head = http::Response::new(());
+    *head.status_mut() = status;
+    for (name, value) in fields {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            head.headers_mut().insert(*name, value);
+        }
+    }
+    // A stream or connection that is gone needs no answer.
+    let Ok(mut send) = respond.send_response(head, text.is_empty()) else { return };
+    if !text.is_empty() {
+        send.send_data(Bytes::copy_from_slice(text.as_bytes()), true).ok();
+    }
+}
