@@ -10,7 +10,7 @@ use super::objects::Objects;
 use super::options::ViewOptions;
 use crate::identity::pod::reachable_addresses;
 use crate::ipcache::PrefixMap;
-use crate::model::{Identity, ObjectRef};
+use crate::model::{Identity, InternalTraffic, Kind, ObjectRef};
 use crate::policy::map_state::SubjectDelta;
 use crate::service::{ReachablePod, resolve};
 
@@ -75,7 +75,7 @@ impl Published {
             }
         }
         self.endpoints(derived, dirty, &mut delta);
-        self.services(objects, dirty, &mut delta);
+        self.services(objects, options, dirty, &mut delta);
         self.node(objects, options, &mut delta);
         delta.policies = policies;
         delta
@@ -105,7 +105,7 @@ impl Published {
         }
     }
 
-    fn services(&mut self, objects: &Objects, dirty: &Dirty, delta: &mut Delta) {
+    fn services(&mut self, objects: &Objects, options: &ViewOptions, dirty: &Dirty, delta: &mut Delta) {
         // A frontend can move from one Service to another in one transaction.
         let mut changed: BTreeMap<ServiceFrontend, Option<ServiceEntry>> = BTreeMap::new();
         for service in &dirty.services {
@@ -114,7 +114,7 @@ impl Published {
             );
         }
         for service in &dirty.services {
-            let entries = entries_of(service, objects);
+            let entries = entries_of(service, objects, &options.node);
             if !entries.is_empty() {
                 self.frontends
                     .insert(service.clone(), entries.iter().map(|(frontend, _)| *frontend).collect());
@@ -162,7 +162,15 @@ impl Published {
     }
 }
 
-fn entries_of(reference: &ObjectRef, objects: &Objects) -> Vec<(ServiceFrontend, ServiceEntry)> {
+/// The address is of a pod on this node, or the node's own.
+fn is_here(address: IpAddr, objects: &Objects, node: &str) -> bool {
+    objects.owners(address).any(|owner| match owner.kind {
+        Kind::Node => &*owner.name == node,
+        _ => objects.pod(owner).is_some_and(|pod| pod.node.as_deref() == Some(node)),
+    })
+}
+
+fn entries_of(reference: &ObjectRef, objects: &Objects, node: &str) -> Vec<(ServiceFrontend, ServiceEntry)> {
     let Some(service) = objects.service(reference) else { return vec![] };
     let pods = objects.pods_in(&reference.namespace).filter_map(|pod| {
         let pod = objects.pod(pod)?;
@@ -177,11 +185,12 @@ fn entries_of(reference: &ObjectRef, objects: &Objects) -> Vec<(ServiceFrontend,
                 port: resolved.port,
                 protocol: resolved.protocol,
             };
-            let entry = ServiceEntry {
-                service: reference.path(),
-                backends: resolved.backends,
-                affinity_secs: service.affinity_secs,
-            };
+            let mut backends = resolved.backends;
+            if service.internal_traffic == InternalTraffic::Local {
+                backends.retain(|backend| is_here(backend.address, objects, node));
+            }
+            let entry =
+                ServiceEntry { service: reference.path(), backends, affinity_secs: service.affinity_secs };
             (frontend, entry)
         })
         .collect()

@@ -9,7 +9,9 @@ use super::meta::{checked, dns_label, labels, port_name};
 use super::objects::{address, namespaced, transport};
 use super::tree::{Value, quoted};
 use crate::cluster::Resource;
-use crate::model::{EndpointSlice, Object, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort};
+use crate::model::{
+    EndpointSlice, InternalTraffic, Object, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
+};
 
 const SERVICE_SPEC_FIELDS: &[&str] = &[
     "allocateLoadBalancerNodePorts",
@@ -17,7 +19,6 @@ const SERVICE_SPEC_FIELDS: &[&str] = &[
     "externalName",
     "externalTrafficPolicy",
     "healthCheckNodePort",
-    "internalTrafficPolicy",
     "ipFamilies",
     "ipFamilyPolicy",
     "loadBalancerClass",
@@ -62,6 +63,7 @@ pub fn service(fields: &Fields<'_>, options: &ParseOptions) -> Option<Resource> 
         selector: spec.selector,
         ports: spec.ports,
         affinity_secs: spec.affinity_secs,
+        internal_traffic: spec.internal_traffic,
     })))
 }
 
@@ -72,6 +74,7 @@ struct ServiceSpec {
     selector: Option<BTreeMap<String, String>>,
     ports: Vec<ServicePort>,
     affinity_secs: Option<u32>,
+    internal_traffic: InternalTraffic,
 }
 
 fn service_spec(spec: &Fields<'_>) -> ServiceSpec {
@@ -111,12 +114,16 @@ fn service_spec(spec: &Fields<'_>) -> ServiceSpec {
         Some(Affinity::ClientIp) => Some(timeout.unwrap_or(AFFINITY_SECS)),
         Some(Affinity::None) | None => None,
     };
+    let internal_traffic = spec.get("internalTrafficPolicy").and_then(|field| {
+        field.one_of(&[("Cluster", InternalTraffic::Cluster), ("Local", InternalTraffic::Local)])
+    });
     ServiceSpec {
         cluster_ips,
         headless,
         selector: spec.get("selector").map(|field| labels(&field)).filter(|labels| !labels.is_empty()),
         ports: service_ports(spec),
         affinity_secs,
+        internal_traffic: internal_traffic.unwrap_or_default(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use serde_json::{Map, Value as Json, json};
 
 use crate::k8s::tree::{Node as Tree, Value};
-use crate::model::{ContainerPort, EndpointSlice, Object, Pod, Service, TargetPort};
+use crate::model::{ContainerPort, EndpointSlice, InternalTraffic, Object, Pod, Service, TargetPort};
 
 /// Documents, one after the other.
 pub fn documents(manifests: impl IntoIterator<Item = Json>) -> String {
@@ -104,6 +104,9 @@ fn service(service: &Service) -> Json {
     }
     if let Some(selector) = &service.selector {
         spec.insert("selector".to_owned(), json!(selector));
+    }
+    if service.internal_traffic == InternalTraffic::Local {
+        spec.insert("internalTrafficPolicy".to_owned(), json!("Local"));
     }
     if let Some(seconds) = service.affinity_secs {
         spec.insert("sessionAffinity".to_owned(), json!("ClientIP"));

@@ -16,6 +16,6 @@ pub use l4::{Direction, Family, PortRange, Protocol};
 pub use labels::{Label, LabelParseError, LabelSource, Labels, LabelsBuilder};
 pub use object::{Kind, ObjectRef};
 pub use objects::{
-    Backend, ContainerPort, EndpointSlice, Namespace, Node, Object, Pod, Service, ServicePort, SliceEndpoint,
-    SlicePort, TargetPort,
+    Backend, ContainerPort, EndpointSlice, InternalTraffic, Namespace, Node, Object, Pod, Service,
+    ServicePort, SliceEndpoint, SlicePort, TargetPort,
 };

@@ -81,6 +81,16 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `sessionAffinity: ClientIP` timeout in seconds.
     pub affinity_secs: Option<u32>,
+    pub internal_traffic: InternalTraffic,
+}
+
+/// `internalTrafficPolicy`: which backends clients inside of the cluster reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum InternalTraffic {
+    #[default]
+    Cluster,
+    /// Those on the client's own node.
+    Local,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

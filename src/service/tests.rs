@@ -1,7 +1,7 @@
 //! Behaviour of Service resolution.
 
 use super::*;
-use crate::model::{ContainerPort, SliceEndpoint, SlicePort};
+use crate::model::{ContainerPort, InternalTraffic, SliceEndpoint, SlicePort};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -35,6 +35,7 @@ fn service() -> Service {
             target: TargetPort::Name("http".into()),
         }],
         affinity_secs: None,
+        internal_traffic: InternalTraffic::Cluster,
     }
 }
 

@@ -18,8 +18,8 @@ use super::delta::Delta;
 use super::*;
 use crate::identity::MemoryAllocator;
 use crate::model::{
-    ContainerPort, Direction, EndpointSlice, Identity, IdentityKind, Namespace, Node, Object, Pod, Protocol,
-    Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
+    ContainerPort, Direction, EndpointSlice, Identity, IdentityKind, InternalTraffic, Namespace, Node,
+    Object, Pod, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
 };
 use crate::policy::rule::{Action, CidrSet, Peer, Peers, PortMatch, Ports, Rule, Spec, Subject, Tier};
 use crate::policy::selector::{LabelSelector, Operator, Requirement, SelectorKey};
@@ -146,6 +146,7 @@ pub(super) fn a_service(path: &str, cluster_ip: &str, selector: Option<&[(&str, 
             target: TargetPort::Number(8080),
         }],
         affinity_secs: None,
+        internal_traffic: InternalTraffic::Cluster,
     }
 }
 

@@ -106,3 +106,23 @@ fn an_empty_selector_of_a_service_means_no_pod() {
     view.apply(vec![service("b/web", "10.96.0.1", Some(&[])), egress("p", &[], vec![named("web")])]).unwrap();
     assert!(peers_of(&view, "p").is_empty());
 }
+
+#[test]
+fn a_local_service_has_the_backends_of_this_node_only() {
+    let mut view = small_cluster();
+    let mut host = a_pod("b/host", LOCAL, &[], WEB);
+    host.host_network = true;
+    let mut local = a_service("b/web", "10.96.0.1", Some(WEB));
+    local.internal_traffic = InternalTraffic::Local;
+    view.apply(vec![
+        upsert(Object::Service(local)),
+        pod("b/here", LOCAL, &["10.244.1.1"], WEB),
+        pod("b/there", "node2", &["10.244.2.1"], WEB),
+    ])
+    .unwrap();
+    assert_eq!(backends(&view, "10.96.0.1"), ["10.244.1.1:8080"]);
+    view.apply(vec![upsert(Object::Pod(host)), delete(Kind::Pod, "b", "here")]).unwrap();
+    assert_eq!(backends(&view, "10.96.0.1"), ["172.18.0.11:8080"]);
+    view.apply(vec![delete(Kind::Pod, "b", "host")]).unwrap();
+    assert!(backends(&view, "10.96.0.1").is_empty(), "the backend of another node is none");
+}

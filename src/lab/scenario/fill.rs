@@ -8,7 +8,8 @@ use super::cluster::{Cluster, DNS_NAME, DNS_NAMESPACE, Declared, Extra};
 use super::defaults::Owner;
 use crate::cluster::Resource;
 use crate::model::{
-    ContainerPort, Kind, Namespace, Node, Object, ObjectRef, Pod, Protocol, Service, ServicePort, TargetPort,
+    ContainerPort, InternalTraffic, Kind, Namespace, Node, Object, ObjectRef, Pod, Protocol, Service,
+    ServicePort, TargetPort,
 };
 
 const DNS_LABEL: (&str, &str) = ("k8s-app", "kube-dns");
@@ -99,6 +100,7 @@ impl Cluster {
                 selector: Some(BTreeMap::from([(DNS_LABEL.0.to_owned(), DNS_LABEL.1.to_owned())])),
                 ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
                 affinity_secs: None,
+                internal_traffic: InternalTraffic::Cluster,
             })));
         }
     }
