@@ -83,6 +83,7 @@
 #define SLUICE_IPC_REMOTE 0x01u /* a pod behind tunnel_ep */
 #define SLUICE_IPC_NODE 0x02u	  /* a node's own address */
 #define SLUICE_IPC_CLUSTER 0x04u /* inside the cluster's ranges: never masqueraded, never world */
+#define SLUICE_IPC_LEARNED 0x08u /* an address of the world that belongs to names which toFQDNs rules mean */
 
 /* node_config.flags */
 #define SLUICE_CFG_TUNNEL 0x0001u		 /* other nodes over VXLAN, else plain routes */
@@ -253,12 +254,15 @@ struct ct_key {
 #define SLUICE_CT_SERVICE 0x0020u	/* (client, frontend) -> backend */
 #define SLUICE_CT_REV_NAT 0x0040u	/* reply source becomes the frontend */
 #define SLUICE_CT_PROXY 0x0080u		/* goes through a proxy */
-#define SLUICE_CT_FQDN 0x0100u		/* was allowed by toFQDNs: outlives the TTL of the address */
+#define SLUICE_CT_FQDN 0x0100u		/* began while the address was learned: judged by the names it had then too */
 #define SLUICE_CT_DENIED 0x0200u	/* re-evaluated against: the next packets are dropped without a lookup */
 #define SLUICE_CT_HAIRPIN 0x0400u
 #define SLUICE_CT_SYN_ONLY 0x0800u	/* TCP, no answer seen yet */
 
 #define SLUICE_CT_TUNNEL 0x1000u	/* the other node is reached through the tunnel */
+/* With CT_PROXY: which listener took the connection, 1 + its kind in sl_proxy_listeners; 0: the proxy's own leg. */
+#define SLUICE_CT_LISTENER_SHIFT 13
+#define SLUICE_CT_LISTENER 0x6000u
 
 struct ct_side {
 	__u32 epoch;	   /* policy_info.epoch under which this side's policy allowed the flow; 0 for the
@@ -292,7 +296,6 @@ struct svc_key { /* sl_services: HASH */
 };
 
 #define SLUICE_SVC_AFFINITY 0x0001u
-#define SLUICE_SVC_LOCAL_ONLY 0x0002u /* internalTrafficPolicy: Local */
 
 struct svc_entry {
 	__u32 id;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The programs. Each is a tc program on one kind of device; all of them parse, look at what is special to
- * their place, and hand over to flow().
+ * The programs. All but the last are tc programs, each on one kind of device; they parse, look at what is
+ * special to their place, and hand over to flow(). find_proxy() helps the stack to find a proxy's socket.
  */
 #include "lib/flow.h"
 #include "lib/nat.h"
@@ -110,7 +110,8 @@ int from_network(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	int reason;
 
-	if (is_answer(skb))
+	/* Nothing comes off the wire with a mark: this is a hairpin of the node's own. */
+	if (is_answer(skb) || (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_VERDICT)
 		return TC_ACT_OK;
 	w = work_begin(skb, SLUICE_OBS_FROM_NETWORK, SLUICE_DIR_INGRESS);
 	if (!w)
@@ -228,6 +229,13 @@ int from_overlay(struct __sk_buff *skb)
 	party_resolve(&w->src, &w->pkt.saddr);
 	party_resolve(&w->dst, &w->pkt.daddr);
 	return flow(skb, w);
+}
+
+/* The network namespace's lookup of listening sockets. */
+SEC("sk_lookup")
+int find_proxy(struct bpf_sk_lookup *ctx)
+{
+	return proxy_listens(ctx);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

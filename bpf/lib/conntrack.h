@@ -174,11 +174,14 @@ INLINE int ct_open(struct work *w)
 	int opener_is_lo = w->reply ? !w->from_lo : w->from_lo;
 
 	__builtin_memset(e, 0, sizeof(*e));
-	e->flags = (w->ct_flags & (SLUICE_CT_REV_NAT | SLUICE_CT_PROXY)) | (opener_is_lo ? 0 : SLUICE_CT_INIT_HI);
+	e->flags = (w->ct_flags & (SLUICE_CT_REV_NAT | SLUICE_CT_PROXY | SLUICE_CT_LISTENER)) |
+		(opener_is_lo ? 0 : SLUICE_CT_INIT_HI);
 	if (w->pkt.protocol == IPPROTO_TCP)
 		e->flags |= SLUICE_CT_SYN_ONLY;
 	if ((w->src.flags | w->dst.flags) & PARTY_REMOTE)
 		e->flags |= SLUICE_CT_TUNNEL;
+	if ((w->reply ? w->src.flags : w->dst.flags) & PARTY_LEARNED)
+		e->flags |= SLUICE_CT_FQDN;
 	if (w->ct_flags & SLUICE_CT_REV_NAT) {
 		addr_copy(&e->svc_addr, &w->ct_svc_addr);
 		e->svc_port = w->ct_svc_port;

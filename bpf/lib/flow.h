@@ -61,10 +61,34 @@ INLINE int to_remote_pod(struct __sk_buff *skb, struct work *w)
 	return deliver_tunnel(skb, w, &w->dst.tunnel_ep);
 }
 
+/* What the node's stack sends to a Service was routed by the Service's address; its backend is elsewhere. */
+INLINE int node_to_backend(struct __sk_buff *skb, struct work *w, const struct node_config *config,
+						   __u32 ifindex, const __u8 *mac)
+{
+	int reason;
+
+	if (!ifindex) {
+		/* The neighbour of the backend, on the device that leads out. Not judged again. */
+		set_mark(skb, SLUICE_MARK_VERDICT);
+		return bpf_redirect_neigh(skb->ifindex, NULL, 0, 0);
+	}
+	if ((w->pkt.l3_offset == 0) != mac_is_zero(mac))
+		return drop(skb, w, SLUICE_DROP_UNROUTABLE);
+	if (w->pkt.l3_offset) {
+		reason = set_macs(skb, config->router_mac, mac);
+		if (reason)
+			return drop(skb, w, reason);
+	}
+	set_mark(skb, SLUICE_MARK_VERDICT);
+	return bpf_redirect(ifindex, 0);
+}
+
 /* The packet goes to a local pod, to this node, or on. */
 INLINE int forward(struct __sk_buff *skb, struct work *w, const struct node_config *config,
 				   __u32 ifindex, const __u8 *mac)
 {
+	int to_backend = w->rewrite.flags & REWRITE_DST;
+
 	if (w->rewrite.flags) {
 		int reason = rewrite_apply(skb, w);
 
@@ -83,7 +107,9 @@ INLINE int forward(struct __sk_buff *skb, struct work *w, const struct node_conf
 		return to_stack(skb);
 	case SLUICE_OBS_TO_NETWORK:
 		/* The node itself reaches pods of other nodes as its pods do. */
-		return tunnelled(w, config) ? to_remote_pod(skb, w) : TC_ACT_OK;
+		if (tunnelled(w, config))
+			return to_remote_pod(skb, w);
+		return to_backend ? node_to_backend(skb, w, config, ifindex, mac) : TC_ACT_OK;
 	case SLUICE_OBS_FROM_NETWORK:
 	case SLUICE_OBS_FROM_OVERLAY:
 		if (ifindex)
@@ -141,8 +167,15 @@ INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_
 	return forward(skb, w, config, dst->ifindex, dst_mac);
 }
 
-/* Finds the connection, and translates what a pod sends to a Service. Returns 0, a drop reason, or an
- * action for a hairpin, which is judged by nobody. */
+/* Pods and the node's own processes may call a Service. */
+INLINE int may_call_service(const struct work *w)
+{
+	return w->observation == SLUICE_OBS_FROM_CONTAINER ||
+		(w->observation == SLUICE_OBS_TO_NETWORK && (w->src.flags & PARTY_HOST));
+}
+
+/* Finds the connection, and translates what is sent to a Service. Returns 0, a drop reason, or an action for a
+ * hairpin, which is judged by nobody. */
 INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_config *config,
 					 struct ct_entry **entry)
 {
@@ -152,7 +185,7 @@ INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_co
 	int reason;
 
 	*entry = e;
-	if (w->observation != SLUICE_OBS_FROM_CONTAINER || !(w->pkt.flags & PKT_PORTS))
+	if (!may_call_service(w) || !(w->pkt.flags & PKT_PORTS))
 		return CONTINUE;
 	if (e && ct_alive(e, w->pkt.protocol, w->now)) {
 		if ((e->flags & SLUICE_CT_HAIRPIN) && !opening)

@@ -71,6 +71,8 @@ GLOBAL int party_resolve(struct party *party, const struct sluice_addr *addr)
 		party->flags |= PARTY_NODE;
 	if (entry->flags & SLUICE_IPC_CLUSTER)
 		party->flags |= PARTY_CLUSTER;
+	if (entry->flags & SLUICE_IPC_LEARNED)
+		party->flags |= PARTY_LEARNED;
 	addr_copy(&party->tunnel_ep, &entry->tunnel_ep);
 	return 0;
 }

@@ -91,8 +91,23 @@ INLINE int has_policy(const struct party *party, const struct node_config *confi
 		((party->flags & PARTY_HOST) && (config->flags & SLUICE_CFG_HOST_FIREWALL));
 }
 
+/* Which proxy a connection is given to, as its entry keeps it. */
+INLINE __u16 listener_flag(__u32 action)
+{
+	switch (action) {
+	case SLUICE_ACTION_REDIRECT_HTTP:
+		return 1 << SLUICE_CT_LISTENER_SHIFT;
+	case SLUICE_ACTION_REDIRECT_TLS:
+		return 2 << SLUICE_CT_LISTENER_SHIFT;
+	case SLUICE_ACTION_REDIRECT_DNS:
+		return 3 << SLUICE_CT_LISTENER_SHIFT;
+	}
+	return 0;
+}
+
 /* What L7 proxies decide later is passed to them; without a proxy it is not passed at all. Where both sides
- * have L7 rules one proxy judges for both; sides that want different ones cannot both be served. */
+ * have L7 rules one proxy judges for both. Sides that want different ones are both right to refuse: what is HTTP
+ * is no TLS handshake and no DNS, so nothing that one proxy passes would pass the other. */
 INLINE int redirect(struct work *w, const struct node_config *config)
 {
 	if (w->decision.action < SLUICE_ACTION_REDIRECT_HTTP || w->decision.audited)
@@ -127,6 +142,16 @@ GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opene
 	}
 	if (has_policy(opener, config)) {
 		reason = policy_decide(&w->decision, opener, responder, &q, SLUICE_DIR_EGRESS);
+		/* The answer with the address has ended, and the rule about its name still stands. A deny rule is not
+		 * outlived: it gave another reason. */
+		if (reason == SLUICE_DROP_POLICY_DENIED && w->learned && w->learned != responder->identity) {
+			__u32 identity = responder->identity;
+
+			responder->identity = w->learned;
+			reason = policy_decide(&w->decision, opener, responder, &q, SLUICE_DIR_EGRESS);
+			if (reason)
+				responder->identity = identity;
+		}
 		if (!reason)
 			reason = redirect(w, config);
 		if (reason)
@@ -182,6 +207,8 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 				   ((w->src.flags | w->dst.flags) & PARTY_HOST) &&
 				   !((w->src.flags | w->dst.flags) & PARTY_LOCAL) && looks_like_answer(w);
 	}
+	if (e && (e->flags & SLUICE_CT_FQDN))
+		w->learned = w->reply == w->from_lo ? e->lo.identity : e->hi.identity;
 	if (w->reply)
 		reason = judge_flow(skb, w, &w->dst, &w->src);
 	else
@@ -200,7 +227,7 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 		return SLUICE_DROP_PROXY_NOT_FOUND;
 	}
 	if (w->redirect || (e && (e->flags & SLUICE_CT_PROXY)))
-		w->ct_flags |= SLUICE_CT_PROXY;
+		w->ct_flags |= SLUICE_CT_PROXY | listener_flag(w->redirect);
 	if (!(w->pkt.flags & PKT_TRACKED))
 		return 0;
 	/* Unsolicited answers start nothing. */
@@ -209,6 +236,11 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 		return 0;
 	if (!e)
 		return ct_open(w);
+	/* What it was by its names counts as long as the connection lasts. */
+	if (w->learned && w->reply && !(w->src.flags & PARTY_LEARNED))
+		w->src.identity = w->learned;
+	if (w->learned && !w->reply && !(w->dst.flags & PARTY_LEARNED))
+		w->dst.identity = w->learned;
 	ct_renew(w, e);
 	return 0;
 }

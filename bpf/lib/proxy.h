@@ -20,25 +20,14 @@
 #include "judge.h"
 #include "rewrite.h"
 
-/* The index of sl_proxy_listeners, see src/datapath/proxy.rs. */
-INLINE __u32 listener_place(__u32 action, const struct packet *p)
-{
-	__u32 kind;
+#define AF_INET_FAMILY 2
 
-	switch (action) {
-	case SLUICE_ACTION_REDIRECT_HTTP:
-		kind = 0;
-		break;
-	case SLUICE_ACTION_REDIRECT_TLS:
-		kind = 1;
-		break;
-	case SLUICE_ACTION_REDIRECT_DNS:
-		kind = p->protocol == IPPROTO_UDP ? 3 : 2;
-		break;
-	default:
+/* The index of sl_proxy_listeners, see src/datapath/proxy.rs. `listener` as in SLUICE_CT_LISTENER. */
+INLINE __u32 listener_place(__u32 listener, __u8 protocol, int is_v6)
+{
+	if (!listener)
 		return SLUICE_PROXY_PLACES;
-	}
-	return 2 * kind + !!(p->flags & PKT_V6);
+	return 2 * (protocol == IPPROTO_UDP ? 3 : listener - 1) + !!is_v6;
 }
 
 INLINE __u32 proxy_tuple(struct bpf_sock_tuple *tuple, const struct packet *p)
@@ -99,7 +88,8 @@ INLINE int assign_listener(struct __sk_buff *skb, __u32 place)
 GLOBAL int to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 {
 	const struct node_config *config = node_config();
-	int is_datagram, given = 0;
+	int is_datagram, opens, given = 0;
+	__u32 listener;
 
 	if (!w || !config)
 		return TC_ACT_SHOT;
@@ -112,11 +102,14 @@ GLOBAL int to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 	 * answers from. One from the server belongs to the socket that asked. */
 	if (!is_datagram || w->reply)
 		given = assign_connected(skb, &w->pkt);
-	if (!given && action)
-		given = assign_listener(skb, listener_place(action, &w->pkt));
-	/* A connection that the proxy no longer has: the stack resets it. */
-	if (!given && (is_datagram || action))
+	/* A first packet that is sent again finds out from the entry where the first one went, or should have. */
+	opens = is_datagram || action || (w->pkt.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	listener = (action ? listener_flag(action) : w->ct_flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT;
+	if (!given && opens && !(is_datagram && w->reply))
+		given = assign_listener(skb, listener_place(listener, w->pkt.protocol, w->pkt.flags & PKT_V6));
+	if (!given && opens)
 		return drop(skb, w, SLUICE_DROP_PROXY_NOT_FOUND);
+	/* A connection that the proxy no longer has: the stack resets it. */
 	set_mark(skb, SLUICE_MARK_PROXY);
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
@@ -168,6 +161,51 @@ GLOBAL int proxy_sends(struct __sk_buff *skb, struct work *w)
 		(w->dst.flags & PARTY_REMOTE))
 		return deliver_tunnel(skb, w, &w->dst.tunnel_ep);
 	return TC_ACT_OK;
+}
+
+/* The stack looks for who listens where a packet is for this host and no socket has its tuple: a connection
+ * whose tuple is in TIME_WAIT begins anew, or its first packet came before a proxy listened. Nobody listens
+ * there by address, so the connection's entry says which proxy does. Without this the old socket answers the
+ * SYN with a challenge, and the client tries again later (RFC 5961, section 4.2; RFC 6191). */
+INLINE int proxy_listens(struct bpf_sk_lookup *ctx)
+{
+	struct ct_key key __attribute__((aligned(8))) = {};
+	struct sluice_addr remote __attribute__((aligned(8)));
+	struct sluice_addr local __attribute__((aligned(8)));
+	const struct ct_entry *e;
+	__u32 listener, place;
+	struct bpf_sock *sk;
+	__u8 from_lo;
+
+	if (ctx->protocol != IPPROTO_TCP)
+		return SK_PASS;
+	if (ctx->family == AF_INET_FAMILY) {
+		addr_from_v4(&remote, ctx->remote_ip4);
+		addr_from_v4(&local, ctx->local_ip4);
+	} else {
+		((word32 *)&remote)[0] = ctx->remote_ip6[0];
+		((word32 *)&remote)[1] = ctx->remote_ip6[1];
+		((word32 *)&remote)[2] = ctx->remote_ip6[2];
+		((word32 *)&remote)[3] = ctx->remote_ip6[3];
+		((word32 *)&local)[0] = ctx->local_ip6[0];
+		((word32 *)&local)[1] = ctx->local_ip6[1];
+		((word32 *)&local)[2] = ctx->local_ip6[2];
+		((word32 *)&local)[3] = ctx->local_ip6[3];
+	}
+	from_lo = ct_key_of(&key, &remote, &local, bpf_ntohs(ctx->remote_port), ctx->local_port, IPPROTO_TCP);
+	e = bpf_map_lookup_elem(&sl_ct, &key);
+	if (!e || !(e->flags & SLUICE_CT_PROXY) || (e->flags & SLUICE_CT_DENIED) || ct_is_reply(e, from_lo))
+		return SK_PASS;
+	listener = (e->flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT;
+	if (!listener)
+		return SK_PASS;
+	place = listener_place(listener, IPPROTO_TCP, ctx->family != AF_INET_FAMILY);
+	sk = bpf_map_lookup_elem(&sl_proxy_listeners, &place);
+	if (sk) {
+		bpf_sk_assign(ctx, sk, 0);
+		bpf_sk_release(sk);
+	}
+	return SK_PASS;
 }
 
 INLINE int is_proxys(const struct __sk_buff *skb)

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
  *
- * Services. A pod's packet to a frontend is translated to one of its backends before anything is judged:
- * policy sees the backend's address and port. Two conntrack entries keep a connection together:
+ * Services. What a pod or a process of the node sends to a frontend is translated to one of its backends before
+ * anything is judged: policy sees the backend's address and port. Two conntrack entries keep a connection together:
  *
  *	(client, frontend)	CT_SERVICE	-> backend	 finds the backend of later packets
  *	(client, backend)	CT_REV_NAT	-> frontend	 the flow itself; replies get the frontend as source
  *
- * A pod that reaches itself through its own Service would see its own address as the source and answer
- * itself, past us. So the frontend stands in as the source (hairpin):
+ * A pod, or a process of the node, that reaches itself through its own Service would see its own address as the
+ * source and answer itself, past us. So the frontend stands in as the source (hairpin):
  *
  *	(client, frontend)			CT_SERVICE|CT_HAIRPIN
  *	(frontend:client port, backend)	CT_REV_NAT|CT_HAIRPIN
@@ -126,7 +126,30 @@ INLINE int service_remember(struct work *w)
 	return bpf_map_update_elem(&sl_ct, &w->key, e, BPF_ANY) ? SLUICE_DROP_CT_FULL : 0;
 }
 
-/* A pod's first packet to itself through a Service. The packet is translated already. */
+/* Whoever hairpins is who it says it is; a process of the node is, by the device. */
+INLINE int hairpin_source(struct __sk_buff *skb, struct work *w)
+{
+	party_resolve(&w->src, &w->pkt.saddr);
+	return w->observation == SLUICE_OBS_FROM_CONTAINER ? source_from_container(skb, w) : 0;
+}
+
+/* Back to where it came from. The node's stack takes it as if it had come in by the device. */
+INLINE int hairpin_deliver(struct __sk_buff *skb, struct work *w, const struct node_config *config)
+{
+	struct ethhdr *eth;
+
+	count_packet(w->direction, SLUICE_METRIC_FORWARDED, w->pkt.length);
+	if (w->observation == SLUICE_OBS_FROM_CONTAINER)
+		return deliver_local(skb, w, config, w->src.ifindex, w->src.mac);
+	eth = header(skb, 0, sizeof(*eth));
+	if (!eth)
+		return drop(skb, w, SLUICE_DROP_INVALID_PACKET);
+	mac_copy(eth->h_dest, eth->h_source);
+	set_mark(skb, SLUICE_MARK_VERDICT);
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
+/* A first packet to its own sender through a Service. The packet is translated already. */
 GLOBAL int hairpin_open(struct __sk_buff *skb, struct work *w)
 {
 	const struct node_config *config = node_config();
@@ -137,8 +160,7 @@ GLOBAL int hairpin_open(struct __sk_buff *skb, struct work *w)
 	if (!w || !config)
 		return TC_ACT_SHOT;
 	e = &w->entry;
-	party_resolve(&w->src, &w->pkt.saddr);
-	reason = source_from_container(skb, w);
+	reason = hairpin_source(skb, w);
 	if (reason)
 		return drop(skb, w, reason);
 	w->ct_flags |= SLUICE_CT_HAIRPIN;
@@ -161,8 +183,7 @@ GLOBAL int hairpin_open(struct __sk_buff *skb, struct work *w)
 	reason = rewrite_apply(skb, w);
 	if (reason)
 		return drop(skb, w, reason);
-	count_packet(w->direction, SLUICE_METRIC_FORWARDED, w->pkt.length);
-	return deliver_local(skb, w, config, w->src.ifindex, w->src.mac);
+	return hairpin_deliver(skb, w, config);
 }
 
 /* A packet of a hairpin that is known: the way there (CT_SERVICE) or back. */
@@ -171,8 +192,7 @@ INLINE int hairpin_continue(struct __sk_buff *skb, struct work *w, const struct 
 {
 	int reason;
 
-	party_resolve(&w->src, &w->pkt.saddr);
-	reason = source_from_container(skb, w);
+	reason = hairpin_source(skb, w);
 	if (reason)
 		return drop(skb, w, reason);
 	ct_touch(e, &w->pkt, w->from_lo, w->now);
@@ -186,8 +206,7 @@ INLINE int hairpin_continue(struct __sk_buff *skb, struct work *w, const struct 
 	reason = rewrite_apply(skb, w);
 	if (reason)
 		return drop(skb, w, reason);
-	count_packet(w->direction, SLUICE_METRIC_FORWARDED, w->pkt.length);
-	return deliver_local(skb, w, config, w->src.ifindex, w->src.mac);
+	return hairpin_deliver(skb, w, config);
 }
 
 #endif

@@ -48,7 +48,8 @@ struct packet {
 #define PARTY_NODE 0x08u   /* another node */
 #define PARTY_CLUSTER 0x10u
 #define PARTY_L3DEV 0x20u
-#define PARTY_KNOWN 0x80u /* looked up */
+#define PARTY_LEARNED 0x40u /* belongs to names of toFQDNs rules */
+#define PARTY_KNOWN 0x80u	/* looked up */
 
 /* One end of the packet. */
 struct party {
@@ -115,6 +116,7 @@ struct work {
 	struct sluice_addr ct_svc_addr; /* goes into a new conntrack entry with ct_flags */
 	__u16 ct_svc_port;
 	__u16 pad2;
+	__u32 learned;	/* identity that the responder had by its names when the connection began, or 0 */
 	__u32 redirect; /* SLUICE_ACTION_REDIRECT_*: what a policy of either side wants, or 0 */
 	__u8 answer[96]; /* to a refused packet: IP header and what follows */
 };
@@ -152,6 +154,7 @@ INLINE struct work *work_begin(struct __sk_buff *skb, __u8 observation, __u8 dir
 	w->reply = 0;
 	w->event_flags = 0;
 	w->inner_known = 0;
+	w->learned = 0;
 	w->redirect = 0;
 	w->now = now_seconds();
 	return w;

@@ -234,3 +234,93 @@ fn protocols_without_ports_are_tracked_by_address() {
         assert_delivered(&node.send(family, Who::Bob, Who::Alice, vrrp()), Who::Alice);
     }
 }
+
+/// An identity of names.
+const API_EXAMPLE_COM: u32 = (1 << 24) + 7;
+
+/// Alice may reach TCP 443 of what `API_EXAMPLE_COM` stands for, and nothing else; the world's address has it
+/// by `flags`.
+fn client_of_a_name(flags: u32) -> Node {
+    let mut node = Node::new();
+    for family in FAMILIES {
+        node.know(Who::World.address(family), API_EXAMPLE_COM, flags, abi::Addr::NONE);
+    }
+    let rule = (Direction::Egress, Cell::allow_tcp(API_EXAMPLE_COM, 443));
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[rule]);
+    node
+}
+
+/// Some other rule comes or goes: every flow of Alice is judged again.
+fn another_change(node: &mut Node) {
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[]);
+}
+
+#[test]
+fn a_connection_outlives_the_answer_that_opened_it_whatever_else_changes() {
+    let mut node = client_of_a_name(abi::IPC_LEARNED);
+    for family in FAMILIES {
+        let data = tcp(40000, 443, TcpFlags::ACK);
+        assert_passed(&node.send(family, Who::Alice, Who::World, syn(443)));
+        node.know(Who::World.address(family), abi::ID_WORLD, 0, abi::Addr::NONE);
+        assert_passed(&node.send(family, Who::Alice, Who::World, data.clone()));
+        for _ in 0..2 {
+            another_change(&mut node);
+            // The answer comes first: it is judged as the answer that it is.
+            let reply = node.send(family, Who::World, Who::Alice, tcp(443, 40000, TcpFlags::ACK));
+            assert_delivered(&reply, Who::Alice);
+            assert_passed(&node.send(family, Who::Alice, Who::World, data.clone()));
+        }
+        let new = node.send(family, Who::Alice, Who::World, tcp(40001, 443, TcpFlags::SYN));
+        assert_dropped(&new, DropReason::PolicyDenied);
+        // The same ports again are a new connection.
+        node.send(family, Who::World, Who::Alice, tcp(443, 40000, TcpFlags::FIN_ACK));
+        node.send(family, Who::Alice, Who::World, tcp(40000, 443, TcpFlags::FIN_ACK));
+        let again = node.send(family, Who::Alice, Who::World, syn(443));
+        assert_dropped(&again, DropReason::PolicyDenied);
+    }
+}
+
+#[test]
+fn a_deny_rule_ends_a_connection_that_outlived_its_answer() {
+    let mut node = client_of_a_name(abi::IPC_LEARNED);
+    for family in FAMILIES {
+        assert_passed(&node.send(family, Who::Alice, Who::World, syn(443)));
+        node.know(Who::World.address(family), abi::ID_WORLD, 0, abi::Addr::NONE);
+    }
+    let deny = Cell::normal(abi::ID_WORLD, 0, abi::PORT_ANY, slot(abi::ACTION_DENY, 20, 9));
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[(Direction::Egress, deny)]);
+    for family in FAMILIES {
+        let data = node.send(family, Who::Alice, Who::World, tcp(40000, 443, TcpFlags::ACK));
+        assert_dropped(&data, DropReason::PolicyDeny);
+    }
+}
+
+#[test]
+fn the_end_of_the_rule_about_its_name_ends_a_connection_too() {
+    let mut node = client_of_a_name(abi::IPC_LEARNED);
+    for family in FAMILIES {
+        assert_passed(&node.send(family, Who::Alice, Who::World, syn(443)));
+        node.know(Who::World.address(family), abi::ID_WORLD, 0, abi::Addr::NONE);
+    }
+    let gone = Cell::normal(API_EXAMPLE_COM, 6, abi::PORT_EXACT | 443, abi::PolicySlot::default());
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[(Direction::Egress, gone)]);
+    for family in FAMILIES {
+        let data = node.send(family, Who::Alice, Who::World, tcp(40000, 443, TcpFlags::ACK));
+        assert_dropped(&data, DropReason::PolicyDenied);
+    }
+}
+
+/// Identities of CIDR rules are of the same scope; what they allowed ends with them.
+#[test]
+fn an_identity_that_no_name_gave_is_not_outlived() {
+    let mut node = client_of_a_name(0);
+    for family in FAMILIES {
+        assert_passed(&node.send(family, Who::Alice, Who::World, syn(443)));
+        node.know(Who::World.address(family), abi::ID_WORLD, 0, abi::Addr::NONE);
+    }
+    another_change(&mut node);
+    for family in FAMILIES {
+        let data = node.send(family, Who::Alice, Who::World, tcp(40000, 443, TcpFlags::ACK));
+        assert_dropped(&data, DropReason::PolicyDenied);
+    }
+}

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use sluice::datapath::abi::{self, Addr};
-use sluice::datapath::testrun::{L4, TcpFlags};
+use sluice::datapath::testrun::{Action, L4, TcpFlags};
 use sluice::model::DropReason;
 
 use crate::fixture::*;
@@ -200,5 +200,89 @@ fn datagrams_do_not_stay_with_a_backend_that_is_gone() {
         let outcome = node.send_from(Who::Alice, &frame);
         assert_delivered(&outcome, Who::Bob);
         assert_eq!(outcome.seen().dst, Who::Bob.address(family));
+    }
+}
+
+/// A process of the node; its packets are met where they would leave the node.
+#[test]
+fn the_node_itself_reaches_services() {
+    let mut node = Node::new();
+    add_service(&mut node, &[Who::Bob], 8080, 0);
+    let from_host = Cell::allow_tcp(abi::ID_HOST, 8080);
+    node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, from_host)]);
+    for family in FAMILIES {
+        for flags in [TcpFlags::SYN, TcpFlags::ACK] {
+            let mut frame = node.frame(family, Who::Host, Who::World, tcp(40000, 80, flags));
+            frame.dst = frontend(family);
+            let outcome = node.send_from(Who::Host, &frame);
+            assert_eq!(outcome.action, Action::Redirect, "{:?}", outcome.events);
+            let seen = outcome.seen();
+            assert_eq!((seen.dst, seen.dport), (Who::Bob.address(family), 8080));
+            assert_eq!((seen.src, seen.sport), (Who::Host.address(family), 40000));
+            assert_eq!((seen.dst_mac, seen.src_mac), (Who::Bob.mac(), ROUTER_MAC));
+            let reply = node.send(family, Who::Bob, Who::Host, tcp(8080, 40000, TcpFlags::SYN_ACK));
+            assert_passed(&reply);
+            assert_eq!((reply.seen().src, reply.seen().sport), (frontend(family), 80));
+        }
+        // Policy applies after translation, and the frontend is nobody's way around it.
+        let mut frame = node.frame(family, Who::Host, Who::World, udp(40000, 80));
+        frame.dst = frontend(family);
+        assert_dropped(&node.send_from(Who::Host, &frame), DropReason::PolicyDenied);
+    }
+}
+
+#[test]
+fn the_node_itself_reaches_backends_elsewhere() {
+    let mut node = Node::new();
+    add_service(&mut node, &[Who::OtherNode], 8080, 0);
+    for family in FAMILIES {
+        for (request, reply) in l4s() {
+            let mut frame = node.frame(family, Who::Host, Who::World, request);
+            frame.dst = frontend(family);
+            let outcome = node.send_from(Who::Host, &frame);
+            assert_eq!(outcome.action, Action::Redirect, "{:?}", outcome.events);
+            assert_eq!((outcome.seen().dst, outcome.seen().dport), (Who::OtherNode.address(family), 8080));
+            let answer = node.send(family, Who::OtherNode, Who::Host, reply);
+            assert_passed(&answer);
+            assert_eq!((answer.seen().src, answer.seen().sport), (frontend(family), 80));
+        }
+    }
+}
+
+#[test]
+fn a_service_without_backends_refuses_the_node_too() {
+    let mut node = Node::new();
+    add_service(&mut node, &[], 8080, 0);
+    for family in FAMILIES {
+        let mut frame = node.frame(family, Who::Host, Who::World, syn(80));
+        frame.dst = frontend(family);
+        let outcome = node.send_from(Who::Host, &frame);
+        assert_eq!(outcome.events.last().map(|event| event.reason), Some(DropReason::NoServiceBackend as u8));
+    }
+}
+
+#[test]
+fn the_node_reaches_itself_through_its_service() {
+    let mut node = Node::new();
+    add_service(&mut node, &[Who::Host], 8080, 0);
+    for family in FAMILIES {
+        for (request, reply) in l4s() {
+            for _ in 0..2 {
+                let mut frame = node.frame(family, Who::Host, Who::World, request.clone());
+                frame.dst = frontend(family);
+                let outcome = node.send_from(Who::Host, &frame);
+                assert_eq!(outcome.action, Action::Redirect, "{:?}", outcome.events);
+                let seen = outcome.seen();
+                assert_eq!((seen.src, seen.sport), (frontend(family), 40000));
+                assert_eq!((seen.dst, seen.dport), (Who::Host.address(family), 8080));
+                let mut answer = node.frame(family, Who::Host, Who::World, reply.clone());
+                answer.dst = frontend(family);
+                let outcome = node.send_from(Who::Host, &answer);
+                assert_eq!(outcome.action, Action::Redirect, "{:?}", outcome.events);
+                let seen = outcome.seen();
+                assert_eq!((seen.src, seen.sport), (frontend(family), 80));
+                assert_eq!((seen.dst, seen.dport), (Who::Host.address(family), 40000));
+            }
+        }
     }
 }

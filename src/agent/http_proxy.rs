@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::proxies::ProxyProcess;
 use super::proxy_host::{ProxyHost, raise_descriptor_limit};
 use super::records::Sender;
+use crate::datapath::DatapathError;
 use crate::datapath::abi::MARK_PROXY_OUT;
 use crate::datapath::net::sysctl;
 use crate::datapath::proxy::{IdentityLookup, ListenerKind, ListenerPlace, Listeners};
@@ -49,7 +50,12 @@ async fn serve(config: HttpProxyConfig) -> anyhow::Result<()> {
     let host = ProxyHost::start(ProxyProcess::Http.name(), &config.run_dir, options.records_per_second)?;
     let lookup = IdentityLookup::open(&config.bpffs)?;
     let places = Listeners::open(&config.bpffs)?;
-    let judge = SnapshotJudge::new(Arc::clone(&host.feed), move |address| resolve(&lookup, address));
+    let servers = lookup.clone();
+    let judge = SnapshotJudge::new(
+        Arc::clone(&host.feed),
+        move |address| resolve(address, lookup.resolve(address)),
+        move |client, server| resolve(server.ip(), servers.resolve_server(client, server)),
+    );
     let counters = Arc::new(Counters::default());
     let (drain, draining) = watch::channel(false);
     let mut families = vec![Family::IPv4];
@@ -115,8 +121,8 @@ impl Recorder for Sender {
 }
 
 /// An address that the kernel's tables cannot tell is unknown, and unknown is denied.
-fn resolve(lookup: &IdentityLookup, address: IpAddr) -> PeerView {
-    lookup.resolve(address).unwrap_or_else(|error| {
+fn resolve(address: IpAddr, found: Result<PeerView, DatapathError>) -> PeerView {
+    found.unwrap_or_else(|error| {
         tracing::error!(%error, %address, "identity not found");
         Identity::UNKNOWN.into()
     })

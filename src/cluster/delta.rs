@@ -70,6 +70,8 @@ pub enum AddressKind {
     /// Inside the cluster's pod range, but of no pod that we know: unknown, never world.
     ClusterRange,
     World,
+    /// An address of the world that belongs to names which `toFQDNs` rules mean.
+    Learned,
 }
 
 /// A local pod appears, changes or goes.

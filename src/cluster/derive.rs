@@ -378,7 +378,11 @@ impl Derived {
                 continue;
             }
             let claim = match &key {
-                Some(key) => entry(self.ids.acquire_external(key, ops)?, AddressKind::World),
+                Some(key) => {
+                    let learned = !key.scope.fqdns.is_empty();
+                    let kind = if learned { AddressKind::Learned } else { AddressKind::World };
+                    entry(self.ids.acquire_external(key, ops)?, kind)
+                }
                 None => None,
             };
             self.claim(prefix, Source::Address, claim, dirty);

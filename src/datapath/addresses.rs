@@ -50,6 +50,7 @@ impl From<IpcacheEntry> for IpcacheValue {
             AddressKind::Pod | AddressKind::ClusterRange => IPC_CLUSTER,
             AddressKind::Node => IPC_CLUSTER | IPC_NODE,
             AddressKind::World => 0,
+            AddressKind::Learned => IPC_LEARNED,
         };
         let tunnel_ep = entry.tunnel_endpoint.map_or(Addr::NONE, Addr::from);
         IpcacheValue { identity: entry.identity.0, flags, tunnel_ep }

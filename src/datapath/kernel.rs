@@ -15,7 +15,7 @@ use super::pins::Pins;
 use super::reconcile::Reconciled;
 use super::tables::Tables;
 use super::writer::Writer;
-use super::{Datapath, DatapathError, loader};
+use super::{Datapath, DatapathError, loader, sockets};
 use crate::cluster::delta::Delta;
 use crate::model::Family;
 
@@ -92,11 +92,12 @@ impl KernelDatapath {
     pub fn open(config: DatapathConfig) -> Result<KernelDatapath, DatapathError> {
         let base = base_config(&config)?;
         let pins = Pins::at(&config.bpffs);
-        let ebpf = loader::load(&pins, &config.capacity)?;
+        let mut ebpf = loader::load(&pins, &config.capacity)?;
         let tables = Tables::from_kernel(|name| pins.open_map(name))?;
         // Proxies outlive the agent: what they serve must not stop while it starts.
         let proxy = tables.config.get(&0)?.map_or(0, |config| config.flags & CFG_PROXY);
         let writer = Writer::take_over(tables, NodeConfig { flags: base.flags | proxy, ..base })?;
+        sockets::attach(&mut ebpf, &pins)?;
         let mut attacher = Attacher::new(ebpf, pins.clone(), config.attach);
         attacher.replace_all()?;
         let subjects = PolicySubjects::default();

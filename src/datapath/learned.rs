@@ -40,12 +40,13 @@ impl LearnedAddresses {
             Some(entry) => Some(entry),
             None => self.prefixes.get(&LpmKey { prefix_len: 128, addr })?,
         };
-        Ok(entry.filter(|entry| entry.flags == 0).map(|entry| Identity(entry.identity)))
+        let of_the_world = |entry: &IpcacheValue| entry.flags & !IPC_LEARNED == 0;
+        Ok(entry.filter(of_the_world).map(|entry| Identity(entry.identity)))
     }
 
-    /// Gives an address of the world an identity.
+    /// Gives an address of the world an identity that names which policy means have.
     pub fn assign(&self, address: IpAddr, identity: Identity) -> Result<(), DatapathError> {
-        let value = IpcacheValue { identity: identity.0, flags: 0, tunnel_ep: Addr::NONE };
+        let value = IpcacheValue { identity: identity.0, flags: IPC_LEARNED, tunnel_ep: Addr::NONE };
         self.exact.upsert(&[address.into()], &[value])
     }
 }

@@ -66,6 +66,8 @@ fn verify(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
             program.try_into().map_err(|error| refused(name, chain(&error)))?;
         classifier.load().map_err(|error| refused(name, chain(&error)))
     };
+    let sockets = super::sockets::program(ebpf)?;
+    sockets.load().map_err(|error| refused(super::sockets::PROGRAM, chain(&error)))?;
     let ours = |name: &str| Hook::ALL.iter().any(|hook| hook.program() == name);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (ebpf.programs_mut())

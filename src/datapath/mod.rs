@@ -4,7 +4,7 @@
 //! - [`writer`], [`transition`], [`reconcile`]: in which order a change reaches the maps.
 //! - `policies`, `addresses`, `services`, `endpoints`: what each kind of change means in maps.
 //! - [`table`], [`tables`], `sys`: typed maps over bpf(2). [`abi`]: what they hold.
-//! - `loader`, `pins`, [`attach`]: programs and what outlives the agent.
+//! - `loader`, `pins`, [`attach`], `sockets`: programs and what outlives the agent.
 //! - [`events`], [`inspect`]: what the kernel tells. [`proxy`]: what proxies need of it.
 //! - [`testrun`]: the programs on hand-made packets, for tests and benchmarks.
 //! - [`net`]: devices, namespaces, routes. [`preflight`]: is this machine fit.
@@ -27,6 +27,7 @@ pub mod preflight;
 pub mod proxy;
 pub mod reconcile;
 mod services;
+mod sockets;
 mod sys;
 pub mod table;
 pub mod tables;

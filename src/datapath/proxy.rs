@@ -6,7 +6,7 @@
 //! is closed or when another one is inserted: what the old one accepted already stays with it.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use super::pins::Pins;
 use super::sys;
 use super::table::{KernelTable, Shared};
 use super::tables::name;
-use crate::model::{Family, Identity};
+use crate::model::{Family, Identity, Protocol};
 use crate::policy::engine::PeerView;
 
 /// Pin of the SOCKMAP (key and value `__u32`).
@@ -100,6 +100,7 @@ pub struct IdentityLookup {
     exact: Shared<Addr, IpcacheValue>,
     prefixes: Shared<LpmKey, IpcacheValue>,
     classes: Shared<LpmKey, u32>,
+    connections: Shared<CtKey, CtEntry>,
 }
 
 impl IdentityLookup {
@@ -113,7 +114,25 @@ impl IdentityLookup {
             exact: KernelTable::open(name::IPCACHE_EXACT, pins.open_map(name::IPCACHE_EXACT)?)?,
             prefixes: KernelTable::open(name::IPCACHE_LPM, pins.open_map(name::IPCACHE_LPM)?)?,
             classes: KernelTable::open(name::ADDR_CLASS, pins.open_map(name::ADDR_CLASS)?)?,
+            connections: KernelTable::open(name::CT, pins.open_map(name::CT)?)?,
         })
+    }
+
+    /// Who the server of a redirected TCP connection is. One that belonged to a name when the connection began
+    /// still does, although the answer with its address has ended; what denies it today has ended the
+    /// connection already.
+    pub fn resolve_server(&self, client: SocketAddr, server: SocketAddr) -> Result<PeerView, DatapathError> {
+        let view = self.resolve(server.ip().to_canonical())?;
+        if !is_of_the_world(view.identity) {
+            return Ok(view);
+        }
+        let (key, server_side) = connection_of(client, server);
+        let began = self.connections.get(&key)?.filter(|entry| u32::from(entry.flags) & CT_FQDN != 0);
+        let identity = began.map(|entry| match server_side {
+            Side::Low => entry.lo.identity,
+            Side::High => entry.hi.identity,
+        });
+        Ok(PeerView { identity: identity.map_or(view.identity, Identity), ..view })
     }
 
     /// Label identity and address class. What is not known at all is [`Identity::UNKNOWN`].
@@ -132,6 +151,38 @@ impl IdentityLookup {
     }
 }
 
+fn is_of_the_world(identity: Identity) -> bool {
+    let local = Identity::LOCAL_CIDR_MIN..Identity::REMOTE_NODE_MIN;
+    [Identity::WORLD, Identity::WORLD_IPV4, Identity::WORLD_IPV6].contains(&identity)
+        || local.contains(&identity.0)
+}
+
+/// An end of a connection in its conntrack entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Low,
+    High,
+}
+
+/// The key of a TCP connection's entry, and which side the server is.
+fn connection_of(client: SocketAddr, server: SocketAddr) -> (CtKey, Side) {
+    let end = |end: SocketAddr| (Addr::from(end.ip().to_canonical()), end.port());
+    let (client, server) = (end(client), end(server));
+    let (low, high, side) = match (client.0.b, client.1) <= (server.0.b, server.1) {
+        true => (client, server, Side::High),
+        false => (server, client, Side::Low),
+    };
+    let key = CtKey {
+        lo_addr: low.0,
+        hi_addr: high.0,
+        lo_port: low.1,
+        hi_port: high.1,
+        protocol: Protocol::Tcp.number(),
+        pad: [0; 3],
+    };
+    (key, side)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,5 +197,17 @@ mod tests {
             })
             .collect();
         assert_eq!(indexes, (0..8).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_connection_has_one_key_whoever_is_the_client() {
+        let (a, b): (SocketAddr, SocketAddr) =
+            ("10.0.0.1:40000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+        let ((one, server_of_one), (other, server_of_other)) = (connection_of(a, b), connection_of(b, a));
+        assert_eq!(one, other);
+        assert_eq!((server_of_one, server_of_other), (Side::High, Side::Low));
+        assert_eq!((one.lo_port, one.hi_port), (40000, 80));
+        assert!(is_of_the_world(Identity::WORLD_IPV6) && is_of_the_world(Identity((1 << 24) + 5)));
+        assert!(!is_of_the_world(Identity(1001)) && !is_of_the_world(Identity(2 << 24)));
     }
 }

@@ -21,6 +21,7 @@ const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_MAP_UPDATE_BATCH: u32 = 26;
 const BPF_MAP_DELETE_BATCH: u32 = 27;
+const BPF_LINK_UPDATE: u32 = 29;
 const BPF_LINK_DETACH: u32 = 34;
 
 /// `union bpf_attr` for element commands.
@@ -57,6 +58,16 @@ struct ObjectAttr {
     flags: u32,
 }
 
+/// `union bpf_attr` for the update of a link.
+#[derive(Default)]
+#[repr(C)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    new_program_fd: u32,
+    flags: u32,
+    old_program_fd: u32,
+}
+
 /// `union bpf_attr` for information.
 #[derive(Default)]
 #[repr(C)]
@@ -79,7 +90,7 @@ pub struct MapInfo {
     pub flags: u32,
 }
 
-/// The head of `struct bpf_link_info` of a tcx link.
+/// The head of `struct bpf_link_info` of a tcx link, or of a network namespace's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct LinkInfo {
@@ -91,6 +102,14 @@ pub struct LinkInfo {
     /// 0 when the device is gone.
     pub ifindex: u32,
     pub attach_type: u32,
+}
+
+impl LinkInfo {
+    /// Of a link on a network namespace: its inode, which stands where others have their device; 0 when the
+    /// namespace is gone.
+    pub fn namespace_inode(&self) -> u32 {
+        self.ifindex
+    }
 }
 
 fn bpf<A>(command: u32, attr: &mut A) -> io::Result<i64> {
@@ -253,6 +272,16 @@ pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
 pub fn detach_link(fd: impl AsFd) -> io::Result<()> {
     let mut attr = fd.as_fd().as_raw_fd() as u32;
     bpf(BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
+/// Replaces the program inside a link, in one step.
+pub fn update_link(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+    let mut attr = LinkUpdateAttr {
+        link_fd: link.as_fd().as_raw_fd() as u32,
+        new_program_fd: program.as_fd().as_raw_fd() as u32,
+        ..Default::default()
+    };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// `I` is one of the two structs above: plain integers in `repr(C)`.

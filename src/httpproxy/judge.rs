@@ -40,6 +40,8 @@ pub struct Judged {
 
 /// Looks an address up. Fails closed: an address that cannot be looked up is unknown.
 pub type Lookup = dyn Fn(IpAddr) -> PeerView + Send + Sync;
+/// Looks the server of a connection up, given the client.
+pub type ServerLookup = dyn Fn(SocketAddr, SocketAddr) -> PeerView + Send + Sync;
 
 type Side = (Identity, Direction, PeerView, u16);
 
@@ -47,6 +49,7 @@ type Side = (Identity, Direction, PeerView, u16);
 pub struct SnapshotJudge {
     feed: Arc<ArcSwap<Snapshot>>,
     lookup: Box<Lookup>,
+    server_lookup: Box<ServerLookup>,
     generation: AtomicU64,
     /// Address of the snapshot that `compiled` keeps.
     known: AtomicUsize,
@@ -73,6 +76,7 @@ impl SnapshotJudge {
     pub fn new(
         feed: Arc<ArcSwap<Snapshot>>,
         lookup: impl Fn(IpAddr) -> PeerView + Send + Sync + 'static,
+        server_lookup: impl Fn(SocketAddr, SocketAddr) -> PeerView + Send + Sync + 'static,
     ) -> SnapshotJudge {
         let compiled = Compiled {
             snapshot: feed.load_full(),
@@ -81,8 +85,9 @@ impl SnapshotJudge {
             before: Vec::new(),
         };
         let known = AtomicUsize::new(Arc::as_ptr(&compiled.snapshot) as usize);
-        let (lookup, generation) = (Box::new(lookup), AtomicU64::new(0));
-        SnapshotJudge { feed, lookup, generation, known, compiled: Mutex::new(compiled) }
+        let (lookup, server_lookup) = (Box::new(lookup), Box::new(server_lookup));
+        let generation = AtomicU64::new(0);
+        SnapshotJudge { feed, lookup, server_lookup, generation, known, compiled: Mutex::new(compiled) }
     }
 
     /// The newest snapshot's number, and the tables for it.
@@ -101,8 +106,7 @@ impl SnapshotJudge {
 
     /// Who an address is: a local pod by the snapshot, which knows it together with its rules; others by
     /// the kernel's tables.
-    fn peer(&self, snapshot: &Snapshot, address: IpAddr) -> (PeerView, Option<Identity>) {
-        let view = (self.lookup)(address);
+    fn peer(snapshot: &Snapshot, address: IpAddr, view: PeerView) -> (PeerView, Option<Identity>) {
         match snapshot.local(address) {
             Some(local) => (PeerView { identity: local.identity, ..view }, Some(local.identity)),
             None => (view, None),
@@ -167,8 +171,10 @@ impl Judge for SnapshotJudge {
     fn policy(&self, client: SocketAddr, server: SocketAddr) -> Judged {
         let (generation, mut compiled) = self.current();
         let snapshot = Arc::clone(&compiled.snapshot);
-        let (source, local_source) = self.peer(&snapshot, client.ip().to_canonical());
-        let (destination, local_destination) = self.peer(&snapshot, server.ip().to_canonical());
+        let (source, destination) = (client.ip().to_canonical(), server.ip().to_canonical());
+        let view = (self.server_lookup)(client, server);
+        let (destination, local_destination) = Self::peer(&snapshot, destination, view);
+        let (source, local_source) = Self::peer(&snapshot, source, (self.lookup)(source));
         let mut side = |subject: Option<Identity>, direction, peer| match subject {
             Some(subject) => compiled.side(subject, direction, peer, server.port()),
             None => Arc::new(SidePolicy::open()),
