@@ -55,6 +55,9 @@ pub struct AgentSettings {
     /// The node's own addresses [default: those of the uplink]
     #[arg(long, env = "SLUICE_NODE_ADDRESS", value_name = "IP", value_delimiter = ',')]
     pub node_address: Option<Vec<String>>,
+    /// Addresses of the gateways (entity `ingress`) of all nodes (repeat or comma separated)
+    #[arg(long, env = "SLUICE_INGRESS_ADDRESS", value_name = "IP", value_delimiter = ',')]
+    pub ingress_address: Option<Vec<String>>,
     /// default, always (every pod is default-deny) or never [default: default]
     #[arg(long, env = "SLUICE_POLICY_ENFORCEMENT", value_name = "MODE")]
     pub policy_enforcement: Option<String>,
@@ -146,6 +149,7 @@ pub struct AgentConfig {
     pub masquerade: Switch,
     pub pod_cidrs: Vec<IpNet>,
     pub node_addresses: Vec<IpAddr>,
+    pub ingress_addresses: Vec<IpAddr>,
     pub enforcement: Enforcement,
     pub allow_localhost: AllowLocalhost,
     pub cidr_matches_nodes: Switch,
@@ -195,6 +199,7 @@ impl AgentSettings {
             masquerade,
             pod_cidr,
             node_address,
+            ingress_address,
             policy_enforcement,
             allow_localhost,
             cidr_match_mode,
@@ -292,6 +297,8 @@ impl AgentConfig {
         }
         let pod_cidrs = p.list("pod-cidr", settings.pod_cidr.as_deref(), "a CIDR such as 10.244.0.0/16");
         let node_addresses = p.list("node-address", settings.node_address.as_deref(), "an IP address");
+        let ingress_addresses =
+            p.list("ingress-address", settings.ingress_address.as_deref(), "an IP address");
         let source = match &settings.server {
             Some(url) => {
                 if !url.starts_with("https://") {
@@ -338,6 +345,7 @@ impl AgentConfig {
             masquerade,
             pod_cidrs,
             node_addresses,
+            ingress_addresses,
             enforcement,
             allow_localhost,
             cidr_matches_nodes,

@@ -53,6 +53,7 @@ use crate::config::{AgentConfig, EmptyRuleLists, Source};
 use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
 use crate::identity::IdentityAllocator;
 use crate::k8s;
+use crate::model::Identity;
 use crate::policy::engine::{CidrMatch, EngineOptions};
 use crate::server::client::{ClientConfig, ServerClient};
 use crate::store::objects::ObjectStore;
@@ -81,6 +82,11 @@ pub fn view_options(config: &AgentConfig, local_number_offset: u32) -> ViewOptio
         host_firewall: config.host_firewall.is_on(),
         deny_response: config.deny_response,
         pod_cidrs: config.pod_cidrs.clone(),
+        fixed_addresses: config
+            .ingress_addresses
+            .iter()
+            .map(|address| (*address, Identity::INGRESS))
+            .collect(),
         // People write pods without their namespaces; a server adds them where it knows them.
         missing_namespaces: MissingNamespaces::Exist,
         local_number_offset,

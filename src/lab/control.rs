@@ -72,6 +72,8 @@ pub struct ControlPlane {
     options: AgentOptions,
     server: Process,
     agents: BTreeMap<String, Process>,
+    /// Proxies that took over from the ones that the agents started.
+    proxies: Vec<Process>,
     /// Of the newest change.
     revision: u64,
 }
@@ -100,6 +102,7 @@ impl ControlPlane {
             options,
             server,
             agents: BTreeMap::new(),
+            proxies: Vec::new(),
             revision: 0,
         };
         control.server.ready().await?;
@@ -221,6 +224,37 @@ impl ControlPlane {
         self.settle(lab).await
     }
 
+    /// Starts a proxy of a node anew: the new process takes over, and the old one finishes what it has begun.
+    /// Returns when the new one serves. `subcommand` is that of the process.
+    pub async fn restart_proxy(
+        &mut self,
+        lab: &Lab,
+        node: &str,
+        subcommand: &str,
+    ) -> Result<(), ControlError> {
+        let home = self.directory.join("node").join(node);
+        let mut command = Command::new(&self.program);
+        command.arg(subcommand).arg("--run-dir").arg(&home);
+        command.arg("--bpffs").arg(home.join("bpf/sluice"));
+        let (title, site) = (format!("the {subcommand} of {node}"), Site::Node(node.to_owned()));
+        let mut proxy = Process::start(&title, command, lab, &site, &home, &format!("{subcommand}.sock"))?;
+        let announced = home.join(format!("{subcommand}.pid"));
+        let deadline = Instant::now() + START;
+        while fs::read_to_string(&announced).ok().and_then(|text| text.trim().parse().ok())
+            != Some(proxy.child.id())
+        {
+            if let Ok(Some(status)) = proxy.child.try_wait() {
+                return Err(proxy.failure(format!("ended ({status})")));
+            }
+            if Instant::now() >= deadline {
+                return Err(proxy.failure(format!("does not serve after {} s", START.as_secs())));
+            }
+            sleep(POLL).await;
+        }
+        self.proxies.push(proxy);
+        Ok(())
+    }
+
     /// The admin API of a node's agent.
     pub fn agent(&self, node: &str) -> Option<&Client> {
         self.agents.get(node).map(|agent| &agent.client)
@@ -240,6 +274,9 @@ impl ControlPlane {
             agent.end(Signal::SIGTERM);
         }
         self.server.end(Signal::SIGTERM);
+        for proxy in &mut self.proxies {
+            proxy.end(Signal::SIGTERM);
+        }
     }
 }
 

@@ -88,7 +88,7 @@ impl Session {
         self.control = match mode {
             Mode::Open => None,
             Mode::Enforced { program } => {
-                Some(ControlPlane::start(&self.lab, program, agent_options(options)).await?)
+                Some(ControlPlane::start(&self.lab, program, agent_options(options, cluster)).await?)
             }
         };
         self.follow(cluster, documents).await
@@ -174,7 +174,7 @@ fn manifest(resource: &Resource, written: &BTreeMap<ObjectRef, Arc<Tree>>) -> Op
 }
 
 /// The options of a scenario as options of `sluice agent`.
-fn agent_options(options: &Options) -> AgentOptions {
+fn agent_options(options: &Options, cluster: &Cluster) -> AgentOptions {
     let mut flags = AgentOptions::new();
     let mut set = |name: &str, value: &str| flags.push((name.to_owned(), value.to_owned()));
     set(
@@ -218,6 +218,9 @@ fn agent_options(options: &Options) -> AgentOptions {
     }
     for range in super::scenario::cluster::pod_ranges() {
         set("pod-cidr", &range.to_string());
+    }
+    for address in cluster.gateways().values().flatten() {
+        set("ingress-address", &address.to_string());
     }
     flags
 }

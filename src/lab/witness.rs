@@ -26,6 +26,15 @@ pub struct Witness {
     protocol: Protocol,
 }
 
+/// Why the agents' events do not prove a reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unproven {
+    #[error("the right outcome, but no agent reports a flow for it")]
+    NothingSeen,
+    #[error("the right outcome because of {}", .0.join("; "))]
+    Otherwise(Vec<String>),
+}
+
 /// What one event says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Testimony {
@@ -44,13 +53,18 @@ impl Witness {
         Witness { since, source: source.address, protocol }
     }
 
+    /// The same moment and sender, another protocol.
+    pub fn of(&self, protocol: Protocol) -> Witness {
+        Witness { protocol, ..*self }
+    }
+
     /// `Err` says what the agents saw instead.
     pub async fn check(
         &self,
         control: &ControlPlane,
         because: &Because,
         allowed: bool,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unproven> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let seen = self.testimonies(control).await;
@@ -59,10 +73,9 @@ impl Witness {
             }
             if Instant::now() >= deadline {
                 return Err(if seen.is_empty() {
-                    "the right outcome, but no agent reports a flow for it".to_owned()
+                    Unproven::NothingSeen
                 } else {
-                    let texts: Vec<String> = seen.iter().map(Testimony::to_string).collect();
-                    format!("the right outcome because of {}", texts.join("; "))
+                    Unproven::Otherwise(seen.iter().map(Testimony::to_string).collect())
                 });
             }
             sleep(POLL).await;

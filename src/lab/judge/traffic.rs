@@ -183,6 +183,9 @@ impl World {
     ) -> Result<Seen, Trouble> {
         let judged = self.judge(flow, names)?;
         let sides: Vec<JudgedSide> = [judged.egress, judged.ingress].into_iter().flatten().collect();
+        if self.proxies_differ(flow, &sides) {
+            return Ok(Seen { got: self.deny_result(), sides: sides.iter().map(allowed_side).collect() });
+        }
         for side in &sides {
             if side.decision.outcome == Outcome::Deny {
                 return Ok(self.denied(side));
@@ -198,6 +201,21 @@ impl World {
             None => Got::Expectable(Expect::Allowed),
         };
         Ok(Seen { got, sides: sides.iter().map(allowed_side).collect() })
+    }
+
+    /// Two proxies of one node are wanted for one connection: nothing that one of them passes is anything that
+    /// the other passes, so the datapath drops it at once.
+    fn proxies_differ(&self, flow: &Flow, sides: &[JudgedSide]) -> bool {
+        let node = |address| self.oracle.party(address).node().map(str::to_owned);
+        match sides {
+            [a, b] => match (a.decision.outcome, b.decision.outcome) {
+                (Outcome::Redirect(one), Outcome::Redirect(other)) => {
+                    one != other && node(flow.source) == node(flow.destination)
+                }
+                _ => false,
+            },
+            _ => false,
+        }
     }
 
     fn deny_result(&self) -> Got {

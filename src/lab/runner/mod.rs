@@ -8,7 +8,7 @@ mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::traffic::Connection;
+use self::traffic::Kept;
 use super::LabError;
 use super::control::ControlError;
 use super::lint;
@@ -39,7 +39,7 @@ struct Run {
     family: Family,
     cluster: Cluster,
     session: Session,
-    connections: BTreeMap<String, Connection>,
+    connections: BTreeMap<String, Kept>,
 }
 
 /// Runs a scenario once for each of its families, in labs named `lab` that are gone afterwards.
@@ -203,10 +203,12 @@ impl Run {
         let Some((control, lab)) = self.session.control_mut() else {
             return Ok(skipped("this lab has no agents"));
         };
-        // The proxies are tasks of the agent: restarting one is restarting it.
-        let _: Component = component;
         for node in nodes {
-            control.restart_agent(lab, &node).await?;
+            match component {
+                Component::Agent => control.restart_agent(lab, &node).await?,
+                Component::HttpProxy => control.restart_proxy(lab, &node, "http-proxy").await?,
+                Component::DnsProxy => control.restart_proxy(lab, &node, "dns-proxy").await?,
+            }
         }
         Ok(Some(Status::Passed))
     }

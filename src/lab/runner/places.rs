@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{DNS_PORT, Run};
 use crate::lab::dns::Carrier;
 use crate::lab::probe::{DnsQuestion, Observed, Source, lookup};
-use crate::lab::scenario::cluster::of_family;
+use crate::lab::scenario::cluster::{gateway_site, of_family};
 use crate::lab::scenario::{Connect, Destination, Endpoint, Place, StepProtocol};
 use crate::lab::topology::{Role, Site};
 use crate::model::{Family, Protocol, TargetPort};
@@ -31,7 +31,10 @@ impl Run {
             }
             Endpoint::Node(name) => (Site::Node(name.clone()), Site::Node(name.clone())),
             Endpoint::External(name) => (Site::External(name.clone()), Site::External(name.clone())),
-            Endpoint::Gateway(_) => return None,
+            Endpoint::Gateway(name) => {
+                let site = Site::External(gateway_site(name));
+                (site.clone(), site)
+            }
         };
         Some(Source {
             netns: self.session.lab().netns(&site),

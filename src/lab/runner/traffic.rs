@@ -15,9 +15,9 @@ use crate::lab::probe::{
 };
 use crate::lab::report::Status;
 use crate::lab::scenario::{
-    Connect, DnsTransport, Expect, Expected, Http, Lookup, Place, ServerName, StepProtocol,
+    Because, Connect, DnsTransport, Expect, Expected, Http, Lookup, Place, ServerName, StepProtocol,
 };
-use crate::lab::witness::{Witness, describe};
+use crate::lab::witness::{Unproven, Witness, describe};
 use crate::model::Protocol;
 
 /// How long an expected silence is listened to.
@@ -28,7 +28,15 @@ const ANSWER: Duration = Duration::from_secs(4);
 const DNS_PROBE: &str = "kube-dns.kube-system.svc.cluster.local";
 
 /// A connection that a step keeps open.
-pub(super) enum Connection {
+pub(super) struct Kept {
+    connection: Connection,
+    source: Source,
+    protocol: Protocol,
+    /// Since it was opened.
+    witness: Witness,
+}
+
+enum Connection {
     Tcp { flow: TcpFlow, host: String },
     Udp(UdpFlow),
 }
@@ -47,13 +55,19 @@ impl Run {
             Target::Address(target) => target,
             Target::OtherFamily => return None,
             Target::Skip(reason) => return skipped(reason),
-            Target::Outcome(observed) => return self.judge(&connect.expected, observed, &witness).await,
+            // It ended with the lookup, so that is what the agents saw.
+            Target::Outcome(observed) => {
+                let witness = witness.of(Protocol::Udp);
+                return self.judge(&connect.expected, observed, &[&witness]).await;
+            }
         };
         let (observed, connection) = self.send_first(connect, &source, target, patience).await;
+        let status = self.judge(&connect.expected, observed, &[&witness]).await;
         if let (Some(name), Some(connection)) = (keep, connection) {
-            self.connections.insert(name.clone(), connection);
+            let protocol = self.protocol(connect.transport);
+            self.connections.insert(name.clone(), Kept { connection, source, protocol, witness });
         }
-        self.judge(&connect.expected, observed, &witness).await
+        status
     }
 
     async fn send_first(
@@ -95,14 +109,21 @@ impl Run {
         expected: &Expected,
     ) -> Option<Status> {
         let patience = patience(expected.expect);
-        let observed = match self.connections.get_mut(name) {
-            None => {
-                return Some(failed(expected.expect.as_str(), "nothing", format!("{name} was never open")));
-            }
-            Some(Connection::Udp(flow)) => flow.send(patience).await,
-            Some(Connection::Tcp { flow, host }) => flow.send(&request(http, host), patience).await,
+        let Some(mut kept) = self.connections.remove(name) else {
+            return Some(failed(expected.expect.as_str(), "nothing", format!("{name} was never open")));
         };
-        Some(self.compare(expected, &observed))
+        let now = Witness::new(&kept.source, kept.protocol);
+        let observed = match &mut kept.connection {
+            Connection::Udp(flow) => flow.send(patience).await,
+            Connection::Tcp { flow, host } => flow.send(&request(http, host), patience).await,
+        };
+        // What passes under a verdict that still holds makes no event of its own.
+        let status = match expected.expect {
+            Expect::Allowed => self.judge(expected, observed, &[&now, &kept.witness]).await,
+            _ => self.judge(expected, observed, &[&now]).await,
+        };
+        self.connections.insert(name.to_owned(), kept);
+        status
     }
 
     pub(super) async fn lookup(&mut self, step: &Lookup) -> Option<Status> {
@@ -134,22 +155,38 @@ impl Run {
             },
         };
         let (observed, _) = lookup(&source, server, &question, patience).await;
-        self.judge(&step.expected, observed, &witness).await
+        self.judge(&step.expected, observed, &[&witness]).await
     }
 
-    async fn judge(&self, expected: &Expected, observed: Observed, witness: &Witness) -> Option<Status> {
+    /// The outcome, and why: the first of `witnesses` that has seen anything tells.
+    async fn judge(&self, expected: &Expected, observed: Observed, witnesses: &[&Witness]) -> Option<Status> {
         let status = self.compare(expected, &observed);
-        let (Status::Passed, Some(because), Some(control)) =
-            (&status, &expected.because, self.session.control())
-        else {
+        let (Status::Passed, Some(control)) = (&status, self.session.control()) else {
             return Some(status);
         };
+        let anything = Because { direction: None, by: None };
+        let because = match &expected.because {
+            Some(because) => because,
+            // Silence is a policy's doing only if an agent dropped something.
+            None if expected.expect == Expect::Denied => &anything,
+            None => return Some(status),
+        };
         let allowed = expected.expect == Expect::Allowed;
-        Some(match witness.check(control, because, allowed).await {
+        let mut verdict = Ok(());
+        for witness in witnesses {
+            verdict = witness.check(control, because, allowed).await;
+            if !matches!(verdict, Err(Unproven::NothingSeen)) {
+                break;
+            }
+        }
+        Some(match verdict {
             Ok(()) => Status::Passed,
             Err(seen) => {
-                let wanted = format!("{} because of {}", expected.expect.as_str(), describe(because));
-                failed(wanted, observed.to_string(), seen)
+                let wanted = match &expected.because {
+                    Some(because) => format!("{} because of {}", expected.expect.as_str(), describe(because)),
+                    None => expected.expect.as_str().to_owned(),
+                };
+                failed(wanted, observed.to_string(), seen.to_string())
             }
         })
     }

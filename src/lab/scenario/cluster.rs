@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::defaults::Addresses;
-use super::{External, ExternalChange, NodeDeclaration, Scenario};
+use super::{External, ExternalChange, NodeDeclaration, Scenario, Step};
 use crate::cluster::{Change, Resource};
 use crate::k8s::Document;
 use crate::k8s::tree::{Node as Tree, Value};
@@ -62,6 +62,8 @@ pub struct Cluster {
     pub(super) resources: BTreeMap<ObjectRef, Resource>,
     pub(super) node_order: Vec<String>,
     pub(super) gateways: BTreeMap<String, Vec<IpAddr>>,
+    /// Nodes whose gateway a step speaks as.
+    speaking_gateways: BTreeSet<String>,
 }
 
 /// A step speaks of something that is not there.
@@ -82,6 +84,7 @@ impl Cluster {
             resources: BTreeMap::new(),
             node_order: Vec::new(),
             gateways: BTreeMap::new(),
+            speaking_gateways: scenario.steps.iter().filter_map(Step::gateway).collect(),
         };
         cluster.apply(documents);
         cluster
@@ -310,13 +313,29 @@ impl Cluster {
             aliases: external.aliases.clone(),
             ttl: u32::try_from(external.ttl.as_secs()).unwrap_or(u32::MAX),
         });
+        let gateways = self.gateways.iter().filter(|(node, _)| self.speaking_gateways.contains(*node)).map(
+            |(node, addresses)| ExternalSpec {
+                name: gateway_site(node),
+                addresses: addresses.clone(),
+                ports: Vec::new(),
+                names: Vec::new(),
+                aliases: Vec::new(),
+                ttl: 0,
+            },
+        );
         Topology {
             nodes: nodes.collect(),
             pods: pods.collect(),
-            externals: externals.collect(),
+            externals: externals.chain(gateways).collect(),
             services: services.collect(),
         }
     }
+}
+
+/// Name of the namespace that a node's gateway has in the lab: beside the node, like an external host. No
+/// external can have such a name.
+pub fn gateway_site(node: &str) -> String {
+    format!("ingress@{node}")
 }
 
 /// Members that a replacement leaves open are those of the object before.

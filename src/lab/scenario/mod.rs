@@ -104,6 +104,21 @@ pub struct Step {
     pub action: Action,
 }
 
+impl Step {
+    /// The node whose gateway sends in this step.
+    pub fn gateway(&self) -> Option<String> {
+        let from = match &self.action {
+            Action::Connect(connect) | Action::Open { connect, .. } => &connect.from,
+            Action::Lookup(lookup) => &lookup.from,
+            _ => return None,
+        };
+        match from {
+            Endpoint::Gateway(node) => Some(node.clone()),
+            Endpoint::Pod { .. } | Endpoint::Node(_) | Endpoint::External(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub enum Action {
     /// A new connection, and what comes of it.
