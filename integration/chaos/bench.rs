@@ -28,6 +28,8 @@ pub struct Bench {
     pub server: Pod,
     home: PathBuf,
     agent: Option<Child>,
+    /// Proxies that this test started, in order.
+    proxies: Vec<(&'static str, Child)>,
     api: Client,
 }
 
@@ -124,6 +126,7 @@ impl Bench {
             server: Pod::new("shop/server", 2).await,
             home: home.to_owned(),
             agent: None,
+            proxies: Vec::new(),
             api: Client::new(&home.join("run/admin.sock")),
         }
     }
@@ -182,6 +185,51 @@ impl Bench {
         self.expect_consistent().await;
     }
 
+    /// Applies `policy`, and waits until its proxies serve.
+    pub async fn describe_proxied(&self, policy: String) {
+        self.describe().await;
+        let _: Value = self.api.post("/v1/objects", policy).await.unwrap();
+        self.expect_consistent().await;
+        let deadline = Instant::now() + START;
+        while ["http-proxy", "dns-proxy"].iter().any(|name| self.serving(name).is_none()) {
+            assert!(Instant::now() < deadline, "no proxies:\n{}", self.read_log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The process that serves.
+    fn serving(&self, proxy: &str) -> Option<u32> {
+        std::fs::read_to_string(self.home.join(format!("run/{proxy}.pid"))).ok()?.trim().parse().ok()
+    }
+
+    /// A new process takes over from the one that serves, which then finishes what it has begun and ends.
+    pub async fn replace_proxy(&mut self, proxy: &'static str) {
+        let log = File::options().create(true).append(true).open(self.log()).unwrap();
+        let old = self.serving(proxy).expect("one that serves");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command.arg(proxy).arg("--run-dir").arg(self.home.join("run"));
+        command.arg("--bpffs").arg(self.home.join("bpf/sluice"));
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let deadline = Instant::now() + START;
+        while self.serving(proxy) != Some(child.id()) {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "{ended:?}:\n{}", self.read_log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.proxies.push((proxy, child));
+        // Gone, or a zombie that its parent has not asked about.
+        while std::fs::read_to_string(format!("/proc/{old}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+            assert!(Instant::now() < deadline, "{proxy} {old} does not end:\n{}", self.read_log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.proxies.retain_mut(|(_, child)| child.try_wait().unwrap().is_none());
+    }
+
+    pub fn read_log(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
     /// Kills the agent while it has a policy to apply: the later, the further it has got.
     pub async fn apply_and_kill(&mut self, round: u32, after: Duration) {
         // The answer may never come.
@@ -203,5 +251,9 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         self.kill();
+        for (_, child) in &mut self.proxies {
+            child.kill().ok();
+            child.wait().ok();
+        }
     }
 }

@@ -37,7 +37,7 @@ pub struct Load {
 }
 
 /// A thread inside a namespace.
-fn inside(namespace: &Namespace, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+pub fn inside(namespace: &Namespace, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     let namespace = namespace.clone();
     std::thread::spawn(move || namespace.run(work).unwrap())
 }

@@ -1,0 +1,56 @@
+//! A client that uses a port again which the proxy's side still has in TIME_WAIT.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::bench::Bench;
+use crate::proxied::HTTP;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+const PORT: u16 = 41_000;
+
+/// One request from [`PORT`]; the proxy closes first.
+fn request(address: IpAddr) {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let target = SocketAddr::new(address, HTTP);
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::new(any, PORT).into()).unwrap();
+    socket.connect_timeout(&target.into(), PATIENCE).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = std::net::TcpStream::from(socket);
+    stream.write_all(b"GET /ok HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&answer));
+}
+
+/// SYNs that were sent more than once in this thread's namespace.
+fn syns_sent_again() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let names = lines.next().unwrap().split(' ');
+    let values = lines.next().unwrap().split(' ');
+    let (_, value) = names.zip(values).find(|(name, _)| *name == "TCPSynRetrans").unwrap();
+    value.parse().unwrap()
+}
+
+/// Uses the port again and again; says how many SYNs needed a second try.
+pub fn reuse(bench: &Bench, times: u32) -> u64 {
+    let addresses = bench.server.addresses;
+    bench
+        .client
+        .namespace
+        .run(|| {
+            let before = syns_sent_again();
+            for address in addresses {
+                (0..times).for_each(|_| request(address));
+            }
+            syns_sent_again() - before
+        })
+        .unwrap()
+}
