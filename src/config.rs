@@ -5,12 +5,15 @@
 //! ([`AgentConfig::resolve`]) validates the whole and reports every problem before a socket is bound or
 //! a program loaded.
 
+mod ui;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 
+pub use self::ui::{UiConfig, UiTls};
 use crate::cluster::delta::DenyResponse;
 use crate::httpproxy::options::Options;
 pub use crate::policy::engine::{AllowLocalhost, Enforcement};
@@ -82,6 +85,24 @@ pub struct AgentSettings {
     /// Settings of the HTTP proxy, NAME=VALUE (`sluice http-proxy --help` lists them; repeat or comma separated)
     #[arg(long, env = "SLUICE_HTTP_PROXY", value_name = "NAME=VALUE", value_delimiter = ',')]
     pub http_proxy: Option<Vec<String>>,
+    /// Where the web UI is served: IP:PORT or off [default: 127.0.0.1:4246]
+    #[arg(long, env = "SLUICE_UI_LISTEN", value_name = "IP:PORT|off")]
+    pub ui_listen: Option<String>,
+    /// Names, besides addresses and localhost, under which browsers reach the web UI
+    #[arg(long, env = "SLUICE_UI_HOST_NAME", value_name = "NAME", value_delimiter = ',')]
+    pub ui_host_name: Option<Vec<String>>,
+    /// File with the token that the web UI asks for (16 characters at least)
+    #[arg(long, env = "SLUICE_UI_TOKEN_FILE", value_name = "FILE")]
+    pub ui_token_file: Option<PathBuf>,
+    /// Certificate chain of the web UI (PEM); needed where it is not on loopback
+    #[arg(long, env = "SLUICE_UI_CERT", value_name = "FILE")]
+    pub ui_cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM)
+    #[arg(long, env = "SLUICE_UI_KEY", value_name = "FILE")]
+    pub ui_key: Option<PathBuf>,
+    /// Only browsers with a certificate that this CA signed reach the web UI (PEM)
+    #[arg(long, env = "SLUICE_UI_CLIENT_CA", value_name = "FILE")]
+    pub ui_client_ca: Option<PathBuf>,
     /// Flows kept in memory [default: 65536]
     #[arg(long, env = "SLUICE_FLOW_BUFFER", value_name = "COUNT")]
     pub flow_buffer: Option<usize>,
@@ -159,6 +180,7 @@ pub struct AgentConfig {
     pub proxies: Switch,
     /// See [`crate::httpproxy::options::Options`]; known to be valid.
     pub http_proxy: Vec<String>,
+    pub ui: Option<UiConfig>,
     pub flow_buffer: usize,
     pub log_format: LogFormat,
     pub log: String,
@@ -208,6 +230,12 @@ impl AgentSettings {
             host_firewall,
             proxies,
             http_proxy,
+            ui_listen,
+            ui_host_name,
+            ui_token_file,
+            ui_cert,
+            ui_key,
+            ui_client_ca,
             flow_buffer,
             log_format,
             log,
@@ -287,6 +315,7 @@ impl AgentConfig {
             settings.log_format.as_deref(),
             &[("text", LogFormat::Text), ("json", LogFormat::Json)],
         );
+        let ui = ui::resolve(&settings, &mut p.0);
         let http_proxy = settings.http_proxy.unwrap_or_default();
         if let Err(wrong) = Options::parse(&http_proxy) {
             p.0.extend(wrong.into_iter().map(|problem| format!("http-proxy: {problem}")));
@@ -354,6 +383,7 @@ impl AgentConfig {
             host_firewall,
             proxies,
             http_proxy,
+            ui,
             flow_buffer,
             log_format,
             log,

@@ -62,6 +62,8 @@ pub struct Core {
     retry_pause: Duration,
     pub kernel_trouble: Option<String>,
     pub kernel_failures: u64,
+    /// Where the web UI is, or why it is nowhere.
+    pub ui: Option<Result<String, String>>,
     kept_offset: Option<u32>,
     /// What the proxies read; none without proxies.
     feed: Option<FeedWriter>,
@@ -121,6 +123,7 @@ impl Core {
             retry_pause: RETRY.0,
             kernel_trouble: None,
             kernel_failures: 0,
+            ui: None,
             kept_offset: None,
             feed,
             feed_is_old: true,

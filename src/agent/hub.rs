@@ -48,6 +48,14 @@ impl Hub {
         self.ring.lock().read(cursor, limit)
     }
 
+    /// The newest flows, oldest first.
+    pub fn newest(&self, limit: usize) -> Vec<Arc<Flow>> {
+        let ring = self.ring.lock();
+        let mut flows: Vec<_> = ring.newest().take(limit).cloned().collect();
+        flows.reverse();
+        flows
+    }
+
     pub fn follow(&self) -> broadcast::Receiver<Arc<Flow>> {
         self.live.subscribe()
     }

@@ -31,6 +31,12 @@ mod pump;
 pub mod records;
 mod sources;
 mod tables;
+mod ui;
+mod ui_listener;
+mod ui_policies;
+#[cfg(test)]
+mod ui_tests;
+mod ui_why;
 
 #[cfg(test)]
 mod double;
@@ -171,6 +177,9 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
             sources::Follower::new(core.clone(), Arc::clone(&config), manifests(&config), addresses.clone());
         tokio::spawn(follower.run(updates));
         tokio::spawn(sources::report(client, core.clone(), addresses));
+    }
+    if let Some(ui) = config.ui.clone() {
+        ui_listener::start(ui, core.clone(), Arc::clone(&hub)).await;
     }
     let backend = Arc::new(AgentBackend { core: core.clone(), hub });
     let socket = config.run_dir.join("admin.sock");

@@ -53,6 +53,7 @@ impl Core {
             options: self.options(),
             proxies: Vec::new(),
             resident_bytes: resident_bytes(),
+            ui: self.ui.as_ref().and_then(|ui| ui.clone().ok()),
         }
     }
 
@@ -99,7 +100,11 @@ impl Core {
             .map(|(name, entries, most)| format!("map {name} holds {entries} of {most}"))
             .collect();
         let list = |items: &[String]| (!items.is_empty()).then(|| items.join("; "));
-        vec![
+        let ui = self.ui.as_ref().map(|ui| match ui {
+            Ok(url) => component("web ui", &None, url.clone(), 0),
+            Err(problem) => component("web ui", &Some(problem.clone()), String::new(), 1),
+        });
+        let mut components = vec![
             component("source", &self.source_trouble, "connected".into(), self.source_failures),
             component(
                 "datapath",
@@ -110,7 +115,9 @@ impl Core {
             component("maps", &list(&full), "none is nearly full".into(), 0),
             component("endpoints", &list(&missing), "every device is there".into(), missing.len() as u64),
             component("store", &store_trouble, "healthy".into(), health.errors.values().sum()),
-        ]
+        ];
+        components.extend(ui);
+        components
     }
 
     fn endpoint_state(&self, pod: &str) -> &'static str {

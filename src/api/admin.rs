@@ -87,7 +87,7 @@ fn bad_request(error: impl Into<String>) -> Response {
     failure(StatusCode::BAD_REQUEST, error.into(), Vec::new())
 }
 
-fn answer<T: Serialize>(result: Result<T, Refusal>) -> Response {
+pub(super) fn answer<T: Serialize>(result: Result<T, Refusal>) -> Response {
     match result {
         Ok(value) => Json(value).into_response(),
         Err(Refusal::Invalid { message, problems }) => {
@@ -198,15 +198,18 @@ async fn explain(State(backend): Shared, Query(parameters): Parameters) -> Respo
     let Ok(port) = parameter(&parameters, "port").unwrap_or("0").parse() else {
         return bad_request("port: expected a number below 65536");
     };
-    let protocol = match parameter(&parameters, "protocol").unwrap_or("TCP").to_ascii_uppercase().as_str() {
-        "TCP" => Protocol::Tcp,
-        "UDP" => Protocol::Udp,
-        "SCTP" => Protocol::Sctp,
-        "ICMP" => Protocol::Icmp,
-        "ICMPV6" => Protocol::Icmpv6,
-        other => return bad_request(format!("protocol={other}: expected TCP, UDP, SCTP, ICMP or ICMPv6")),
+    let name = parameter(&parameters, "protocol").unwrap_or("TCP");
+    let Some(protocol) = protocol(name) else {
+        return bad_request(format!("protocol={name}: expected TCP, UDP, SCTP, ICMP or ICMPv6"));
     };
     answer(backend.explain(ExplainQuery { from: from.to_owned(), to: to.to_owned(), port, protocol }).await)
+}
+
+/// A protocol that a connection may have, by name in any case.
+pub(super) fn protocol(name: &str) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp, Protocol::Icmpv6]
+        .into_iter()
+        .find(|protocol| protocol.to_string().eq_ignore_ascii_case(name))
 }
 
 async fn flows(State(backend): Shared, Query(parameters): Parameters) -> Response {

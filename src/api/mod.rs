@@ -9,4 +9,5 @@ pub mod client;
 pub mod flow_json;
 pub mod flow_query;
 pub mod types;
+pub mod ui;
 pub mod unix;

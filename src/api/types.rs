@@ -32,6 +32,9 @@ pub struct Status {
     #[serde(default)]
     pub proxies: Vec<Proxy>,
     pub resident_bytes: u64,
+    /// Where the web UI is; absent where it is off or could not be opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ui: Option<String>,
 }
 
 /// A proxy process.

@@ -41,6 +41,8 @@ enum LabCommand {
     Status(StatusArgs),
     /// Run a program inside a pod
     Exec(ExecArgs),
+    /// Serve the web UIs of a lab's agents on this machine's loopback, until interrupted
+    Ui(UiArgs),
     /// Run scenario files with real traffic
     Test(TestArgs),
     #[command(hide = true)]
@@ -92,6 +94,16 @@ struct ExecArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct UiArgs {
+    /// Name of the lab
+    #[arg(default_value = "lab")]
+    name: String,
+    /// Loopback address and port of the first node's page; the other nodes' are on the next ports
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4246")]
+    listen: std::net::SocketAddr,
+}
+
+#[derive(Debug, clap::Args)]
 struct TestArgs {
     #[command(flatten)]
     scenarios: ScenarioArgs,
@@ -137,6 +149,7 @@ pub fn run(args: LabArgs) -> CliResult {
             })?;
             match exec::exec(&args.name, &site, &args.program)? {}
         }
+        LabCommand::Ui(args) => ui(&args),
         LabCommand::Test(args) => test(&args),
         LabCommand::Workload { name } => {
             runtime()?.block_on(workload::serve(&name))?;
@@ -258,6 +271,39 @@ fn status(args: &StatusArgs) -> CliResult {
     }
     print::rows(args.output, &state.topology, &["kind", "name", "node", "addresses", "state"], rows)?;
     Ok(health)
+}
+
+/// The agents' pages, one after the other; the lab is left as it is.
+fn ui(args: &UiArgs) -> CliResult {
+    if !args.listen.ip().is_loopback() {
+        return Err(CliError::Invalid(format!("{}: a lab's pages are served on loopback only", args.listen)));
+    }
+    let state = State::read(&args.name)?;
+    let directory = state::path_of(&args.name)?;
+    runtime()?.block_on(serve_ui(args, &state, &directory))
+}
+
+async fn serve_ui(args: &UiArgs, state: &State, directory: &std::path::Path) -> CliResult {
+    let mut relays = Vec::new();
+    for (index, node) in (0..).zip(&state.topology.nodes) {
+        let listener = crate::lab::ui::listen(args.listen, index)
+            .await
+            .with_context(|| format!("listen near {} for the page of {}", args.listen, node.name))?;
+        let address = listener.local_addr().context("read the address")?;
+        anstream::println!("{}  http://{address}/", node.name);
+        let netns = state::netns(directory, &Site::Node(node.name.clone()));
+        relays.push(crate::lab::ui::relay(listener, netns));
+    }
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
+    tokio::select! {
+        ended = futures::future::try_join_all(relays) => {
+            ended.context("accept a browser's connection")?;
+        }
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(Exit::Done)
 }
 
 fn test(args: &TestArgs) -> CliResult {

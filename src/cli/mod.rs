@@ -23,6 +23,7 @@ mod status;
 mod style;
 mod tables;
 mod token;
+mod ui;
 
 use std::process::ExitCode;
 
@@ -105,6 +106,8 @@ enum Command {
     Monitor(observe::MonitorArgs),
     /// Run the HTTP and TLS-SNI proxy; the agent starts it
     HttpProxy(Box<http_proxy::HttpProxyArgs>),
+    /// Print where the web UI is
+    Ui(ui::UiArgs),
     /// A whole cluster in network namespaces on this machine
     Lab(lab::LabArgs),
     /// Run the server of a small cluster, or manage its nodes and token
@@ -181,6 +184,7 @@ fn run(command: Command) -> CliResult {
         Command::Bpf(args) => tables::bpf(args),
         Command::Observe(args) => observe::observe(*args),
         Command::Monitor(args) => observe::monitor(args),
+        Command::Ui(args) => ui::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Server(args) => server::run(*args),
         Command::DnsProxy(args) => dns_proxy::run(args),

@@ -70,6 +70,9 @@ fn show(status: &Status) {
     );
     line("flows", format!("{} seen, {} lost", counts.flows_seen, counts.flows_lost));
     line("memory", format!("{} resident", print::bytes(status.resident_bytes)));
+    if let Some(url) = &status.ui {
+        line("web ui", plain(url));
+    }
     line("up", print::age(status.uptime_seconds));
     anstream::println!();
     for component in &status.components {

@@ -27,6 +27,7 @@ Operate:
   bpf            what is really in the kernel, and what should be
   observe        flows with verdict and the policy that decided
   monitor        drops and verdicts as they come
+  ui             where the web UI is
 
 Try and test:
   lab            a whole cluster in network namespaces on this machine

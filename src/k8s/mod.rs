@@ -25,6 +25,7 @@ mod problem;
 mod scalar;
 mod selector;
 mod services;
+pub mod suggest;
 pub mod tree;
 pub mod watch;
 mod yaml;

@@ -24,6 +24,7 @@ pub mod scenario;
 pub mod session;
 pub mod state;
 pub mod topology;
+pub mod ui;
 pub mod witness;
 pub mod workload;
 
