@@ -34,13 +34,17 @@ fn main() -> ExitCode {
         });
         return ExitCode::SUCCESS;
     }
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/ui");
+    if !std::path::Path::new(directory).join("node_modules/playwright-core").exists() {
+        eprintln!("{directory}/node_modules is not there: scripts/ui check installs what the lockfile says");
+        return ExitCode::FAILURE;
+    }
     let (open, locked) = runtime.block_on(async {
         let cluster = Synthetic::new(30);
         tokio::spawn(Arc::clone(&cluster).run(200));
         (serve(&cluster, None, 0).await, serve(&cluster, Token::new(TOKEN), 0).await)
     });
     let lab = lab::Lab::start();
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/ui");
     let status = Command::new("node")
         .args(["--test", "--test-reporter=spec"])
         .args(arguments.iter().filter(|argument| argument.ends_with(".test.mjs")))

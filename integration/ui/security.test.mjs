@@ -81,49 +81,46 @@ test('without the token there is no data', async () => {
   assert.equal((await ask('/api/v1/policies', { base, headers: { authorization: `Bearer ${token}` } })).status, 200);
 });
 
-test('in a browser', async (t) => {
-  let browser;
-  before(async () => { browser = await launch(); });
-  after(async () => { await browser.close(); });
+let browser;
+before(async () => { browser = await launch(); });
+after(async () => { await browser.close(); });
 
-  await t.test('the page asks for the token and opens with it', async () => {
-    browser ??= await launch();
-    const { page, close } = await open(browser, { at: locked });
-    await page.getByLabel('Token').fill('wrong');
-    await page.getByRole('button', { name: 'Open' }).click();
-    await page.getByRole('alert').waitFor();
-    await page.getByLabel('Token').fill(token);
-    await page.getByRole('button', { name: 'Open' }).click();
-    await page.waitForFunction(() => globalThis.sluiceScene?.nodesShown > 0);
-    assert.deepEqual(await page.evaluate(() => globalThis.violations), []);
-    await close();
-  });
+test('the page asks for the token and opens with it', async () => {
+  const { page, close } = await open(browser, { at: locked });
+  await page.getByLabel('Token').fill('wrong');
+  await page.getByRole('button', { name: 'Open' }).click();
+  await page.getByRole('alert').waitFor();
+  await page.getByLabel('Token').fill(token);
+  await page.getByRole('button', { name: 'Open' }).click();
+  await page.waitForFunction(() => globalThis.sluiceScene?.nodesShown > 0);
+  assert.deepEqual(await page.evaluate(() => globalThis.violations), []);
+  await close();
+});
 
-  await t.test('a page of another site reads nothing, embeds nothing, posts nothing', async () => {
-    const evil = http.createServer((_, response) => {
-      response.setHeader('content-type', 'text/html');
-      response.end('<!doctype html><title>evil</title>');
-    });
-    await new Promise((done) => evil.listen(0, '127.0.0.1', done));
-    const context = await browser.newContext();
-    const page = await context.newPage();
-    await page.goto(`http://localhost:${evil.address().port}/`);
-    const result = await page.evaluate(async (target) => {
-      const read = await fetch(`${target}/api/v1/policies`).then(() => 'read', () => 'refused');
-      const blind = await fetch(`${target}/api/v1/policies`, { mode: 'no-cors' }).then((r) => `${r.type} ${r.status}`, () => 'refused');
-      const image = await new Promise((done) => { const i = new Image(); i.onload = () => done('loaded'); i.onerror = () => done('refused'); i.src = `${target}/icon.svg`; });
-      const frame = document.createElement('iframe');
-      const framed = new Promise((done) => { frame.onload = () => { try { done(frame.contentDocument ? 'blank' : 'opaque'); } catch { done('opaque'); } }; });
-      frame.src = `${target}/`;
-      document.body.append(frame);
-      return { read, blind, image, framed: await framed, inside: frame.contentWindow.length };
-    }, url);
-    assert.equal(result.read, 'refused');
-    assert.equal(result.blind, 'refused');
-    assert.equal(result.image, 'refused');
-    const frames = page.frames().filter((f) => f !== page.mainFrame());
-    for (const frame of frames) assert.doesNotMatch(await frame.content().catch(() => ''), /id="app"/);
-    await context.close();
-    evil.close();
+test('a page of another site reads nothing, embeds nothing, posts nothing', async () => {
+  const evil = http.createServer((_, response) => {
+    response.setHeader('content-type', 'text/html');
+    response.end('<!doctype html><title>evil</title>');
   });
+  await new Promise((done) => evil.listen(0, '127.0.0.1', done));
+  const context = await browser.newContext();
+  const page = await context.newPage();
+  await page.goto(`http://localhost:${evil.address().port}/`);
+  const result = await page.evaluate(async (target) => {
+    const read = await fetch(`${target}/api/v1/policies`).then(() => 'read', () => 'refused');
+    const blind = await fetch(`${target}/api/v1/policies`, { mode: 'no-cors' }).then((r) => `${r.type} ${r.status}`, () => 'refused');
+    const image = await new Promise((done) => { const i = new Image(); i.onload = () => done('loaded'); i.onerror = () => done('refused'); i.src = `${target}/icon.svg`; });
+    const frame = document.createElement('iframe');
+    const framed = new Promise((done) => { frame.onload = () => { try { done(frame.contentDocument ? 'blank' : 'opaque'); } catch { done('opaque'); } }; });
+    frame.src = `${target}/`;
+    document.body.append(frame);
+    return { read, blind, image, framed: await framed, inside: frame.contentWindow.length };
+  }, url);
+  assert.equal(result.read, 'refused');
+  assert.equal(result.blind, 'refused');
+  assert.equal(result.image, 'refused');
+  const frames = page.frames().filter((f) => f !== page.mainFrame());
+  for (const frame of frames) assert.doesNotMatch(await frame.content().catch(() => ''), /id="app"/);
+  await context.close();
+  evil.close();
 });

@@ -212,7 +212,7 @@ fn up(args: &UpArgs) -> CliResult {
     }))?;
     let pod = State::read(&args.name)?.topology.pods.first().map(|pod| pod.path()).unwrap_or_default();
     anstream::println!(
-        "the lab `{0}` is up\n  sluice lab status {0}\n  sluice lab exec --name {0} {pod} -- PROGRAM\n  sluice lab down {0}",
+        "the lab `{0}` is up\n  sluice lab status {0}\n  sluice lab exec --name {0} {pod} -- PROGRAM\n  sluice lab ui {0}\n  sluice lab down {0}",
         args.name
     );
     Ok(Exit::Done)
