@@ -50,7 +50,16 @@ export function wordsOf(text: string): string[] {
   return words.filter((word, i) => !/^(--)?[a-z][a-z0-9-]*[=:]/.test(word) && !word.startsWith('--') && !(i > 0 && /^--[^=:]+$/.test(words[i - 1]!)));
 }
 
-const haystack = (row: FlowRow): string =>
+const haystacks = new WeakMap<FlowRow, string>();
+
+/** What words are looked for in; made once for a row. */
+function haystack(row: FlowRow): string {
+  let text = haystacks.get(row);
+  if (text === undefined) haystacks.set(row, (text = words(row)));
+  return text;
+}
+
+const words = (row: FlowRow): string =>
   `${row.source.name} ${row.source.address} ${row.destination.name} ${row.destination.address} ${row.destination.port ?? ''} ${row.protocol} ${row.summary} ${row.policies.join(' ')} ${row.reason ?? ''}`.toLowerCase();
 
 interface Props { store: FlowStore; beat: number; text: string; chosen: FlowRow | null; choose(flow: FlowRow): void }
@@ -67,9 +76,9 @@ export function FlowTable({ store, text, chosen, choose }: Props) {
     observer.observe(list.current!);
     return () => observer.disconnect();
   }, []);
-  const words = wordsOf(text);
+  const wanted = wordsOf(text);
   const all = held?.rows ?? store.rows;
-  const rows = words.length ? all.filter((row) => { const h = haystack(row); return words.every((w) => h.includes(w)); }) : all;
+  const rows = wanted.length ? all.filter((row) => { const h = haystack(row); return wanted.every((w) => h.includes(w)); }) : all;
   const rowH = narrow ? 58 : 31;
   const hold = () => setHeld((h) => h ?? { rows: store.rows.slice(), end: store.gone + store.rows.length });
   const release = () => { setHeld(null); list.current!.scrollTop = 0; };

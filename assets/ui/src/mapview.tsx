@@ -26,7 +26,7 @@ export function MapView({ model, filter, selection, select, theme, beat }: Props
   }, []);
   useEffect(() => { scene.current?.setFilter(filter); }, [filter]);
   useEffect(() => { requestAnimationFrame(() => scene.current?.recolor()); }, [theme]);
-  useEffect(() => { scene.current?.changed(); }, [beat]);
+  useEffect(() => { scene.current?.beat(); }, [beat]);
   useEffect(() => {
     const s = scene.current;
     if (!s) return;

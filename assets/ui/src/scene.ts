@@ -49,6 +49,7 @@ export class Scene {
   frames = 0;
   busy = 0;
   private marked = false;
+  private drawnAt = 0;
 
   constructor(readonly model: MapModel, readonly lower: HTMLCanvasElement, readonly upper: HTMLCanvasElement, public filter: Filter, now: () => number) {
     this.still = lower.getContext('2d')!;
@@ -88,6 +89,9 @@ export class Scene {
 
   setFilter(filter: Filter): void { this.filter = filter; this.seen = ''; this.userView = false; this.dirty = true; }
   changed(): void { this.dirty = true; }
+
+  /** News came: widths and ages are drawn anew now and then; what changes its look is drawn by `step`. */
+  beat(): void { if (performance.now() - this.drawnAt > 1000) this.dirty = true; }
 
   // --- what is shown ---
 
@@ -243,6 +247,7 @@ export class Scene {
   private draw(): void {
     const c = this.still;
     this.lower.style.transform = '';
+    this.drawnAt = performance.now();
     this.drawnView = [this.scale, this.offX, this.offY];
     c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     c.clearRect(0, 0, this.width, this.height);
