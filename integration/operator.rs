@@ -128,9 +128,14 @@ impl Machine {
 
     /// Starts the agent and waits until it answers.
     fn start_agent(&mut self) -> u32 {
+        self.start_agent_with("")
+    }
+
+    /// The same, with more lines in its configuration.
+    fn start_agent_with(&mut self, more: &str) -> u32 {
         let configuration = format!(
             "node-name: edge-1\nuplink: up0\npod-cidr: [10.244.0.0/16, 'fd00:244::/48']\nproxies: off\n\
-             state-dir: {0}/state\nrun-dir: {0}/run\nbpffs: /sys/fs/bpf/sluice\n",
+             state-dir: {0}/state\nrun-dir: {0}/run\nbpffs: /sys/fs/bpf/sluice\n{more}",
             self.directory.path().display()
         );
         let file = self.write("config.yaml", &configuration);
@@ -290,5 +295,85 @@ fn enforcement_and_endpoints_survive_the_agent() {
         machine.done(&["endpoint", "remove", "shop/client"]);
         let gone = Command::new("ip").args(["link", "show", "slc2"]).output().unwrap();
         assert!(!gone.status.success(), "the device that was made is still there");
+    });
+}
+
+#[test]
+fn flows_are_counted_exported_and_remembered_and_a_full_disk_stops_history_alone() {
+    on_a_machine(|mut machine| {
+        let state = machine.path("state");
+        std::fs::create_dir(&state).unwrap();
+        mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), Some("size=8m")).unwrap();
+        let export = machine.path("flows.json");
+        let more = format!(
+            "export-file: {}\nexport-filter: [to-pod=shop/web]\nexport-fields: [verdict, destination.pod_name]\n\
+             metrics-context: labelsContext=source_namespace,destination_workload\n",
+            export.display()
+        );
+        let agent = machine.start_agent_with(&more);
+        machine.write("all.yaml", &format!("{PODS}---{POLICY}"));
+        machine.done(&["policy", "apply", "all.yaml"]);
+        for name in ["web", "client"] {
+            let (pod, netns) = (format!("shop/{name}"), format!("/run/netns/{name}"));
+            machine.done(&["endpoint", "add", &pod, "--netns", &netns, "--create"]);
+        }
+        serve(&mut machine, "8080");
+        eventually("the server answers", || machine.fetch("http://10.244.0.10:8080/"));
+        assert!(!machine.fetch("http://10.244.0.10:9090/"));
+
+        let scrape = |port: u16| {
+            let url = format!("http://127.0.0.1:{port}/metrics");
+            let page = Command::new("curl").args(["-s", "-m", "5", &url]).output().unwrap();
+            text(&page.stdout)
+        };
+        let labels = "source_namespace=\"shop\",destination_workload=\"web\"";
+        let dropped = format!("hubble_drop_total{{reason=\"POLICY_DENIED\",protocol=\"TCP\",{labels}}} ");
+        eventually("the drop is counted", || scrape(9965).contains(&dropped));
+        for (port, wanted) in [
+            (9962, "cilium_drop_count_total{reason=\"Policy denied\",direction=\"INGRESS\"} "),
+            (9962, "cilium_endpoint_state{endpoint_state=\"ready\"} 2\n"),
+            (9962, "cilium_bpf_map_pressure{map_name=\"policy\"} "),
+            (
+                9962,
+                "sluice_policy_rule_hits_total{kind=\"NetworkPolicy\",namespace=\"shop\",name=\"web-in\"} ",
+            ),
+            (
+                9965,
+                "hubble_policy_verdicts_total{direction=\"ingress\",match=\"l3-l4\",action=\"forwarded\",",
+            ),
+        ] {
+            let page = scrape(port);
+            assert_eq!(sluice::api::metrics::problems(&page), Vec::<String>::new());
+            assert!(page.contains(wanted), "{wanted}\n{page}");
+        }
+
+        let line = "\"verdict\":\"DROPPED\",\"destination\":{\"pod_name\":\"web\"}";
+        eventually("flows are exported", || {
+            std::fs::read_to_string(&export).is_ok_and(|lines| lines.contains(line))
+        });
+
+        let past = |machine: &Machine| machine.done(&["observe", "--since", "1h", "--all", "-o", "json"]);
+        assert!(past(&machine).contains("\"POLICY_DENIED\""));
+        kill(Pid::from_raw(agent as i32), Signal::SIGTERM).unwrap();
+        machine.children.remove(0).wait().unwrap();
+        machine.start_agent_with(&more);
+        assert!(past(&machine).contains("\"POLICY_DENIED\""), "history is gone with the agent");
+        assert!(machine.done(&["observe", "--last", "500"]).contains("shop/client"));
+
+        // The disk is full: history says so, and nothing else minds.
+        let filler = state.join("filler");
+        let mut file = std::fs::File::create(&filler).unwrap();
+        while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+        eventually("history says that it has stopped", || {
+            machine.fetch("http://10.244.0.10:8080/");
+            text(&machine.sluice(&["status"]).stdout).contains("nothing is written")
+        });
+        assert!(scrape(9962).contains("sluice_history_stopped 1\n"));
+        assert!(machine.fetch("http://10.244.0.10:8080/") && !machine.fetch("http://10.244.0.10:9090/"));
+        std::fs::remove_file(&filler).unwrap();
+        eventually("history goes on", || {
+            machine.fetch("http://10.244.0.10:8080/");
+            scrape(9962).contains("sluice_history_stopped 0\n")
+        });
     });
 }

@@ -5,6 +5,7 @@
 //! ([`AgentConfig::resolve`]) validates the whole and reports every problem before a socket is bound or
 //! a program loaded.
 
+mod flows;
 mod ui;
 
 use std::net::IpAddr;
@@ -13,10 +14,12 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+pub use self::flows::{ExportConfig, MetricsConfig};
 pub use self::ui::{UiConfig, UiTls};
 use crate::cluster::delta::DenyResponse;
 use crate::httpproxy::options::Options;
 pub use crate::policy::engine::{AllowLocalhost, Enforcement};
+use crate::store::history::Limits;
 
 /// What was written, before validation. An absent member is not set at this level.
 #[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
@@ -106,6 +109,51 @@ pub struct AgentSettings {
     /// Flows kept in memory [default: 65536]
     #[arg(long, env = "SLUICE_FLOW_BUFFER", value_name = "COUNT")]
     pub flow_buffer: Option<usize>,
+    /// What is observed: verdicts (new connections and drops), or drops alone [default: verdicts]
+    #[arg(long, env = "SLUICE_FLOW_EVENTS", value_name = "verdicts|drops")]
+    pub flow_events: Option<String>,
+    /// Keep flows on disk (state-dir/flows.db): on or off [default: on]
+    #[arg(long, env = "SLUICE_HISTORY", value_name = "on|off")]
+    pub history: Option<String>,
+    /// Most that history takes on disk [default: 512]
+    #[arg(long, env = "SLUICE_HISTORY_SIZE_MIB", value_name = "MIB")]
+    pub history_size_mib: Option<u64>,
+    /// How long history is kept [default: 7d]
+    #[arg(long, env = "SLUICE_HISTORY_AGE", value_name = "DURATION")]
+    pub history_age: Option<String>,
+    /// How long flows are kept one by one, before they are counted by edge and hour [default: 1h]
+    #[arg(long, env = "SLUICE_HISTORY_DETAIL", value_name = "DURATION")]
+    pub history_detail: Option<String>,
+    /// Write flows as JSON lines into this file
+    #[arg(long, env = "SLUICE_EXPORT_FILE", value_name = "FILE")]
+    pub export_file: Option<PathBuf>,
+    /// Size at which that file is rotated [default: 10]
+    #[arg(long, env = "SLUICE_EXPORT_SIZE_MIB", value_name = "MIB")]
+    pub export_size_mib: Option<u64>,
+    /// Rotated files that are kept [default: 5]
+    #[arg(long, env = "SLUICE_EXPORT_FILES", value_name = "COUNT")]
+    pub export_files: Option<usize>,
+    /// Export only these flows: filters of `sluice observe`, such as verdict=DROPPED (repeat)
+    #[arg(long, env = "SLUICE_EXPORT_FILTER", value_name = "FILTER=VALUE", value_delimiter = ',')]
+    pub export_filter: Option<Vec<String>>,
+    /// Export only these fields, such as verdict,source.namespace [default: all]
+    #[arg(long, env = "SLUICE_EXPORT_FIELDS", value_name = "FIELDS", value_delimiter = ',')]
+    pub export_fields: Option<Vec<String>>,
+    /// Send flows as OpenTelemetry logs (OTLP/gRPC) to this collector, such as http://127.0.0.1:4317
+    #[arg(long, env = "SLUICE_EXPORT_OTLP", value_name = "URL")]
+    pub export_otlp: Option<String>,
+    /// Where the agent's metrics (cilium_*) are served: IP:PORT or off [default: 127.0.0.1:9962]
+    #[arg(long, env = "SLUICE_METRICS_LISTEN", value_name = "IP:PORT|off")]
+    pub metrics_listen: Option<String>,
+    /// Where metrics of flows (hubble_*) are served: IP:PORT or off [default: 127.0.0.1:9965]
+    #[arg(long, env = "SLUICE_HUBBLE_METRICS_LISTEN", value_name = "IP:PORT|off")]
+    pub hubble_metrics_listen: Option<String>,
+    /// Labels of metrics of flows, as Hubble's options: sourceContext=workload;labelsContext=source_namespace
+    #[arg(long, env = "SLUICE_METRICS_CONTEXT", value_name = "OPTIONS")]
+    pub metrics_context: Option<String>,
+    /// Most series of one metric of flows; others are counted as "overflow" [default: 2000]
+    #[arg(long, env = "SLUICE_METRICS_SERIES", value_name = "COUNT")]
+    pub metrics_series: Option<usize>,
     /// Log lines: text or json [default: text]
     #[arg(long, env = "SLUICE_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -150,6 +198,14 @@ impl Switch {
     }
 }
 
+/// Which packets become flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowEvents {
+    /// The first packet of every connection, and drops.
+    Verdicts,
+    Drops,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
@@ -182,6 +238,11 @@ pub struct AgentConfig {
     pub http_proxy: Vec<String>,
     pub ui: Option<UiConfig>,
     pub flow_buffer: usize,
+    pub flow_events: FlowEvents,
+    /// None: no history is kept.
+    pub history: Option<Limits>,
+    pub export: ExportConfig,
+    pub metrics: MetricsConfig,
     pub log_format: LogFormat,
     pub log: String,
 }
@@ -237,6 +298,21 @@ impl AgentSettings {
             ui_key,
             ui_client_ca,
             flow_buffer,
+            flow_events,
+            history,
+            history_size_mib,
+            history_age,
+            history_detail,
+            export_file,
+            export_size_mib,
+            export_files,
+            export_filter,
+            export_fields,
+            export_otlp,
+            metrics_listen,
+            hubble_metrics_listen,
+            metrics_context,
+            metrics_series,
             log_format,
             log,
         )
@@ -316,6 +392,9 @@ impl AgentConfig {
             &[("text", LogFormat::Text), ("json", LogFormat::Json)],
         );
         let ui = ui::resolve(&settings, &mut p.0);
+        let history = flows::history(&settings, &mut p.0);
+        let export = flows::export(&settings, &mut p.0);
+        let metrics = flows::metrics(&settings, &mut p.0);
         let http_proxy = settings.http_proxy.unwrap_or_default();
         if let Err(wrong) = Options::parse(&http_proxy) {
             p.0.extend(wrong.into_iter().map(|problem| format!("http-proxy: {problem}")));
@@ -337,6 +416,11 @@ impl AgentConfig {
             }
             None => Source::Standalone,
         };
+        let flow_events = p.choice(
+            "flow-events",
+            settings.flow_events.as_deref(),
+            &[("verdicts", FlowEvents::Verdicts), ("drops", FlowEvents::Drops)],
+        );
         let node_name = settings.node_name.unwrap_or_else(|| host_name.to_owned());
         if node_name.is_empty() || node_name.len() > 253 {
             p.0.push(format!("node-name: {node_name:?}: expected 1 to 253 characters"));
@@ -385,6 +469,10 @@ impl AgentConfig {
             http_proxy,
             ui,
             flow_buffer,
+            flow_events,
+            history,
+            export,
+            metrics,
             log_format,
             log,
         })

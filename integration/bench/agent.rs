@@ -48,6 +48,11 @@ impl Agent {
     /// Starts an agent in `node` and waits until the kernel enforces what its store holds. Returns
     /// how long that took, from the start of the process.
     pub fn start(node: &Namespace, home: &Home) -> anyhow::Result<(Agent, Duration)> {
+        Agent::start_with(node, home, &[])
+    }
+
+    /// The same, with more flags.
+    pub fn start_with(node: &Namespace, home: &Home, flags: &[&str]) -> anyhow::Result<(Agent, Duration)> {
         let log = std::fs::File::create(home.state.join("log"))?;
         let mut command = Command::new(PROGRAM);
         command
@@ -59,6 +64,7 @@ impl Agent {
             .arg(&home.run)
             .arg("--bpffs")
             .arg(&home.bpffs)
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -119,6 +125,41 @@ impl Agent {
             nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(task), &cpus)?;
         }
         Ok(())
+    }
+
+    /// Processor time so far.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, rest) = stat.rsplit_once(')').context("stat")?;
+        let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+        // USER_HZ is 100 on every architecture that we run on.
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
+    /// When the last of these ports was first seen dropped, after `since_ns`.
+    pub fn drops_seen_after(&self, since_ns: u64, ports: std::ops::Range<u16>) -> anyhow::Result<Duration> {
+        let since = jiff::Timestamp::from_nanosecond(i128::from(since_ns))?;
+        let until = since.checked_add(jiff::SignedDuration::from_millis(1500))?;
+        let path = format!("/v1/flows?verdict=DROPPED&since={since}&until={until}").replace(':', "%3A");
+        let mut first = std::collections::BTreeMap::new();
+        self.runtime.block_on(async {
+            let mut lines = self.client.lines(&path).await?;
+            while let Some(line) = lines.next().await? {
+                let flow: serde_json::Value = serde_json::from_str(&line)?;
+                let port = flow.pointer("/flow/l4/UDP/destination_port").and_then(|port| port.as_u64());
+                let time = flow.pointer("/flow/time").and_then(|time| time.as_str());
+                if let (Some(port), Some(time)) = (port, time) {
+                    let time = time.parse::<jiff::Timestamp>()?.as_nanosecond() - i128::from(since_ns);
+                    let known = first.entry(port).or_insert(time);
+                    *known = time.min(*known);
+                }
+            }
+            anyhow::Ok(())
+        })?;
+        let missing = ports.clone().find(|port| !first.contains_key(&u64::from(*port)));
+        anyhow::ensure!(missing.is_none(), "port {missing:?} was never seen dropped");
+        let last = first.into_values().max().unwrap_or_default();
+        Ok(Duration::from_nanos(u64::try_from(last.max(0))?))
     }
 
     /// Resident memory in bytes, now and at most.

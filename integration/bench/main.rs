@@ -6,6 +6,7 @@
 mod agent;
 mod cluster;
 mod datapath;
+mod flows;
 mod http;
 mod load;
 mod node;
@@ -47,6 +48,8 @@ enum What {
     Datapath,
     /// The HTTP proxy against nginx and haproxy
     Http,
+    /// What observation costs and holds; history
+    Flows,
     /// The cost of a verdict alone
     Verdict,
     /// The shipped binary's size alone
@@ -62,6 +65,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Policy => policy::run(&place, rounds, &mut report)?,
         What::Datapath => datapath::run(&place, rounds, &mut report)?,
         What::Http => http::run(&place, rounds, &mut report)?,
+        What::Flows => flows::run(&place, rounds, &mut report)?,
         What::Verdict => verdict::run(rounds, &mut report)?,
         What::Size => policy::binary_size(&mut report)?,
     }

@@ -142,7 +142,7 @@ fn changes_against_recomputation(
     Ok(())
 }
 
-fn endpoint_request(index: usize, pod: &Pod) -> EndpointRequest {
+pub fn endpoint_request(index: usize, pod: &Pod) -> EndpointRequest {
     EndpointRequest {
         pod: format!("bench/{}", cluster::pod_name(index)),
         netns: Some(place::path_of(&pod.namespace).display().to_string()),

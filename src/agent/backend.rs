@@ -6,8 +6,10 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 
 use super::core::{Core, CoreHandle};
+use super::history::Recorder;
 use super::hub::Hub;
 use crate::api::backend::{Answer, ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
+use crate::api::past::PastFlows;
 use crate::api::types::{
     Applied, Endpoint, EndpointRequest, ExplainAnswer, IdentityInfo, IpcacheInfo, NameInfo, ObjectResult,
     ServiceInfo, Status, StoredObject,
@@ -24,6 +26,7 @@ use crate::store::objects::{self, Action, ApplyError, ObjectStore, Problem, Read
 pub struct AgentBackend {
     pub core: CoreHandle,
     pub hub: Arc<Hub>,
+    pub history: Option<Arc<Recorder>>,
 }
 
 fn failed(error: impl std::fmt::Display) -> Refusal {
@@ -85,10 +88,15 @@ impl Core {
             admitted = Some((delta, inverse));
             Ok(())
         });
-        let Some((delta, inverse)) = admitted else { return Err(refuse_unadmitted(applied)) };
+        let Some((delta, inverse)) = admitted else {
+            self.telemetry.changes_refused += 1;
+            return Err(refuse_unadmitted(applied));
+        };
         match applied {
             Ok(applied) if mode == ApplyMode::Commit => {
                 self.desired = applied.revision;
+                self.telemetry.changes += 1;
+                self.note_owners(super::directory::touched(&applied.changes));
                 self.realize(delta, applied.revision);
                 Ok(answer(applied))
             }
@@ -296,6 +304,10 @@ impl Backend for AgentBackend {
 
     fn flows(&self, cursor: u64, limit: usize) -> Batch {
         self.hub.read(cursor, limit)
+    }
+
+    fn history(&self) -> Option<Arc<dyn PastFlows>> {
+        self.history.clone().map(|history| history as Arc<dyn PastFlows>)
     }
 
     fn follow(&self) -> broadcast::Receiver<Arc<Flow>> {

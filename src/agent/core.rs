@@ -5,15 +5,20 @@
 //! all), then to the kernel. What the kernel refuses is kept and tried again, oldest first, with
 //! backoff; until then the kernel enforces the older state, and `status` says so.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use super::directory;
+use super::enrich::Shared;
+use super::history::Recorder;
 use super::hub::Hub;
 use super::kernel::Kernel;
 use super::l7feed::FeedWriter;
 use super::proxies::ProxyProcess;
+use super::telemetry::Telemetry;
 use crate::api::backend::Refusal;
 use crate::api::types::DeviceOrigin;
 use crate::cluster::View;
@@ -37,6 +42,8 @@ pub type Job = Box<dyn FnOnce(&mut Core) + Send>;
 struct Pending {
     delta: Delta,
     revision: u64,
+    /// When it was known.
+    since: Instant,
 }
 
 /// See the module.
@@ -49,6 +56,10 @@ pub struct Core {
     pub objects: Option<ObjectStore>,
     pub endpoints: Registry,
     pub hub: Arc<Hub>,
+    /// What enrichment reads.
+    pub shared: Arc<Shared>,
+    /// Addresses of the pods and nodes in the directory.
+    pub(super) placed: HashMap<ObjectRef, Vec<IpAddr>>,
     pub started: Instant,
     /// Revision of the objects that the view holds, as their source counts.
     pub desired: u64,
@@ -64,6 +75,9 @@ pub struct Core {
     pub kernel_failures: u64,
     /// Where the web UI is, or why it is nowhere.
     pub ui: Option<Result<String, String>>,
+    pub telemetry: Telemetry,
+    /// For `status`; none is kept where it is off.
+    pub history: Option<Arc<Recorder>>,
     kept_offset: Option<u32>,
     /// What the proxies read; none without proxies.
     feed: Option<FeedWriter>,
@@ -113,6 +127,8 @@ impl Core {
             objects,
             endpoints: Registry::default(),
             hub,
+            shared: Arc::default(),
+            placed: HashMap::new(),
             started: Instant::now(),
             desired: 0,
             realized: 0,
@@ -124,6 +140,8 @@ impl Core {
             kernel_trouble: None,
             kernel_failures: 0,
             ui: None,
+            telemetry: Telemetry::default(),
+            history: None,
             kept_offset: None,
             feed,
             feed_is_old: true,
@@ -137,19 +155,24 @@ impl Core {
         if let Err(error) = self.restore_names() {
             tracing::error!(%error, "learned names were not restored: pods must look them up again");
         }
+        let touched = directory::touched(&changes);
         self.view.apply(changes).map_err(texts)?;
         self.keep_offset();
         self.desired = revision;
         let full = self.view.full();
+        self.note_owners(touched);
+        self.note_identities(&full);
+        self.note_names();
         match self.kernel.reconcile(&full).and_then(|_| self.kernel.started()) {
             Ok(()) => {
                 self.realized = revision;
+                self.telemetry.bootstrap = Some(self.started.elapsed());
                 self.feed_is_old = true;
                 self.drain();
             }
             Err(error) => {
                 self.trouble(error.to_string());
-                self.pending.push_back(Pending { delta: full, revision });
+                self.pending.push_back(Pending { delta: full, revision, since: Instant::now() });
                 self.schedule();
             }
         }
@@ -158,7 +181,13 @@ impl Core {
 
     /// One transaction of the source.
     pub fn transact(&mut self, changes: Vec<Change>, revision: u64) -> Result<(), Refused> {
-        let delta = self.view.apply(changes).map_err(texts)?;
+        let touched = directory::touched(&changes);
+        let delta = self.view.apply(changes).map_err(|errors| {
+            self.telemetry.changes_refused += 1;
+            texts(errors)
+        })?;
+        self.telemetry.changes += 1;
+        self.note_owners(touched);
         self.desired = revision;
         self.keep_offset();
         self.realize(delta, revision);
@@ -181,7 +210,8 @@ impl Core {
     pub fn realize(&mut self, delta: Delta, revision: u64) {
         // Rules that change no entry of the kernel may still change what proxies do.
         self.feed_is_old = true;
-        self.pending.push_back(Pending { delta, revision });
+        self.note_identities(&delta);
+        self.pending.push_back(Pending { delta, revision, since: Instant::now() });
         if self.retry_at.is_none() {
             self.drain();
         }
@@ -189,11 +219,14 @@ impl Core {
 
     fn drain(&mut self) {
         while let Some(next) = self.pending.front() {
+            let begun = Instant::now();
             if let Err(error) = self.kernel.apply(&next.delta) {
+                self.telemetry.regenerations_failed += 1;
                 self.trouble(error.to_string());
                 self.schedule();
                 return;
             }
+            self.telemetry.regenerated(begun.elapsed(), next.since.elapsed());
             self.realized = self.realized.max(next.revision);
             self.pending.pop_front();
         }
@@ -330,7 +363,9 @@ impl Core {
             return Err(Refusal::Invalid { message: "the pod was refused".into(), problems });
         }
         self.store.put_endpoint(pod, &registration).map_err(|error| Refusal::Failed(error.to_string()))?;
+        self.shared.directory.lock().forget_interface(found.ifindex);
         self.endpoints.insert(pod, Member { registration, device: found.into() });
+        self.note_owners(pod_reference(pod).into_iter().collect());
         Ok(())
     }
 
@@ -344,6 +379,7 @@ impl Core {
         self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
         self.kernel.unmake(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
         self.endpoints.remove(pod);
+        self.note_owners(pod_reference(pod).into_iter().collect());
         self.store.delete_endpoint(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
         if described && let Some((namespace, name)) = pod.split_once('/') {
             let change = Change::Delete(ObjectRef::new(crate::model::Kind::Pod, namespace, name));
@@ -377,6 +413,7 @@ impl Core {
 
     /// A device went away: its endpoint is reported and stays closed until it is added again.
     pub fn device_vanished(&mut self, ifindex: u32) {
+        self.shared.directory.lock().forget_interface(ifindex);
         let vanished: Vec<String> = self
             .endpoints
             .iter()
@@ -458,8 +495,14 @@ fn described_pod(pod: &str, registration: &Registration, node: &str) -> Option<C
         addresses: described.addresses.clone(),
         host_network: false,
         service_account: "default".to_owned(),
+        controller: None,
         ports: Vec::new(),
     }))))
+}
+
+fn pod_reference(pod: &str) -> Option<ObjectRef> {
+    let (namespace, name) = pod.split_once('/')?;
+    Some(ObjectRef::new(crate::model::Kind::Pod, namespace, name))
 }
 
 /// The local node as an object, for a source that does not describe nodes.

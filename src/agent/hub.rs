@@ -34,7 +34,8 @@ impl Hub {
     pub fn push(&self, flows: impl IntoIterator<Item = Flow>) {
         let followed = self.live.receiver_count() > 0;
         let mut ring = self.ring.lock();
-        for flow in flows {
+        for mut flow in flows {
+            flow.sequence = ring.end();
             let flow = Arc::new(flow);
             if followed {
                 // The last follower may just have gone; the ring has the flow all the same.
@@ -84,7 +85,7 @@ mod tests {
         let hub = Hub::new(2);
         let mut follower = hub.follow();
         hub.push((1..=3).map(flow));
-        assert_eq!(follower.recv().await.unwrap().destination.port, Some(1));
+        assert_eq!(follower.recv().await.unwrap().destination_port, Some(1));
         assert_eq!(hub.read(0, 10).flows.len(), 2);
         assert_eq!(hub.seen(), 3);
     }

@@ -10,13 +10,13 @@ use tokio::runtime::Handle;
 use super::kernel::{FoundDevice, Kernel};
 use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
-use crate::config::{AgentConfig, Routing};
+use crate::config::{AgentConfig, FlowEvents, Routing};
 use crate::datapath::config::ROUTER_MAC;
 use crate::datapath::net::pod::{self, PodNetwork};
 use crate::datapath::net::{Device, Namespace, NetError, Netlink, divert, sysctl, tunnel};
 use crate::datapath::{
     Datapath, DatapathConfig, DatapathError, EndpointDevice, EventReader, Inspector, KernelDatapath,
-    LinkLayer, Mode, ProxyState, Reconciled, preflight,
+    LinkLayer, Mode, ProxyState, Reconciled, Trace, preflight,
 };
 use crate::endpoint::DeviceName;
 use crate::model::Family;
@@ -58,6 +58,10 @@ impl LinuxKernel {
         }
         let mut datapath = DatapathConfig::new(&config.bpffs);
         datapath.uplink.clone_from(&config.uplink);
+        datapath.trace = match config.flow_events {
+            FlowEvents::Verdicts => Trace::Verdicts,
+            FlowEvents::Drops => Trace::Drops,
+        };
         let mut features = Vec::new();
         let feature = |name: &str, state: &str, detail: String| Feature {
             name: name.into(),

@@ -13,8 +13,11 @@
 
 mod backend;
 mod core;
+mod directory;
 pub mod dns_proxy;
 mod enrich;
+mod export;
+mod history;
 pub mod http_proxy;
 mod hub;
 mod kernel;
@@ -22,6 +25,7 @@ mod kernel_tables;
 pub mod l7feed;
 mod linux;
 mod manifests;
+mod metrics;
 mod names;
 mod names_client;
 mod offline_names;
@@ -31,6 +35,8 @@ mod pump;
 pub mod records;
 mod sources;
 mod tables;
+mod tail;
+pub mod telemetry;
 mod ui;
 mod ui_listener;
 mod ui_policies;
@@ -50,12 +56,14 @@ use anyhow::Context as _;
 
 use self::backend::AgentBackend;
 use self::core::{Core, CoreHandle, Parts};
+use self::enrich::Enricher;
+use self::history::Recorder;
 use self::hub::Hub;
 use self::linux::LinuxKernel;
 pub use self::manifests::Manifests;
 use crate::api;
 use crate::cluster::{MissingNamespaces, View, ViewOptions};
-use crate::config::{AgentConfig, EmptyRuleLists, Source};
+use crate::config::{AgentConfig, EmptyRuleLists, MetricsConfig, Source};
 use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
 use crate::identity::IdentityAllocator;
 use crate::k8s;
@@ -153,6 +161,7 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
         hub: Arc::clone(&hub),
         feed: config.proxies.is_on().then(|| l7feed::FeedWriter::new(&config.run_dir)),
     });
+    let shared = Arc::clone(&core.shared);
     let is_standalone = config.source == Source::Standalone;
     if !is_standalone {
         core.source_trouble = Some("waiting for the first state of the server".into());
@@ -162,12 +171,13 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
         let addresses = addresses.clone();
         core.call(move |core| sources::start_standalone(core, &addresses)).await??;
     }
-    tokio::spawn(pump::run(events, core.clone(), Arc::clone(&hub)));
+    let enricher = || Enricher::new(core.clone(), Arc::clone(&shared), &config.node_name);
+    tokio::spawn(pump::run(events, enricher(), Arc::clone(&hub)));
     tokio::spawn(watch_devices(devices, core.clone()));
     names::serve(&config.run_dir, core.clone(), names).await?;
     if config.proxies.is_on() {
         let receiver = records::Receiver::bind(&config.run_dir)?;
-        tokio::spawn(receiver.run(core.clone(), Arc::clone(&hub)));
+        tokio::spawn(receiver.run(enricher(), Arc::clone(&hub)));
         for process in proxies::ProxyProcess::ALL {
             tokio::spawn(proxies::supervise(process, Arc::clone(&config), core.clone()));
         }
@@ -181,7 +191,8 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     if let Some(ui) = config.ui.clone() {
         ui_listener::start(ui, core.clone(), Arc::clone(&hub)).await;
     }
-    let backend = Arc::new(AgentBackend { core: core.clone(), hub });
+    let observed = observe(&config, &core, &hub).await?;
+    let backend = Arc::new(AgentBackend { core: core.clone(), hub, history: observed });
     let socket = config.run_dir.join("admin.sock");
     let listener = api::unix::bind(&socket).await?;
     tracing::info!(node = config.node_name, socket = %socket.display(), "ready");
@@ -196,6 +207,35 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     drop(core);
     drop(thread);
     Ok(())
+}
+
+/// History, export and metrics: whatever of them fails, enforcement and live flows go on.
+async fn observe(
+    config: &AgentConfig,
+    core: &CoreHandle,
+    hub: &Arc<Hub>,
+) -> anyhow::Result<Option<Arc<Recorder>>> {
+    let history = match config.history {
+        Some(limits) => Some(Recorder::start(config.state_dir.join("flows.db"), limits, Arc::clone(hub))?),
+        None => None,
+    };
+    let export = export::start(&config.export, &config.node_name, hub)?;
+    let MetricsConfig { agent, flows, context, series } = config.metrics.clone();
+    let counted = metrics::count_flows(context, series, Arc::clone(hub))?;
+    let sources = metrics::Sources { core: core.clone(), history: history.clone(), export, flows: counted };
+    if let Some(listen) = agent
+        && let Err(error) = metrics::serve_agent(listen, sources.clone()).await
+    {
+        tracing::error!(error = %format!("{error:#}"), %listen, "the agent's metrics are not served");
+    }
+    if let Some(listen) = flows
+        && let Err(error) = metrics::serve_flows(listen, sources).await
+    {
+        tracing::error!(error = %format!("{error:#}"), %listen, "metrics of flows are not served");
+    }
+    let shown = history.clone();
+    core.call(move |core| core.history = shown).await?;
+    Ok(history)
 }
 
 async fn join(

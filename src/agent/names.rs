@@ -145,6 +145,8 @@ impl Core {
         let refused = self.view.refused_answers();
         let mut rows = Vec::new();
         for answer in answers {
+            let addresses = answer.addresses.iter().map(|(address, _)| *address);
+            self.shared.directory.lock().add_name(&answer.name, addresses);
             let delta = self.view.learn(now, answer);
             if !delta.is_empty() {
                 self.realize(delta, self.desired);

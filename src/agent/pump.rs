@@ -1,94 +1,101 @@
-//! Kernel events -> flows: reads batches, has the core name what is in them, fills the hub.
+//! Kernel events -> flows: reads batches, names what is in them, fills the hub.
 
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use super::core::{Core, CoreHandle};
+use super::enrich::{Enricher, Event, Ground, Known, used_names};
 use super::hub::Hub;
+use crate::cluster::delta::ServiceFrontend;
 use crate::datapath::events::{EventReader, FlowEvent, FlowEventKind, ObservationPoint};
-use crate::flow::{DecidedBy, EventKind, Flow, Observation, ServiceRef, Verdict};
+use crate::flow::directory::Directory;
+use crate::flow::{EventKind, Flow, Observation, Verdict};
 use crate::model::Protocol;
 use crate::policy::map_state::{RuleSetId, SlotAction};
 
 /// Runs until the core is gone.
-pub async fn run(mut reader: EventReader, core: CoreHandle, hub: Arc<Hub>) {
+pub async fn run(mut reader: EventReader, mut enricher: Enricher, hub: Arc<Hub>) {
     let mut events = Vec::new();
     loop {
         if let Err(error) = reader.read(&mut events).await {
             tracing::error!(%error, "flow events cannot be read; enforcement goes on");
             return;
         }
-        let batch = std::mem::take(&mut events);
-        if batch.is_empty() {
-            continue;
-        }
-        let flows =
-            core.call(move |core| batch.into_iter().map(|event| core.flow(event)).collect::<Vec<_>>()).await;
-        let Ok(flows) = flows else { return };
+        let Ok(flows) = enricher.flows(std::mem::take(&mut events)).await else { return };
         hub.push(flows);
     }
 }
 
-impl Core {
-    /// An event with everything that the node knows about it.
-    pub fn flow(&self, event: FlowEvent) -> Flow {
-        let has_ports = event.protocol.has_ports();
+impl Event for FlowEvent {
+    fn ground(&self) -> Option<Ground> {
+        match self.policy_subject {
+            Some(subject) if self.default_deny => Some(Ground::DefaultDeny(subject, self.direction)),
+            _ if self.rules == RuleSetId(0) => None,
+            _ => Some(Ground::RuleSet(self.rules)),
+        }
+    }
+
+    fn frontend(&self) -> Option<ServiceFrontend> {
+        self.frontend.map(|(address, port)| ServiceFrontend { address, port, protocol: self.protocol })
+    }
+
+    fn note(&self, _: &mut Directory) {}
+
+    fn into_flow(self, known: Known<'_>) -> Flow {
+        let has_ports = self.protocol.has_ports();
         let port = |port: u16| has_ports.then_some(port);
-        let decided_by = match event.policy_subject {
-            Some(subject) if event.default_deny => self.default_deny(subject, event.direction),
-            _ if event.rules == RuleSetId(0) => DecidedBy::NoPolicy,
-            _ => self.decided_by_rules(event.rules),
-        };
-        let service = event.frontend.map(|(address, port)| ServiceRef {
-            name: self
-                .view
-                .translate(address, port, event.protocol)
-                .map(|entry| entry.service.as_str().into()),
-            address,
-            port,
-        });
-        let is_icmp = matches!(event.protocol, Protocol::Icmp | Protocol::Icmpv6);
+        let is_icmp = matches!(self.protocol, Protocol::Icmp | Protocol::Icmpv6);
+        let directory = known.directory;
+        let (source_name, destination_name) = used_names(directory, self.source, self.destination);
         Flow {
-            time_ns: event
+            time_ns: self
                 .time
                 .duration_since(UNIX_EPOCH)
                 .ok()
                 .and_then(|since| u64::try_from(since.as_nanos()).ok())
                 .unwrap_or_default(),
-            node: self.config.node_name.as_str().into(),
-            kind: match event.kind {
+            sequence: 0,
+            node: known.node,
+            kind: match self.kind {
                 FlowEventKind::Dropped(_) => EventKind::Drop,
                 FlowEventKind::Verdict => EventKind::PolicyVerdict,
                 FlowEventKind::Trace => EventKind::Trace,
             },
-            verdict: match (event.kind, event.action) {
+            verdict: match (self.kind, self.action) {
                 (FlowEventKind::Dropped(reason), _) => Verdict::Dropped(reason),
                 (_, Some(SlotAction::Redirect(_))) => Verdict::Redirected,
                 (_, Some(SlotAction::Deny)) => Verdict::Audit,
                 _ => Verdict::Forwarded,
             },
-            direction: event.direction,
-            source: self.party(event.source, port(event.source_port), event.source_identity),
-            destination: self.party(
-                event.destination,
-                port(event.destination_port),
-                event.destination_identity,
-            ),
-            protocol: event.protocol,
-            tcp_flags: event.tcp_flags,
-            icmp: is_icmp.then_some((event.icmp_type, event.icmp_code)),
-            is_reply: event.reply,
-            service,
-            decided_by,
-            length: event.length,
-            observation: match event.observation {
+            direction: self.direction,
+            source: directory.party(self.source, self.source_identity),
+            source_port: port(self.source_port),
+            source_name,
+            destination: directory.party(self.destination, self.destination_identity),
+            destination_port: port(self.destination_port),
+            destination_name,
+            protocol: self.protocol,
+            tcp_flags: self.tcp_flags,
+            icmp: is_icmp.then_some((self.icmp_type, self.icmp_code)),
+            is_reply: self.reply,
+            is_established: self.established,
+            service: known.service,
+            decision: known.decision,
+            length: self.length,
+            count: 1,
+            observation: match self.observation {
                 ObservationPoint::FromContainer => Observation::FromEndpoint,
                 ObservationPoint::ToContainer => Observation::ToEndpoint,
                 ObservationPoint::FromNetwork => Observation::FromNetwork,
                 ObservationPoint::ToNetwork => Observation::ToNetwork,
                 ObservationPoint::FromOverlay => Observation::FromOverlay,
             },
+            interface: Some(directory.interface(self.ifindex, || interface_name(self.ifindex))),
             l7: None,
         }
     }
+}
+
+fn interface_name(index: u32) -> Option<Arc<str>> {
+    let name = nix::net::if_::if_indextoname(index).ok()?;
+    Some(name.to_str().ok()?.into())
 }

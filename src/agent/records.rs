@@ -4,7 +4,6 @@
 //! within [`GATHER`] and sends it at once: a request costs no system call for its record. It never waits for the
 //! agent: what the socket does not take is counted by the proxy and lost, and so is what exceeds its rate.
 
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,10 +14,12 @@ use anyhow::Context as _;
 use parking_lot::{Condvar, Mutex};
 use tokio::net::UnixDatagram;
 
-use super::core::{Core, CoreHandle};
+use super::enrich::{Enricher, Event, Ground, Known, used_names};
 use super::hub::Hub;
+use crate::cluster::delta::ServiceFrontend;
+use crate::flow::directory::Directory;
 use crate::flow::record::{Record, RecordVerdict};
-use crate::flow::{DecidedBy, EventKind, Flow, L7, Observation, Verdict};
+use crate::flow::{EventKind, Flow, L7, Observation, Verdict};
 use crate::model::{DropReason, Protocol};
 
 const SOCKET: &str = "records.sock";
@@ -48,7 +49,7 @@ impl Receiver {
     }
 
     /// Runs until the core is gone.
-    pub async fn run(self, core: CoreHandle, hub: Arc<Hub>) {
+    pub async fn run(self, mut enricher: Enricher, hub: Arc<Hub>) {
         let mut buffer = vec![0; LONGEST];
         loop {
             let length = match self.0.recv(&mut buffer).await {
@@ -66,12 +67,7 @@ impl Receiver {
                     break;
                 }
             }
-            let flows = core
-                .call(move |core| {
-                    records.into_iter().map(|record| core.flow_of_record(record)).collect::<Vec<_>>()
-                })
-                .await;
-            let Ok(flows) = flows else { return };
+            let Ok(flows) = enricher.flows(records).await else { return };
             hub.push(flows);
         }
     }
@@ -86,38 +82,60 @@ fn take(bytes: &[u8], records: &mut Vec<Record>) {
     }
 }
 
-impl Core {
-    /// A record with everything that the node knows about it.
-    pub fn flow_of_record(&self, record: Record) -> Flow {
-        let parts = self.policy_parts(&record.rules);
-        let denied = match record.l7 {
+impl Event for Record {
+    fn ground(&self) -> Option<Ground> {
+        (!self.rules.is_empty()).then(|| Ground::Rules(self.rules.as_slice().into()))
+    }
+
+    fn frontend(&self) -> Option<ServiceFrontend> {
+        None
+    }
+
+    fn note(&self, directory: &mut Directory) {
+        if let L7::Dns { query, answers, .. } = &self.l7 {
+            let name: Arc<str> = query.trim_end_matches('.').to_ascii_lowercase().into();
+            directory.add_used_name(self.client.ip().to_canonical(), &name, answers);
+        }
+    }
+
+    fn into_flow(self, known: Known<'_>) -> Flow {
+        let denied = match self.l7 {
             L7::Http { .. } => DropReason::ProxyDenied,
             L7::Dns { .. } => DropReason::DnsDenied,
             L7::Tls { .. } => DropReason::SniDenied,
         };
-        let party =
-            |end: SocketAddr, identity| self.party(end.ip().to_canonical(), Some(end.port()), identity);
+        let directory = known.directory;
+        let (client, server) = (self.client.ip().to_canonical(), self.server.ip().to_canonical());
+        let (source_name, destination_name) = used_names(directory, client, server);
         Flow {
-            time_ns: record.time_ns,
-            node: self.config.node_name.as_str().into(),
+            time_ns: self.time_ns,
+            sequence: 0,
+            node: known.node,
             kind: EventKind::L7,
-            verdict: match record.verdict {
+            verdict: match self.verdict {
                 RecordVerdict::Forwarded => Verdict::Forwarded,
                 RecordVerdict::Denied => Verdict::Dropped(denied),
                 RecordVerdict::Failed => Verdict::Error,
             },
-            direction: record.direction,
-            source: party(record.client, record.client_identity),
-            destination: party(record.server, record.server_identity),
-            protocol: Protocol::from_number(record.protocol),
+            direction: self.direction,
+            source: directory.party(client, self.client_identity),
+            source_port: Some(self.client.port()),
+            source_name,
+            destination: directory.party(server, self.server_identity),
+            destination_port: Some(self.server.port()),
+            destination_name,
+            protocol: Protocol::from_number(self.protocol),
             tcp_flags: 0,
             icmp: None,
             is_reply: false,
+            is_established: true,
             service: None,
-            decided_by: if parts.is_empty() { DecidedBy::NoPolicy } else { DecidedBy::Rules(parts) },
+            decision: known.decision,
             length: 0,
+            count: 1,
             observation: Observation::Proxy,
-            l7: Some(record.l7),
+            interface: None,
+            l7: Some(Box::new(self.l7)),
         }
     }
 }
@@ -281,6 +299,8 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::model::{Direction, Identity};
 

@@ -115,12 +115,34 @@ impl Core {
             component("maps", &list(&full), "none is nearly full".into(), 0),
             component("endpoints", &list(&missing), "every device is there".into(), missing.len() as u64),
             component("store", &store_trouble, "healthy".into(), health.errors.values().sum()),
+            self.history_component(),
         ];
         components.extend(ui);
         components
     }
 
-    fn endpoint_state(&self, pod: &str) -> &'static str {
+    fn history_component(&self) -> Component {
+        let Some(recorder) = &self.history else {
+            return Component {
+                name: "history".into(),
+                state: "ok".into(),
+                message: "off".into(),
+                failures: 0,
+            };
+        };
+        let status = recorder.status();
+        let kept = format!("{} MiB of flows", status.bytes >> 20);
+        let (state, message) = match (&status.stopped, &status.moved_aside) {
+            (Some(why), _) => ("degraded", format!("nothing is written: {why}; {} flows lost", status.lost)),
+            (None, Some(aside)) => {
+                ("degraded", format!("{kept}; the file was corrupt and is kept as {}", aside.display()))
+            }
+            (None, None) => ("ok", kept),
+        };
+        Component { name: "history".into(), state: state.into(), message, failures: status.lost }
+    }
+
+    pub(super) fn endpoint_state(&self, pod: &str) -> &'static str {
         let found =
             matches!(self.endpoints.get(pod).map(|member| &member.device), Some(Device::Found { .. }));
         match (found, self.view.endpoints().any(|local| local.pod.path() == pod)) {
@@ -369,7 +391,7 @@ pub fn mac_text(mac: &[u8; 6]) -> String {
 }
 
 /// Resident memory of this process; 0 where /proc is not there.
-fn resident_bytes() -> u64 {
+pub(super) fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);

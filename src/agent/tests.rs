@@ -70,7 +70,7 @@ fn open(directory: tempfile::TempDir) -> Rig {
     });
     sources::start_standalone(&mut core, &config.node_addresses).unwrap();
     let (core, _thread) = CoreHandle::spawn(core).unwrap();
-    Rig { backend: AgentBackend { core, hub }, kernel, directory }
+    Rig { backend: AgentBackend { core, hub, history: None }, kernel, directory }
 }
 
 pub(super) fn rig() -> Rig {

@@ -101,8 +101,11 @@ impl UiSource for AgentUi {
 
     fn manifest(&self, object: ObjectRef) -> Answer<'_, String> {
         Box::pin(async move {
-            let backend =
-                super::backend::AgentBackend { core: self.core.clone(), hub: Arc::clone(&self.hub) };
+            let backend = super::backend::AgentBackend {
+                core: self.core.clone(),
+                hub: Arc::clone(&self.hub),
+                history: None,
+            };
             let stored = backend.objects(Some(object.kind), None).await?;
             let found = stored.into_iter().find(|stored| stored.object == object);
             match found {

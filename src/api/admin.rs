@@ -23,12 +23,16 @@ use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use futures::StreamExt as _;
 use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::backend::{ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
+use super::past::{Past, PastQuery};
 use super::types::{EndpointRequest, Failure};
 use super::{flow_json, flow_query};
+use crate::flow::Flow;
 use crate::flow::filter::Filter;
 use crate::model::{Kind, ObjectRef, Protocol};
 
@@ -226,46 +230,73 @@ async fn flows(State(backend): Shared, Query(parameters): Parameters) -> Respons
     };
     // Subscribed before the past is read, so that nothing falls between the two.
     let live = (parameter(&parameters, "follow") == Some("true")).then(|| backend.follow());
-    let past = backend.flows(0, usize::MAX).flows;
-    let mut matching: Vec<_> = past.iter().rev().filter(|flow| filter.matches(flow)).take(last).collect();
+    let memory = backend.flows(0, usize::MAX).flows;
+    let mut matching: Vec<_> = memory.iter().rev().filter(|flow| filter.matches(flow)).take(last).collect();
     matching.reverse();
     let mut head = String::new();
-    for flow in matching {
+    for flow in &matching {
         head.push_str(&flow_json::to_json(flow).to_string());
         head.push('\n');
     }
+    let older = match older(&*backend, &filter, last, &memory, matching.len()) {
+        None => futures::stream::empty().left_stream(),
+        Some(query) => match backend.history() {
+            None => futures::stream::empty().left_stream(),
+            Some(history) => ReceiverStream::new(history.past(query)).map(past_lines).right_stream(),
+        },
+    };
+    let head = older.chain(futures::stream::once(async { Ok(head) }));
     let body = match live {
-        None => Body::from(head),
-        Some(live) => Body::from_stream(futures::stream::unfold(
-            (Some(head), live, filter, past.last().map(|flow| flow.time_ns).unwrap_or(0)),
-            follow_step,
-        )),
+        None => Body::from_stream(head),
+        Some(live) => {
+            let seen_ns = memory.last().map(|flow| flow.time_ns).unwrap_or(0);
+            let live = futures::stream::unfold((live, filter, seen_ns), follow_step);
+            Body::from_stream(head.chain(live))
+        }
     };
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
-type FollowState = (Option<String>, tokio::sync::broadcast::Receiver<Arc<crate::flow::Flow>>, Filter, u64);
+/// What to ask history for: a time before the oldest flow in memory is meant, or more flows than memory has.
+fn older(
+    backend: &dyn Backend,
+    filter: &Filter,
+    last: usize,
+    memory: &[Arc<Flow>],
+    found: usize,
+) -> Option<PastQuery> {
+    backend.history()?;
+    let oldest_ns = memory.first().map_or(u64::MAX, |flow| flow.time_ns);
+    let is_timed = filter.since_ns.or(filter.until_ns).is_some_and(|time| time < oldest_ns);
+    let wants_more = last != usize::MAX && found < last;
+    let newest = (last != usize::MAX).then(|| last - found);
+    (is_timed || wants_more).then(|| PastQuery::of(filter, oldest_ns, newest)).filter(|_| newest != Some(0))
+}
+
+fn past_lines(past: Past) -> Result<String, Refusal> {
+    let lines = past?.into_iter().map(|flow| format!("{}\n", flow_json::to_json(&flow)));
+    Ok(lines.collect())
+}
+
+type FollowState = (tokio::sync::broadcast::Receiver<Arc<Flow>>, Filter, u64);
 
 async fn follow_step(
-    (head, mut live, filter, seen_ns): FollowState,
-) -> Option<(Result<String, std::convert::Infallible>, FollowState)> {
-    if let Some(head) = head {
-        return Some((Ok(head), (None, live, filter, seen_ns)));
-    }
+    (mut live, filter, seen_ns): FollowState,
+) -> Option<(Result<String, Refusal>, FollowState)> {
     loop {
         match live.recv().await {
             // Between subscribing and reading the past a flow is in both.
             Ok(flow) if flow.time_ns <= seen_ns || !filter.matches(&flow) => {}
             Ok(flow) => {
                 let line = format!("{}\n", flow_json::to_json(&flow));
-                return Some((Ok(line), (None, live, filter, seen_ns)));
+                return Some((Ok(line), (live, filter, seen_ns)));
             }
             Err(RecvError::Lagged(lost)) => {
                 let line = format!(
                     "{}\n",
                     serde_json::json!({"lost_events": {"source": "HUBBLE_RING_BUFFER", "num_events_lost": lost}})
                 );
-                return Some((Ok(line), (None, live, filter, seen_ns)));
+                return Some((Ok(line), (live, filter, seen_ns)));
             }
             Err(RecvError::Closed) => return None,
         }

@@ -73,6 +73,10 @@ pub trait Backend: Send + Sync + 'static {
     fn explain(&self, query: ExplainQuery) -> Answer<'_, ExplainAnswer>;
     /// Flows in memory from this cursor on.
     fn flows(&self, cursor: u64, limit: usize) -> Batch;
+    /// Flows that are no longer in memory; none where no history is kept.
+    fn history(&self) -> Option<Arc<dyn super::past::PastFlows>> {
+        None
+    }
     /// Flows as they come. A reader that is too slow is told how many it lost.
     fn follow(&self) -> broadcast::Receiver<Arc<Flow>>;
 }

@@ -1,9 +1,11 @@
 //! Flows as JSON: the field names of Hubble's `Flow` in its JSON form, so that scripts written for
 //! `hubble observe -o json` read ours.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
-use crate::flow::{DecidedBy, EventKind, Flow, L7, Observation, Party, PolicyPart, Verdict};
+use crate::flow::{DecidedBy, EventKind, Flow, L7, Observation, Party, PolicyPart, Verdict, uuid_text};
 use crate::model::{Direction, ObjectRef, Protocol};
 
 /// `{"flow": {...}, "node_name": ..., "time": ...}`.
@@ -11,6 +13,7 @@ pub fn to_json(flow: &Flow) -> Value {
     let mut inner = Map::new();
     let time = rfc3339(flow.time_ns);
     inner.insert("time".into(), json!(time));
+    inner.insert("uuid".into(), json!(uuid_text(flow.uuid())));
     inner.insert("verdict".into(), json!(flow.verdict.to_string()));
     if let Verdict::Dropped(reason) = flow.verdict {
         inner.insert("drop_reason".into(), json!(reason as u8));
@@ -25,11 +28,11 @@ pub fn to_json(flow: &Flow) -> Value {
         }),
     );
     inner.insert("l4".into(), l4(flow));
-    inner.insert("source".into(), party(&flow.source));
-    inner.insert("destination".into(), party(&flow.destination));
+    inner.insert("source".into(), party(&flow.source, flow.source_names()));
+    inner.insert("destination".into(), party(&flow.destination, flow.destination_names()));
     inner.insert("Type".into(), json!(if flow.l7.is_some() { "L7" } else { "L3_L4" }));
     inner.insert("node_name".into(), json!(&*flow.node));
-    if let Some(l7) = &flow.l7 {
+    if let Some(l7) = flow.l7.as_deref() {
         inner.insert("l7".into(), layer7(flow, l7));
     }
     if let Some(service) = &flow.service {
@@ -49,6 +52,15 @@ pub fn to_json(flow: &Flow) -> Value {
     );
     inner.insert("trace_observation_point".into(), json!(observation(flow.observation)));
     inner.insert("is_reply".into(), json!(flow.is_reply));
+    if let Some(interface) = &flow.interface {
+        inner.insert(
+            "interface".into(),
+            json!({"index": interface.index, "name": interface.name.as_deref().unwrap_or_default()}),
+        );
+    }
+    if flow.count > 1 {
+        inner.insert("count".into(), json!(flow.count));
+    }
     inner.insert("event_type".into(), json!({"type": event_type(flow.kind)}));
     decided_by(flow, &mut inner);
     inner.insert("Summary".into(), json!(summary(flow)));
@@ -62,10 +74,10 @@ pub fn rfc3339(time_ns: u64) -> String {
 }
 
 fn l4(flow: &Flow) -> Value {
-    let ports = json!({"source_port": flow.source.port, "destination_port": flow.destination.port});
+    let ports = json!({"source_port": flow.source_port, "destination_port": flow.destination_port});
     match flow.protocol {
         Protocol::Tcp => {
-            json!({"TCP": {"source_port": flow.source.port, "destination_port": flow.destination.port, "flags": tcp_flags(flow.tcp_flags)}})
+            json!({"TCP": {"source_port": flow.source_port, "destination_port": flow.destination_port, "flags": tcp_flags(flow.tcp_flags)}})
         }
         Protocol::Udp => json!({ "UDP": ports }),
         Protocol::Sctp => json!({ "SCTP": ports }),
@@ -89,7 +101,7 @@ fn tcp_flags(flags: u8) -> Value {
     Value::Object(set)
 }
 
-fn party(party: &Party) -> Value {
+fn party<'a>(party: &Party, names: impl Iterator<Item = &'a Arc<str>>) -> Value {
     let mut value = Map::new();
     value.insert("identity".into(), json!(party.identity.0));
     if let Some(namespace) = &party.namespace {
@@ -101,8 +113,15 @@ fn party(party: &Party) -> Value {
     if let Some(node) = &party.node {
         value.insert("node_name".into(), json!(&**node));
     }
-    if !party.names.is_empty() {
-        value.insert("names".into(), json!(party.names.iter().map(|name| &**name).collect::<Vec<_>>()));
+    if let Some(workload) = &party.workload {
+        value.insert("workloads".into(), json!([{"name": &*workload.name, "kind": &*workload.kind}]));
+    }
+    if let Some(endpoint) = party.endpoint {
+        value.insert("ID".into(), json!(endpoint));
+    }
+    let names: Vec<_> = names.map(|name| &**name).collect();
+    if !names.is_empty() {
+        value.insert("names".into(), json!(names));
     }
     value.insert("labels".into(), json!(party.labels));
     Value::Object(value)
@@ -163,12 +182,20 @@ fn decided_by(flow: &Flow, inner: &mut Map<String, Value>) {
         (Direction::Ingress, false) => "ingress_allowed_by",
         (Direction::Ingress, true) => "ingress_denied_by",
     };
+    let revision = flow.decision.revision;
+    let object = |named: &ObjectRef| {
+        let mut value = object(named);
+        if revision != 0 {
+            value.insert("revision".into(), json!(revision));
+        }
+        value
+    };
     let part = |part: &PolicyPart| {
         let mut value = object(&part.object);
         value.insert("rules".into(), json!(part.rules.iter().map(|rule| &**rule).collect::<Vec<_>>()));
         Value::Object(value)
     };
-    match &flow.decided_by {
+    match &flow.decision.by {
         DecidedBy::Rules(parts) => {
             inner.insert(key.into(), parts.iter().map(part).collect());
             inner.insert("policy_match".into(), json!("rule"));
@@ -185,7 +212,7 @@ fn decided_by(flow: &Flow, inner: &mut Map<String, Value>) {
 
 /// The last column of the compact form.
 pub fn summary(flow: &Flow) -> String {
-    match &flow.l7 {
+    match flow.l7.as_deref() {
         Some(L7::Http { method, path, host, status, .. }) => {
             format!("HTTP {method} http://{host}{path} {status}")
         }

@@ -6,8 +6,12 @@
 pub mod admin;
 pub mod backend;
 pub mod client;
+pub mod export;
 pub mod flow_json;
 pub mod flow_query;
+pub mod metrics;
+pub mod otlp;
+pub mod past;
 pub mod types;
 pub mod ui;
 pub mod unix;

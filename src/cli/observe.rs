@@ -32,7 +32,7 @@ pub struct ObserveArgs {
     /// Only the last N flows of those in memory [20; with --follow 0]
     #[arg(long, value_name = "N")]
     last: Option<usize>,
-    /// All flows in memory
+    /// All flows in memory (with --since: in history too)
     #[arg(long, conflicts_with = "last")]
     all: bool,
     /// NAMESPACE/POD at either end (a prefix of the pod's name is enough)
@@ -345,11 +345,9 @@ mod tests {
             verdict: crate::flow::Verdict::Dropped(crate::model::DropReason::PolicyDenied),
             ..crate::flow::tests::flow(80)
         };
-        flow.decided_by = crate::flow::DecidedBy::DefaultDeny(vec![crate::model::ObjectRef::new(
-            crate::model::Kind::NetworkPolicy,
-            "shop",
-            "deny-all",
-        )]);
+        let object = crate::model::ObjectRef::new(crate::model::Kind::NetworkPolicy, "shop", "deny-all");
+        let by = crate::flow::DecidedBy::DefaultDeny(vec![object]);
+        flow.decision = std::sync::Arc::new(crate::flow::Decision { by, revision: 3 });
         let line = format(&crate::api::flow_json::to_json(&flow), FlowOutput::Compact);
         assert!(
             line.contains("shop/frontend:40000 (ID:300) -> shop/backend:80 (ID:300) egress")
@@ -361,7 +359,7 @@ mod tests {
     #[test]
     fn a_hostile_name_cannot_reach_the_terminal() {
         let mut flow = crate::flow::tests::flow(80);
-        flow.source.pod = Some("x\x1b]0;owned\x07".into());
+        std::sync::Arc::make_mut(&mut flow.source).pod = Some("x\x1b]0;owned\x07".into());
         let line = format(&crate::api::flow_json::to_json(&flow), FlowOutput::Compact);
         assert!(!line.contains('\x07') && !line.contains("\x1b]"), "{line:?}");
     }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::delta::{AddressKind, ServiceEntry, ServiceFrontend};
 use super::view::View;
-use crate::model::{Direction, Identity, Kind, ObjectRef, Protocol};
+use crate::model::{Direction, Identity, Kind, ObjectRef, Pod, Protocol};
 use crate::policy::decision::{Because, Outcome, SideDecision};
 use crate::policy::engine::{L4Flow, PeerView};
 
@@ -54,6 +54,21 @@ impl View {
             kind: entry.map_or(AddressKind::World, |entry| entry.class),
             owner: self.owner(address).cloned(),
         }
+    }
+
+    /// A pod that is known.
+    pub fn pod(&self, reference: &ObjectRef) -> Option<&Pod> {
+        self.objects.pod(reference).map(|pod| &**pod)
+    }
+
+    /// Own addresses of a pod or a node.
+    pub fn addresses_of(&self, reference: &ObjectRef) -> &[IpAddr] {
+        match reference.kind {
+            Kind::Pod => self.objects.pod(reference).map(|pod| &pod.addresses[..]),
+            Kind::Node => self.objects.node(&reference.name).map(|node| &node.addresses[..]),
+            _ => None,
+        }
+        .unwrap_or_default()
     }
 
     /// Pods come before nodes, as in the ipcache.

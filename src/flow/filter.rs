@@ -1,6 +1,7 @@
 //! Which flows a reader wants: members are ANDed, values of one member ORed (as in Hubble).
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -54,19 +55,39 @@ pub enum PartyMatch {
     Node(String),
 }
 
+/// One end of a flow, with what only this flow says about it.
+struct Seen<'a> {
+    party: &'a Party,
+    port: Option<u16>,
+    name: Option<&'a Arc<str>>,
+}
+
+impl Flow {
+    fn seen_source(&self) -> Seen<'_> {
+        Seen { party: &self.source, port: self.source_port, name: self.source_name.as_ref() }
+    }
+
+    fn seen_destination(&self) -> Seen<'_> {
+        Seen { party: &self.destination, port: self.destination_port, name: self.destination_name.as_ref() }
+    }
+}
+
 impl PartyMatch {
-    fn matches(&self, party: &Party) -> bool {
+    fn matches(&self, end: &Seen<'_>) -> bool {
+        let party = end.party;
         match self {
             PartyMatch::Pod(pattern) => pattern.matches(party),
             PartyMatch::Namespace(namespace) => party.namespace.as_deref() == Some(namespace.as_str()),
             PartyMatch::Label(wanted) => label_matches(party, wanted),
             PartyMatch::Identity(identity) => party.identity == *identity,
             PartyMatch::Address(prefix) => prefix.contains(&party.address),
-            PartyMatch::Port(port) => party.port == Some(*port),
-            PartyMatch::Name(name) => party.names.iter().any(|known| match name.strip_prefix('*') {
-                Some(suffix) => known.ends_with(suffix),
-                None => **known == **name,
-            }),
+            PartyMatch::Port(port) => end.port == Some(*port),
+            PartyMatch::Name(name) => {
+                end.name.into_iter().chain(&party.names).any(|known| match name.strip_prefix('*') {
+                    Some(suffix) => known.ends_with(suffix),
+                    None => **known == **name,
+                })
+            }
             PartyMatch::Node(node) => party.node.as_deref() == Some(node.as_str()),
         }
     }
@@ -115,18 +136,18 @@ impl Condition {
     fn matches(&self, flow: &Flow) -> bool {
         match self {
             Condition::Party(End::Either, wanted) => {
-                wanted.matches(&flow.source) || wanted.matches(&flow.destination)
+                wanted.matches(&flow.seen_source()) || wanted.matches(&flow.seen_destination())
             }
-            Condition::Party(End::Source, wanted) => wanted.matches(&flow.source),
-            Condition::Party(End::Destination, wanted) => wanted.matches(&flow.destination),
+            Condition::Party(End::Source, wanted) => wanted.matches(&flow.seen_source()),
+            Condition::Party(End::Destination, wanted) => wanted.matches(&flow.seen_destination()),
             Condition::Verdict(verdict) => flow.verdict.to_string() == **verdict,
             Condition::DropReason(name) => {
                 matches!(flow.verdict, Verdict::Dropped(reason) if reason.name().eq_ignore_ascii_case(name))
             }
             Condition::Protocol(ProtocolMatch::L4(protocol)) => flow.protocol == *protocol,
-            Condition::Protocol(ProtocolMatch::Http) => matches!(flow.l7, Some(L7::Http { .. })),
-            Condition::Protocol(ProtocolMatch::Dns) => matches!(flow.l7, Some(L7::Dns { .. })),
-            Condition::Protocol(ProtocolMatch::Tls) => matches!(flow.l7, Some(L7::Tls { .. })),
+            Condition::Protocol(ProtocolMatch::Http) => matches!(flow.l7.as_deref(), Some(L7::Http { .. })),
+            Condition::Protocol(ProtocolMatch::Dns) => matches!(flow.l7.as_deref(), Some(L7::Dns { .. })),
+            Condition::Protocol(ProtocolMatch::Tls) => matches!(flow.l7.as_deref(), Some(L7::Tls { .. })),
             Condition::Kind(kind) => flow.kind == *kind,
             Condition::Policy(path) => {
                 flow.policies().any(|object| object.path() == *path || *object.name == **path)
@@ -141,7 +162,7 @@ impl Condition {
 impl Flow {
     /// The policy objects that the verdict rests on.
     pub fn policies(&self) -> impl Iterator<Item = &crate::model::ObjectRef> {
-        let (rules, defaults) = match &self.decided_by {
+        let (rules, defaults) = match &self.decision.by {
             DecidedBy::Rules(parts) => (&parts[..], &[][..]),
             DecidedBy::DefaultDeny(objects) => (&[][..], &objects[..]),
             DecidedBy::NoPolicy => (&[][..], &[][..]),

@@ -92,7 +92,7 @@ mod tests {
         let batch = ring.read(1, 10);
         assert_eq!(batch.lost, 2);
         assert_eq!(
-            batch.flows.iter().map(|flow| flow.destination.port).collect::<Vec<_>>(),
+            batch.flows.iter().map(|flow| flow.destination_port).collect::<Vec<_>>(),
             [Some(3), Some(4), Some(5)]
         );
         assert_eq!(ring.read(batch.cursor, 10).flows.len(), 0);

@@ -91,6 +91,7 @@ mod tests {
             addresses: vec![],
             host_network: false,
             service_account: "default".into(),
+            controller: None,
             ports: vec![],
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::cursor::{Cursor, Fields};
 use super::tree::quoted;
+use crate::model::Workload;
 
 /// What is left of `metadata`.
 #[derive(Clone, Debug)]
@@ -12,6 +13,8 @@ pub struct Meta {
     pub namespace: String,
     pub name: String,
     pub labels: BTreeMap<String, String>,
+    /// The owner with `controller: true`.
+    pub controller: Option<Workload>,
 }
 
 /// Where a kind lives, and so which namespace its objects have.
@@ -36,7 +39,6 @@ pub fn read(fields: &Fields<'_>, scope: Scope<'_>) -> Option<Meta> {
             "creationTimestamp",
             "deletionTimestamp",
             "deletionGracePeriodSeconds",
-            "ownerReferences",
             "finalizers",
             "managedFields",
         ]);
@@ -56,8 +58,19 @@ pub fn read(fields: &Fields<'_>, scope: Scope<'_>) -> Option<Meta> {
             });
         }
         let labels = meta.get("labels").map(|field| labels(&field)).unwrap_or_default();
-        Some(Meta { namespace: namespace?.to_owned(), name: name?.to_owned(), labels })
+        let controller =
+            meta.list("ownerReferences").iter().filter_map(|owner| owner.object(controller)?).next();
+        Some(Meta { namespace: namespace?.to_owned(), name: name?.to_owned(), labels, controller })
     })?
+}
+
+/// Kind and name of an owner, if it is the one that manages the object.
+fn controller(owner: &Fields<'_>) -> Option<Workload> {
+    owner.accept_all();
+    let text = |name| owner.get(name).and_then(|field| field.string());
+    let is_controller = owner.get("controller").and_then(|field| field.boolean()) == Some(true);
+    let (kind, name) = (text("kind")?, text("name")?);
+    is_controller.then(|| Workload::new(kind, name))
 }
 
 /// A mapping of label keys to values. Wrong ones are reported and left out.

@@ -123,6 +123,7 @@ pub fn pod(fields: &Fields<'_>, options: &ParseOptions) -> Option<Resource> {
         addresses,
         host_network: spec.host_network,
         service_account: spec.service_account.unwrap_or_else(|| "default".to_owned()),
+        controller: meta.controller,
         ports: spec.ports,
     })))
 }

@@ -9,6 +9,7 @@ mod l4;
 mod labels;
 mod object;
 mod objects;
+mod workload;
 
 pub use drop_reason::DropReason;
 pub use identity::{CidrScope, Identity, IdentityKind, IdentityRecord};
@@ -19,3 +20,4 @@ pub use objects::{
     Backend, ContainerPort, EndpointSlice, InternalTraffic, Namespace, Node, Object, Pod, Service,
     ServicePort, SliceEndpoint, SlicePort, TargetPort,
 };
+pub use workload::Workload;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{Kind, ObjectRef, Protocol};
+use super::{Kind, ObjectRef, Protocol, Workload};
 
 /// Plain Kubernetes labels (no source).
 pub type KubeLabels = BTreeMap<String, String>;
@@ -43,6 +43,8 @@ pub struct Pod {
     pub host_network: bool,
     /// `default` when the object says nothing.
     pub service_account: String,
+    /// The owner that manages it (`ownerReferences` with `controller: true`).
+    pub controller: Option<Workload>,
     pub ports: Vec<ContainerPort>,
 }
 

@@ -75,6 +75,7 @@ pub(super) mod support {
             addresses: vec![address.parse().unwrap()],
             host_network: false,
             service_account: "default".to_owned(),
+            controller: None,
             ports: Vec::new(),
         }
     }

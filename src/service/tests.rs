@@ -16,6 +16,7 @@ fn pod(name: &str, addresses: &[&str], http: u16) -> Pod {
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         host_network: false,
         service_account: "default".into(),
+        controller: None,
         ports: vec![ContainerPort { name: Some("http".into()), port: http, protocol: Protocol::Tcp }],
     }
 }

@@ -19,6 +19,7 @@ mod connection;
 mod endpoints;
 mod error;
 mod fqdn;
+pub mod history;
 mod identities;
 mod migrate;
 mod nodes;

@@ -57,11 +57,7 @@ pub(super) type FileLock = Flock<File>;
 pub(super) fn open(options: &OpenOptions) -> Result<(Connection, FileLock), StoreError> {
     let path = &options.path;
     if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(io_error("create", directory))?;
+        private_directory(directory)?;
     }
     let lock = lock(path)?;
     if !path.exists()
@@ -88,7 +84,13 @@ pub(super) fn open(options: &OpenOptions) -> Result<(Connection, FileLock), Stor
     }
 }
 
-fn lock(path: &Path) -> Result<FileLock, StoreError> {
+/// Makes the directory, for root alone, if it is not there.
+pub(super) fn private_directory(directory: &Path) -> Result<(), StoreError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(io_error("create", directory))
+}
+
+pub(super) fn lock(path: &Path) -> Result<FileLock, StoreError> {
     let path_of_lock = with_suffix(path, ".lock");
     let file = FileOptions::new()
         .create(true)
@@ -105,7 +107,7 @@ fn lock(path: &Path) -> Result<FileLock, StoreError> {
 
 /// The file holds labels and token hashes: nobody else may read it. SQLite gives its `-wal` and
 /// `-shm` files the permissions of the main one.
-fn create_private(path: &Path) -> Result<(), StoreError> {
+pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
     let file = FileOptions::new()
         .create(true)
         .truncate(false)
@@ -167,11 +169,11 @@ fn check(connection: &Connection, path: &Path) -> Result<(), StoreError> {
 }
 
 /// The file is shorter than its header, which a healthy disk reads without an error.
-fn is_torn(path: &Path) -> bool {
+pub(super) fn is_torn(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.len() % 512 != 0)
 }
 
-fn move_aside(path: &Path) -> Result<PathBuf, StoreError> {
+pub(super) fn move_aside(path: &Path) -> Result<PathBuf, StoreError> {
     let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3fZ").to_string();
     let aside = with_suffix(path, &format!(".corrupt-{stamp}"));
     for suffix in ["-wal", "-shm", ""] {
@@ -186,7 +188,7 @@ fn move_aside(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// The newest file that an earlier start moved aside.
-fn moved_aside(path: &Path) -> Result<Option<PathBuf>, StoreError> {
+pub(super) fn moved_aside(path: &Path) -> Result<Option<PathBuf>, StoreError> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

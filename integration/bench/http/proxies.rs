@@ -142,6 +142,7 @@ impl Sluice {
                 netns: Some(place::path_of(pod).display().to_string()),
                 interface: None,
                 host_interface: None,
+                device: Default::default(),
                 labels: Default::default(),
                 addresses: Vec::new(),
             })?;

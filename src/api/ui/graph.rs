@@ -132,18 +132,19 @@ impl Graph {
         let (Some(from), Some(to)) = (self.party(&flow.source), self.party(&flow.destination)) else {
             return;
         };
-        let port = flow.destination.port.unwrap_or(0);
+        let port = flow.destination_port.unwrap_or(0);
         let id = self.edge(from, to, flow.protocol, port);
         let version = self.version;
         let edge = &mut self.edges[id as usize];
         edge.changed = version;
         edge.last_ns = edge.last_ns.max(flow.time_ns);
-        edge.passed[flow.direction as usize] += u64::from(passed);
-        edge.dropped += u64::from(dropped);
+        let count = u64::from(flow.count);
+        edge.passed[flow.direction as usize] += if passed { count } else { 0 };
+        edge.dropped += if dropped { count } else { 0 };
         if let Verdict::Dropped(reason) = flow.verdict {
             edge.reason = reason.text();
         }
-        if let Some(l7) = &flow.l7 {
+        if let Some(l7) = flow.l7.as_deref() {
             edge.count_l7(l7, passed);
         }
         *(if dropped { &mut edge.denied } else { &mut edge.allowed }) = Some(Arc::clone(flow));

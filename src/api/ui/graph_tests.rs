@@ -4,8 +4,8 @@ use crate::model::DropReason;
 
 fn from_to(source: &str, target: &str, port: u16) -> Flow {
     let mut flow = flow(port);
-    flow.source.pod = Some(source.into());
-    flow.destination.pod = Some(target.into());
+    Arc::make_mut(&mut flow.source).pod = Some(source.into());
+    Arc::make_mut(&mut flow.destination).pod = Some(target.into());
     flow
 }
 
@@ -107,9 +107,10 @@ fn the_world_is_told_apart_by_name_then_prefix_and_bounded() {
     let mut graph = Graph::new(1);
     for index in 0..MAX_OUTSIDERS + 50 {
         let mut flow = from_to("a", "", 443);
-        flow.destination.pod = None;
-        flow.destination.identity = Identity::WORLD_IPV4;
-        flow.destination.names = vec![format!("h{index}.example").into()];
+        let destination = Arc::make_mut(&mut flow.destination);
+        destination.pod = None;
+        destination.identity = Identity::WORLD_IPV4;
+        destination.names = vec![format!("h{index}.example").into()];
         graph.add(&Arc::new(flow));
     }
     // The names, the caller, and the world for those that found no room.

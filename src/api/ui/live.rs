@@ -149,14 +149,14 @@ pub fn row(flow: &Arc<Flow>) -> Value {
         "time": flow.time_ns / 1_000_000,
         "verdict": flow.verdict.to_string(),
         "direction": flow.direction,
-        "source": party(&flow.source),
-        "destination": party(&flow.destination),
+        "source": party(&flow.source, flow.source_port),
+        "destination": party(&flow.destination, flow.destination_port),
         "protocol": flow.protocol.to_string(),
         "summary": flow_json::summary(flow),
         "node": &*flow.node,
         "reply": flow.is_reply,
         "policies": flow.policies().map(|object| object.path()).collect::<Vec<_>>(),
-        "because": match &flow.decided_by {
+        "because": match &flow.decision.by {
             DecidedBy::Rules(_) => "rules",
             DecidedBy::DefaultDeny(_) => "default-deny",
             DecidedBy::NoPolicy => "no-policy",
@@ -171,7 +171,7 @@ pub fn row(flow: &Arc<Flow>) -> Value {
     if let Some((icmp_type, _)) = flow.icmp {
         row["icmpType"] = json!(icmp_type);
     }
-    match &flow.l7 {
+    match flow.l7.as_deref() {
         Some(l7 @ L7::Http { method, path, host, status, latency_us }) => {
             row["l7"] = json!({"kind": kind(l7), "method": &**method, "path": &**path, "host": &**host, "status": status, "latencyUs": latency_us});
         }
@@ -194,11 +194,11 @@ fn kind(l7: &L7) -> &'static str {
     }
 }
 
-fn party(party: &Party) -> Value {
+fn party(party: &Party, port: Option<u16>) -> Value {
     json!({
         "name": party.display(),
         "address": party.address.to_string(),
-        "port": party.port,
+        "port": port,
         "identity": party.identity.0,
         "pod": party.pod.is_some(),
     })

@@ -97,6 +97,7 @@ pub(super) fn a_pod(path: &str, on: &str, addresses: &[&str], labels: &[(&str, &
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         host_network: false,
         service_account: "default".into(),
+        controller: None,
         ports: vec![],
     }
 }

@@ -81,6 +81,7 @@ impl Cluster {
                 addresses: Vec::new(),
                 host_network: false,
                 service_account: "default".to_owned(),
+                controller: None,
                 ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
             })));
         }

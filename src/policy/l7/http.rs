@@ -305,9 +305,7 @@ impl Expressions {
             None => {}
             // Which of them is no question.
             Some(automaton) if automaton.pattern_len() == 1 => {
-                if automaton.is_match(text) {
-                    found.push(self.numbers[0]);
-                }
+                found.extend(automaton.is_match(text).then(|| self.numbers[0]));
             }
             Some(automaton) => {
                 let mut patterns = PatternSet::new(automaton.pattern_len());

@@ -22,6 +22,7 @@ fn pod(name: &str, address: &str) -> Pod {
         addresses: vec![address.parse().unwrap()],
         host_network: false,
         service_account: "default".into(),
+        controller: None,
         ports: vec![ContainerPort { name: Some("http".into()), port: 80, protocol: Protocol::Tcp }],
     }
 }
