@@ -13,6 +13,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::l7feed::{self, Feed};
@@ -129,8 +130,7 @@ impl ProxyHost {
                         return;
                     }
                     tokio::select! {
-                        // The other side has enough.
-                        _ = stream.readable() => {}
+                        () = closed(&stream) => {}
                         true = async { leaving.wait_for(|leaving| *leaving).await.is_ok() } => {
                             stream.write_all(format!("{LEAVING}\n").as_bytes()).await.ok();
                         }
@@ -162,5 +162,53 @@ impl ProxyHost {
                 }
             }
         }
+    }
+}
+
+/// The other side has enough.
+async fn closed(stream: &UnixStream) {
+    // "Readable" may be said too early.
+    while stream.readable().await.is_ok() {
+        match stream.try_read(&mut [0; 16]) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+    use super::*;
+    use crate::policy::l7::snapshot::Snapshot;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn who_holds_a_connection_learns_that_a_proxy_leaves_and_another_one_takes_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let feed = serde_json::to_vec(&Snapshot::default()).unwrap();
+        std::fs::write(directory.path().join("l7.json"), feed).unwrap();
+        let host = ProxyHost::start("x-proxy", directory.path(), 1).unwrap();
+        host.announce(|| serde_json::json!({"requests": 7})).await.unwrap();
+        let mut stream = BufReader::new(UnixStream::connect(&host.place.socket).await.unwrap());
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        let hello: Hello = serde_json::from_str(&line).unwrap();
+        assert_eq!((hello.pid, hello.build), (std::process::id(), build()));
+        assert_eq!(hello.counters["requests"], 7);
+        host.leaving.send_replace(true);
+        line.clear();
+        tokio::time::timeout(PATIENCE, stream.read_line(&mut line)).await.unwrap().unwrap();
+        assert_eq!(line.trim_end(), LEAVING);
+        // Another process announces itself.
+        let stopped = host.stopped();
+        let temporary = directory.path().join("other");
+        std::fs::write(&temporary, "1\n").unwrap();
+        std::fs::rename(&temporary, &host.place.pid).unwrap();
+        tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap();
     }
 }

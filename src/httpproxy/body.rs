@@ -44,6 +44,14 @@ impl Body {
         }
     }
 
+    /// Bytes that are missing of a body without framing of its own.
+    pub fn plain(&mut self) -> Option<&mut u64> {
+        match self {
+            Body::Bytes(left) => Some(left),
+            Body::Chunked(_) | Body::UntilClose => None,
+        }
+    }
+
     /// Nothing is missing.
     pub fn is_done(&self) -> bool {
         match self {

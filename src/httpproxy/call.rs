@@ -26,6 +26,9 @@ pub struct Call {
     pub(super) authority: String,
     pub path: String,
     headers: HeaderMap,
+    /// As it was sent.
+    uri: Uri,
+    is_grpc: bool,
     pub(super) begun: Instant,
 }
 
@@ -44,12 +47,12 @@ pub enum Checked {
 impl Call {
     /// The request, and its target as it was sent.
     pub fn new(parts: http::request::Parts, begun: Instant) -> (Call, String) {
-        let target = parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned();
-        let authority =
-            parts.uri.authority().map_or_else(String::new, |authority| authority.as_str().to_owned());
-        let call =
-            Call { method: parts.method, authority, path: target.clone(), headers: parts.headers, begun };
-        (call, target)
+        let http::request::Parts { method, uri, headers, .. } = parts;
+        let target = uri.path_and_query().map_or("", |target| target.as_str()).to_owned();
+        let authority = uri.authority().map_or_else(String::new, |authority| authority.as_str().to_owned());
+        let kind = headers.get("content-type").map(HeaderValue::as_bytes);
+        let is_grpc = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
+        (Call { method, authority, path: target.clone(), headers, uri, is_grpc, begun }, target)
     }
 
     pub(super) fn fields(&self) -> Fields<'_> {
@@ -107,14 +110,9 @@ impl Call {
         }
     }
 
-    fn is_grpc(&self) -> bool {
-        let kind = self.headers.get("content-type").map(HeaderValue::as_bytes);
-        kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
-    }
-
     /// 403; a gRPC call gets its own status besides (PERMISSION_DENIED), so that clients say what it was.
     pub(super) fn deny(&self, respond: &mut SendResponse<Bytes>) {
-        if self.is_grpc() {
+        if self.is_grpc {
             answer(respond, StatusCode::FORBIDDEN, &grpc_status("7", "Access denied"), "");
         } else {
             let text = if self.method == Method::HEAD { "" } else { "Access denied\r\n" };
@@ -124,26 +122,33 @@ impl Call {
 
     /// The server failed; gRPC's word for it is UNAVAILABLE.
     pub(super) fn fail(&self, respond: &mut SendResponse<Bytes>, status: StatusCode) {
-        if self.is_grpc() {
+        if self.is_grpc {
             answer(respond, status, &grpc_status("14", "no answer of the server"), "");
         } else {
             answer(respond, status, &[], "");
         }
     }
 
-    /// `None`: the parts make no request.
-    pub fn request(&self, edits: &[HeaderEdit]) -> Option<http::Request<()>> {
-        let uri = Uri::builder()
-            .scheme("http")
-            .authority(self.authority.as_str())
-            .path_and_query(self.path.as_str())
-            .build()
-            .ok()?;
+    /// The target as it is forwarded: over cleartext, to the host that was judged, with the path that was.
+    fn forwarded_uri(&self) -> Option<Uri> {
+        let parts = (self.uri.scheme_str(), self.uri.authority(), self.uri.path_and_query());
+        if let (Some("http"), Some(authority), Some(path)) = parts
+            && authority.as_str() == self.authority
+            && path.as_str() == self.path
+        {
+            return Some(self.uri.clone());
+        }
+        let uri = Uri::builder().scheme("http").authority(self.authority.as_str());
+        uri.path_and_query(self.path.as_str()).build().ok()
+    }
+
+    /// The request as it is forwarded; takes the fields out. `None`: the parts make no request.
+    pub fn request(&mut self, edits: &[HeaderEdit]) -> Option<http::Request<()>> {
         let mut request = http::Request::new(());
+        *request.uri_mut() = self.forwarded_uri()?;
         *request.method_mut() = self.method.clone();
-        *request.uri_mut() = uri;
         *request.version_mut() = http::Version::HTTP_2;
-        let mut headers = self.headers.clone();
+        let mut headers = std::mem::take(&mut self.headers);
         if headers.contains_key("host") {
             headers.remove("host");
         }

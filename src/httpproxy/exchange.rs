@@ -3,12 +3,14 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::Context;
 use super::body::Body;
 use super::head::{self, Parsed, Scan};
 use super::io::{Alarm, Inbox};
+use super::splice;
 use crate::policy::l7::message::Fault;
 
 /// Why an exchange was not finished.
@@ -28,7 +30,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    fn or_timeout(error: &io::Error, otherwise: Failure) -> Failure {
+    pub(super) fn or_timeout(error: &io::Error, otherwise: Failure) -> Failure {
         if error.kind() == io::ErrorKind::TimedOut { Failure::Timeout } else { otherwise }
     }
 }
@@ -54,9 +56,9 @@ pub(super) struct Exchange {
 impl Exchange {
     pub(super) async fn answer(
         &mut self,
-        from: &mut (impl AsyncRead + Unpin),
+        from: &mut ReadHalf<'_>,
         inbox: &mut Inbox,
-        to: &mut (impl AsyncWrite + Unpin),
+        to: &mut WriteHalf<'_>,
         alarm: &mut Alarm,
         cx: &Context,
     ) -> Result<Answered, Failure> {
@@ -133,12 +135,23 @@ async fn send(
 pub(super) async fn relay(
     body: &mut Body,
     inbox: &mut Inbox,
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
     alarm: &mut Alarm,
     limit: Duration,
 ) -> Result<(), Failure> {
     while !body.is_done() {
+        if inbox.is_empty()
+            && let Some(left) = body.plain()
+            && *left >= splice::WORTH
+            && let Some(moved) = splice::relay(*left, from.as_ref(), to.as_ref(), alarm, limit).await
+        {
+            // A body that was not moved whole is not done, whatever is missing of it.
+            if moved.is_ok() {
+                *left = 0;
+            }
+            return moved;
+        }
         if inbox.is_empty() {
             match alarm.within(limit, inbox.fill(from)).await {
                 Ok(0) if body.ends_with_connection() => return Ok(()),

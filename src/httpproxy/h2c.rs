@@ -182,12 +182,8 @@ impl Shared {
         Ok(send)
     }
 
-    /// Sends a request on the connection that there is, or on a new one if that takes no more.
-    async fn send(
-        &self,
-        request: &http::Request<()>,
-        ends: bool,
-    ) -> Result<(ResponseFuture, SendStream<Bytes>), StatusCode> {
+    /// The connection that there is, or a new one if that takes no more requests.
+    async fn ready(&self) -> Result<SendRequest<Bytes>, StatusCode> {
         let mut last = 0;
         loop {
             let (send, number) = {
@@ -208,41 +204,50 @@ impl Shared {
             };
             let is_second = last != 0;
             last = number;
-            if let Ok(mut ready) = send.ready().await
-                && let Ok(sent) = ready.send_request(request.clone(), ends)
-            {
-                return Ok(sent);
-            }
-            if is_second {
-                return Err(StatusCode::BAD_GATEWAY);
+            match send.ready().await {
+                Ok(ready) => return Ok(ready),
+                Err(error) if is_second => {
+                    tracing::debug!(%error, server = %self.ends.server, "a new connection takes no request");
+                    return Err(StatusCode::BAD_GATEWAY);
+                }
+                Err(_) => {}
             }
         }
     }
 
     async fn forward(
         &self,
-        call: Call,
+        mut call: Call,
         verdict: Verdict,
         body: RecvStream,
         mut respond: SendResponse<Bytes>,
     ) {
+        let Some(request) = call.request(&verdict.edits) else {
+            self.cx.counters.malformed.one();
+            return self.refuse(&call, &mut respond, StatusCode::BAD_REQUEST);
+        };
         let failed = |respond: &mut SendResponse<Bytes>, status: StatusCode| {
             self.cx.counters.upstream_failures.one();
             self.report(&call, &verdict, RecordVerdict::Failed, status.as_u16());
             call.fail(respond, status);
         };
-        let Some(request) = call.request(&verdict.edits) else {
-            self.cx.counters.malformed.one();
-            return self.refuse(&call, &mut respond, StatusCode::BAD_REQUEST);
-        };
-        let (response, send) = match self.send(&request, body.is_end_stream()).await {
-            Ok(sent) => sent,
+        let mut server = match self.ready().await {
+            Ok(server) => server,
             Err(status) => return failed(&mut respond, status),
         };
+        let Ok((response, send)) = server.send_request(request, body.is_end_stream()) else {
+            return failed(&mut respond, StatusCode::BAD_GATEWAY);
+        };
         let limits = &self.cx.limits;
-        let upload = pipe(body, send, limits);
+        let mut alarm = Alarm::new();
+        let upload = async {
+            // Most requests have no body, and need no timer.
+            if !body.is_end_stream() {
+                pipe(body, send, &mut Alarm::new(), limits).await;
+            }
+        };
         let download = async {
-            let (parts, body) = match self.response(response, &mut respond).await {
+            let (parts, body) = match self.response(response, &mut respond, &mut alarm).await {
                 Answer::Response(response) => response.into_parts(),
                 Answer::Failed(reason) => {
                     self.cx.counters.upstream_failures.one();
@@ -266,7 +271,7 @@ impl Shared {
             *head.status_mut() = parts.status;
             *head.headers_mut() = parts.headers;
             if let Ok(send) = respond.send_response(head, body.is_end_stream()) {
-                pipe(body, send, limits).await;
+                pipe(body, send, &mut alarm, limits).await;
             }
         };
         tokio::pin!(upload, download);
@@ -280,8 +285,12 @@ impl Shared {
     }
 
     /// Waits for the final answer; interim ones go to the client at once.
-    async fn response(&self, mut response: ResponseFuture, respond: &mut SendResponse<Bytes>) -> Answer {
-        let mut alarm = Alarm::new();
+    async fn response(
+        &self,
+        mut response: ResponseFuture,
+        respond: &mut SendResponse<Bytes>,
+        alarm: &mut Alarm,
+    ) -> Answer {
         let answered = poll_fn(|cx| {
             while let std::task::Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                 respond.send_informational(interim).ok();
@@ -321,12 +330,11 @@ enum Answer {
 }
 
 /// Sends a body on, trailers included; a failure on either side, or no progress for too long, resets the other one.
-async fn pipe(mut from: RecvStream, mut to: SendStream<Bytes>, limits: &Limits) {
+async fn pipe(mut from: RecvStream, mut to: SendStream<Bytes>, alarm: &mut Alarm, limits: &Limits) {
     if from.is_end_stream() {
         return;
     }
     let limit = limits.body_timeout;
-    let mut alarm = Alarm::new();
     loop {
         let data = alarm.bound(limit, async {
             tokio::select! {

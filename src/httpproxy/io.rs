@@ -114,14 +114,15 @@ impl Drop for Inbox {
     }
 }
 
-/// Bounds waits, one after the other, with one timer that is seldom touched: it is moved only for a wait that
-/// is due earlier, and looks at the clock when it fires too early for the one that is going on.
-#[derive(Debug)]
-pub(super) struct Alarm(Pin<Box<Sleep>>);
+/// Bounds waits, one after the other, with one timer that is made for the first wait and seldom touched: it is
+/// moved only for a wait that is due earlier, and looks at the clock when it fires too early for the one that
+/// is going on.
+#[derive(Debug, Default)]
+pub(super) struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
     pub(super) fn new() -> Alarm {
-        Alarm(Box::pin(tokio::time::sleep(Duration::from_secs(3600))))
+        Alarm::default()
     }
 
     /// Waits so long at most.
@@ -148,19 +149,20 @@ impl Alarm {
     }
 
     fn poll_until(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        if self.0.deadline() > due {
-            self.0.as_mut().reset(due);
+        let timer = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        if timer.deadline() > due {
+            timer.as_mut().reset(due);
         }
         loop {
-            if self.0.as_mut().poll(cx).is_pending() {
+            if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
             if Instant::now() >= due {
                 // The next wait starts with a timer that has not fired.
-                self.0.as_mut().reset(due + Duration::from_secs(3600));
+                timer.as_mut().reset(due + Duration::from_secs(3600));
                 return Poll::Ready(());
             }
-            self.0.as_mut().reset(due);
+            timer.as_mut().reset(due);
         }
     }
 }

@@ -30,6 +30,7 @@ pub mod options;
 pub mod policy;
 mod request;
 pub mod serve;
+mod splice;
 mod tls;
 mod tunnel;
 

@@ -132,7 +132,7 @@ pub fn status(client: &Namespace, to: SocketAddr, method: &str, path: &str) -> a
     client.run(|| -> anyhow::Result<u16> {
         let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: bench\r\n\r\n").as_bytes())?;
         let mut head = [0; 12];
         stream.read_exact(&mut head)?;
         let head = std::str::from_utf8(&head)?;
@@ -146,7 +146,9 @@ pub fn download(client: &Namespace, from: SocketAddr) -> anyhow::Result<f64> {
         let mut stream = TcpStream::connect_timeout(&from, Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let begun = Instant::now();
-        write!(stream, "GET {PATH} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+        let request = format!("GET {PATH} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n");
+        // In one piece: the server reads once.
+        stream.write_all(request.as_bytes())?;
         let mut buffer = vec![0; 256 * 1024];
         let mut bytes = 0;
         loop {
@@ -170,7 +172,7 @@ impl Idle {
             for _ in 0..count {
                 let mut stream = TcpStream::connect_timeout(to, Duration::from_secs(5))?;
                 stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-                write!(stream, "GET {PATH} HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+                stream.write_all(format!("GET {PATH} HTTP/1.1\r\nHost: bench\r\n\r\n").as_bytes())?;
                 stream.read_exact(&mut [0; ANSWER.len()])?;
                 open.push(stream);
             }
@@ -230,7 +232,8 @@ fn serve_small(listener: TcpListener) -> anyhow::Result<()> {
 fn serve_large(mut stream: TcpStream) -> std::io::Result<()> {
     let mut request = [0; 4096];
     let _ = stream.read(&mut request)?;
-    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {BODY}\r\nConnection: close\r\n\r\n")?;
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {BODY}\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes())?;
     let chunk = vec![b'x'; 256 * 1024];
     for _ in 0..BODY / chunk.len() as u64 {
         stream.write_all(&chunk)?;

@@ -24,6 +24,13 @@ async fn requests_and_answers_pass_byte_for_byte_and_a_refusal_keeps_the_connect
     expect(&mut server, GET).await;
     send(&mut server, OK).await;
     expect(&mut client, OK).await;
+    // A record is made when its answer has been sent.
+    patiently(async {
+        while rig.records.lock().len() < 4 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     let records = rig.records.lock();
     let seen: Vec<(RecordVerdict, u16)> = records
         .iter()

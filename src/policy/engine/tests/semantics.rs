@@ -577,6 +577,56 @@ fn deny_and_admin_accept_end_the_evaluation_before_l7() {
 }
 
 #[test]
+fn cve_2024_52529_a_port_range_does_not_skip_l7() {
+    let judged = |engine: &crate::policy::engine::Engine, port| {
+        let l7 = engine.l7(SERVER, Direction::Ingress, CLIENT.into(), flow(Protocol::Tcp, port));
+        (from(engine, CLIENT, port).outcome, l7.refuses_requests())
+    };
+    let enforced = (Outcome::Redirect(Proxy::Http), true);
+    let range = with_l7(ingress(Action::Allow, client(), &[tcp(80, 90)]), http());
+    let exact = with_l7(ingress(Action::Allow, client(), &[tcp(85, 85)]), http());
+    // For others, or for other ports: none of these is about the client on port 85.
+    let beside = [
+        ingress(Action::Allow, Peers::OneOf(vec![pods(&["app=other"])]), &[tcp(1, 100)]),
+        ingress(Action::Allow, client(), &[tcp(86, 65535)]),
+    ];
+    for l7 in [vec![range.clone()], vec![exact.clone()], vec![range.clone(), exact.clone()]] {
+        let engine = with(vec![policy("l7", vec![spec(l7)]), policy("beside", vec![spec(beside.to_vec())])]);
+        assert_eq!(judged(&engine, 85), enforced);
+        let (outcome, refuses) = judged(&engine, 86);
+        assert!(outcome == Outcome::Allow || !refuses, "a plain allow for the same peer and port");
+    }
+    let engine = with(vec![policy("l7", vec![spec(vec![range])])]);
+    for port in [80, 81, 89, 90] {
+        assert_eq!(judged(&engine, port), enforced, "{port}");
+    }
+    assert_eq!(judged(&engine, 91).0, Outcome::Deny);
+}
+
+#[test]
+fn cve_2023_30851_merged_rules_of_one_port_are_each_asked() {
+    let rule = |method: &str| {
+        let l7 = L7Rules::Http(vec![HttpRule { method: Some(method.into()), ..HttpRule::default() }]);
+        with_l7(ingress(Action::Allow, client(), &[tcp(80, 80)]), l7)
+    };
+    let engine = with(vec![
+        policy("a", vec![spec(vec![rule("GET")])]),
+        policy("b", vec![spec(vec![rule("PUT"), rule("HEAD")])]),
+    ]);
+    let l7 = engine.l7(SERVER, Direction::Ingress, CLIENT.into(), flow(Protocol::Tcp, 80));
+    assert!(l7.refuses_requests());
+    let methods: Vec<_> = l7
+        .rules
+        .iter()
+        .map(|(_, l7)| match l7.as_deref() {
+            Some(L7Rules::Http(rules)) => rules[0].method.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(methods, [Some("GET".into()), Some("PUT".into()), Some("HEAD".into())]);
+}
+
+#[test]
 fn l7_rules_refuse_nothing_while_default_deny_is_off() {
     let mut open = spec(vec![with_l7(ingress(Action::Allow, client(), &[tcp(80, 80)]), http())]);
     open.default_deny_ingress = false;
