@@ -17,7 +17,7 @@
 
 #include <linux/types.h>
 
-#define SLUICE_ABI_VERSION 1
+#define SLUICE_ABI_VERSION 2
 
 /* ---- sizes -------------------------------------------------------------------------------- */
 #define SLUICE_MAX_POLICIES 16384	 /* policy_id < this; one per local subject identity */
@@ -44,6 +44,17 @@
 #define SLUICE_ID_REMOTE_NODE 6
 #define SLUICE_ID_WORLD_IPV4 9
 #define SLUICE_ID_WORLD_IPV6 10
+
+/* ---- groups of identities --------------------------------------------------------------------
+ * A policy key whose identity is one of these is for everybody of a scope; the number of an identity
+ * and the family of the peer's address say in which group it is. src/model/identity_group.rs has the
+ * same numbers. */
+#define SLUICE_GROUP_PODS 0x4000000u	   /* 256..65535 */
+#define SLUICE_GROUP_REMOTE_NODES 0x4000001u /* 2<<24.. */
+#define SLUICE_GROUP_WORLD_IPV4 0x4000002u   /* 1<<24.., CIDR and FQDN identities */
+#define SLUICE_GROUP_WORLD_IPV6 0x4000003u
+#define SLUICE_GROUP_ADDRESSES_IPV4 0x4000004u /* 3<<24.., address classes */
+#define SLUICE_GROUP_ADDRESSES_IPV6 0x4000005u
 
 /* ---- directions, actions, slots -------------------------------------------------------------- */
 #define SLUICE_DIR_EGRESS 0
@@ -74,6 +85,9 @@
 #define SLUICE_PF_ADDR_CLASS 0x0100u   /* consult the address class trie */
 #define SLUICE_PF_ENFORCED 0x0200u	   /* the direction has entries or default deny at all */
 #define SLUICE_PF_AUDIT 0x0400u		   /* denies are reported, not enforced */
+#define SLUICE_PF_GROUP_EXACT 0x0800u  /* keys (group, proto, port)       */
+#define SLUICE_PF_GROUP_PROTO 0x1000u  /* keys (group, proto, any)        */
+#define SLUICE_PF_GROUP_ANY 0x2000u	   /* keys (group, any, any)          */
 
 /* endpoint_info.flags */
 #define SLUICE_EP_HOST 0x0001u	 /* address of the local node itself */
@@ -193,14 +207,14 @@ struct endpoint_info { /* sl_endpoints: HASH by sluice_addr; local addresses onl
 
 /* ---- policy ----------------------------------------------------------------------------------
  * sl_policy: one HASH for all policies. A packet is looked up in the cells
- *   {identity, address class, any} x {(proto, port class), (proto, any), (any, any)}
+ *   {identity, its group, address class, its group, any} x {(proto, port class), (proto, any), (any, any)}
  * and the highest precedence of the admin slots decides; PASS or nothing there leaves it to the
  * highest precedence of the normal slots; PASS or nothing there leaves it to the default of the direction.
  * Deny beats redirect beats allow because user space numbers precedences so.
  */
 struct policy_key {
 	__u32 policy_id;
-	__u32 identity;	  /* 0: any */
+	__u32 identity;	  /* 0: any; SLUICE_GROUP_* */
 	__u32 port_class; /* SLUICE_PORT_* */
 	__u8 protocol;	  /* IP protocol; 0: any, and then port_class is SLUICE_PORT_ANY */
 	__u8 direction;	  /* SLUICE_DIR_* */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
  *
- * One side's policy: the best of at most nine cells. See "policy" in abi.h for the contract and
- * src/policy/map_state.rs for why a maximum over the cells is the maximum over the rules.
+ * One side's policy: the best of at most fifteen cells, most of which the flags say are not there. See
+ * "policy" in abi.h for the contract and src/policy/map_state.rs for why a maximum over the cells is the
+ * maximum over the rules.
  */
 #ifndef SLUICE_POLICY_H
 #define SLUICE_POLICY_H
@@ -15,38 +16,66 @@ struct question {
 	__u8 has_port;
 };
 
-struct best {
+/* One lookup of a policy: the cell that is looked at, and the best slots so far. */
+struct search {
+	struct policy_key key;
+	__u32 port_class;
 	struct policy_slot admin;
 	struct policy_slot normal;
 };
 
-INLINE void cell(struct best *best, struct policy_key *key)
+/* Which of a peer's cells there are: three flags side by side, from the lowest up. */
+#define CELLS_EXACT 1u
+#define CELLS_PROTO 2u
+#define CELLS_ANY 4u
+#define CELLS_OF(flags, lowest) (((flags) / (lowest)) & 7)
+
+INLINE void cell(struct search *s)
 {
-	const struct policy_entry *entry = bpf_map_lookup_elem(&sl_policy, key);
+	const struct policy_entry *entry = bpf_map_lookup_elem(&sl_policy, &s->key);
 
 	if (!entry)
 		return;
-	if (entry->admin.precedence > best->admin.precedence)
-		best->admin = entry->admin;
-	if (entry->normal.precedence > best->normal.precedence)
-		best->normal = entry->normal;
+	if (entry->admin.precedence > s->admin.precedence)
+		s->admin = entry->admin;
+	if (entry->normal.precedence > s->normal.precedence)
+		s->normal = entry->normal;
 }
 
-/* The three cells of one peer. `exact`, `protocol` and `any` are the flags of their kinds. */
-INLINE void cells(struct best *best, struct policy_key *key, const struct question *q, __u32 flags,
-				  __u32 port_class, __u32 exact, __u32 protocol, __u32 any)
+/* The three cells of the peer in the key. Verified by itself: five peers in a row would be too many paths. */
+GLOBAL int cells(struct search *s, const struct question *q, __u32 present)
 {
-	key->protocol = q->protocol;
-	if ((flags & exact) && q->has_port) {
-		key->port_class = port_class;
-		cell(best, key);
+	if (!s || !q)
+		return 0;
+	s->key.protocol = q->protocol;
+	if ((present & CELLS_EXACT) && q->has_port) {
+		s->key.port_class = s->port_class;
+		cell(s);
 	}
-	key->port_class = SLUICE_PORT_ANY;
-	if (flags & protocol)
-		cell(best, key);
-	if (flags & any) {
-		key->protocol = 0;
-		cell(best, key);
+	s->key.port_class = SLUICE_PORT_ANY;
+	if (present & CELLS_PROTO)
+		cell(s);
+	if (present & CELLS_ANY) {
+		s->key.protocol = 0;
+		cell(s);
+	}
+	return 0;
+}
+
+/* The cells of an identity (or class of addresses) and of its group. */
+INLINE void cells_with_group(struct search *s, const struct question *q, __u32 flags, __u32 identity,
+							 __u32 group)
+{
+	const __u32 of_one = CELLS_OF(flags, SLUICE_PF_ID_EXACT);
+	const __u32 of_group = CELLS_OF(flags, SLUICE_PF_GROUP_EXACT);
+
+	if (of_one) {
+		s->key.identity = identity;
+		cells(s, q, of_one);
+	}
+	if (group && of_group) {
+		s->key.identity = group;
+		cells(s, q, of_group);
 	}
 }
 
@@ -67,6 +96,22 @@ INLINE __u32 port_class(const struct question *q, __u32 policy_id, __u8 directio
 			return SLUICE_PORT_CLASS | *class;
 	}
 	return SLUICE_PORT_EXACT | q->port;
+}
+
+/* The group of an identity that `addr` was resolved to; 0: none. */
+INLINE __u32 identity_group(__u32 identity, const struct sluice_addr *addr)
+{
+	switch (identity >> 24) {
+	case 0:
+		return identity >= 256 && identity <= 65535 ? SLUICE_GROUP_PODS : 0;
+	case 1:
+		return addr_is_v4(addr) ? SLUICE_GROUP_WORLD_IPV4 : SLUICE_GROUP_WORLD_IPV6;
+	case 2:
+		return SLUICE_GROUP_REMOTE_NODES;
+	case 3:
+		return addr_is_v4(addr) ? SLUICE_GROUP_ADDRESSES_IPV4 : SLUICE_GROUP_ADDRESSES_IPV6;
+	}
+	return 0;
 }
 
 INLINE __u32 address_class(const struct sluice_addr *addr)
@@ -93,8 +138,7 @@ GLOBAL int policy_decide(struct decision *d, struct party *subject, const struct
 						 const struct question *q, __u32 direction)
 {
 	const struct policy_info *info;
-	struct best best = {};
-	struct policy_key key = {};
+	struct search s = {};
 	struct policy_slot *slot;
 	__u32 flags, class, id;
 
@@ -119,23 +163,22 @@ GLOBAL int policy_decide(struct decision *d, struct party *subject, const struct
 	if ((flags & SLUICE_PF_ENFORCED) && peer->identity == SLUICE_ID_UNKNOWN)
 		return SLUICE_DROP_UNKNOWN_IDENTITY;
 
-	key.policy_id = id;
-	key.direction = direction;
-	class = port_class(q, id, direction, flags);
-	key.identity = peer->identity;
-	cells(&best, &key, q, flags, class, SLUICE_PF_ID_EXACT, SLUICE_PF_ID_PROTO, SLUICE_PF_ID_ANY);
+	s.key.policy_id = id;
+	s.key.direction = direction;
+	s.port_class = port_class(q, id, direction, flags);
+	cells_with_group(&s, q, flags, peer->identity, identity_group(peer->identity, &peer->addr));
 	if (flags & SLUICE_PF_ADDR_CLASS) {
-		key.identity = address_class(&peer->addr);
-		if (key.identity)
-			cells(&best, &key, q, flags, class, SLUICE_PF_ID_EXACT, SLUICE_PF_ID_PROTO,
-				  SLUICE_PF_ID_ANY);
+		class = address_class(&peer->addr);
+		if (class)
+			cells_with_group(&s, q, flags, class, identity_group(class, &peer->addr));
 	}
-	key.identity = 0;
-	cells(&best, &key, q, flags, class, SLUICE_PF_ANY_EXACT, SLUICE_PF_ANY_PROTO, SLUICE_PF_ANY_ANY);
+	s.key.identity = 0;
+	if (CELLS_OF(flags, SLUICE_PF_ANY_EXACT))
+		cells(&s, q, CELLS_OF(flags, SLUICE_PF_ANY_EXACT));
 
-	slot = &best.normal;
-	if (best.admin.precedence && best.admin.action != SLUICE_ACTION_PASS)
-		slot = &best.admin;
+	slot = &s.normal;
+	if (s.admin.precedence && s.admin.action != SLUICE_ACTION_PASS)
+		slot = &s.admin;
 	/* PASS of a baseline rule: the rest of its tier is skipped, and what is left is the default. */
 	if (slot->precedence && slot->action != SLUICE_ACTION_PASS) {
 		d->action = slot->action;

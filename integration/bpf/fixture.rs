@@ -105,10 +105,14 @@ pub struct Node {
 pub const ALL_CELLS: u32 = abi::PF_ID_EXACT
     | abi::PF_ID_PROTO
     | abi::PF_ID_ANY
+    | abi::PF_GROUP_EXACT
+    | abi::PF_GROUP_PROTO
+    | abi::PF_GROUP_ANY
     | abi::PF_ANY_EXACT
     | abi::PF_ANY_PROTO
     | abi::PF_ANY_ANY
     | abi::PF_ENFORCED;
+pub const GROUP_CELLS: u32 = abi::PF_GROUP_EXACT | abi::PF_GROUP_PROTO | abi::PF_GROUP_ANY;
 pub const DEFAULT_DENY: u32 = ALL_CELLS | abi::PF_DEFAULT_DENY;
 
 impl Node {

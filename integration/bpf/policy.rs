@@ -67,7 +67,7 @@ fn egress_is_judged_before_ingress() {
     }
 }
 
-/// Every one of the nine cells can decide, alone.
+/// Every cell can decide, alone.
 #[test]
 fn each_cell_is_found() {
     let mut node = Node::new();
@@ -75,11 +75,19 @@ fn each_cell_is_found() {
     node.class_prefix("10.244.1.10", 128, CLASS);
     node.class_prefix("fd00:244:0:1::10", 128, CLASS);
     let flags = DEFAULT_DENY | abi::PF_ADDR_CLASS;
-    for identity in [ALICE, CLASS, 0] {
+    for identity in [ALICE, abi::GROUP_PODS, CLASS, abi::GROUP_ADDRESSES_IPV4, abi::GROUP_ADDRESSES_IPV6, 0] {
         for (protocol, port_class) in [(6, abi::PORT_EXACT | 80), (6, abi::PORT_ANY), (0, abi::PORT_ANY)] {
             let cell = Cell::normal(identity, protocol, port_class, slot(abi::ACTION_ALLOW, 10, 3));
             node.policy(BOB_POLICY, [0, flags], &[(Direction::Ingress, cell)]);
             for family in FAMILIES {
+                let group = [abi::GROUP_ADDRESSES_IPV4, abi::GROUP_ADDRESSES_IPV6];
+                if group.contains(&identity) && identity != group_of_class(family) {
+                    assert_dropped(
+                        &node.send(family, Who::Alice, Who::Bob, syn(80)),
+                        DropReason::PolicyDenied,
+                    );
+                    continue;
+                }
                 assert_delivered(&node.send(family, Who::Alice, Who::Bob, syn(80)), Who::Bob);
                 let other_port = node.send(family, Who::Alice, Who::Bob, syn(81));
                 let other_protocol = node.send(family, Who::Alice, Who::Bob, udp(1, 80));
@@ -108,6 +116,64 @@ fn each_cell_is_found() {
             };
             node.kernel.remove::<_, abi::PolicyMapEntry>("sl_policy", key);
         }
+    }
+}
+
+fn group_of_class(family: Family) -> u32 {
+    match family {
+        Family::IPv4 => abi::GROUP_ADDRESSES_IPV4,
+        Family::IPv6 => abi::GROUP_ADDRESSES_IPV6,
+    }
+}
+
+/// The number of an identity and the family of its address say in which group a peer is.
+#[test]
+fn a_group_is_everybody_of_a_scope_and_nobody_else() {
+    let mut node = Node::new();
+    let other_node: abi::Addr = Who::OtherNode.address(Family::IPv4).into();
+    let scopes = [
+        (255, 0, 0),
+        (256, abi::GROUP_PODS, abi::GROUP_PODS),
+        (65535, abi::GROUP_PODS, abi::GROUP_PODS),
+        (65536, 0, 0),
+        (1 << 24, abi::GROUP_WORLD_IPV4, abi::GROUP_WORLD_IPV6),
+        ((2 << 24) - 1, abi::GROUP_WORLD_IPV4, abi::GROUP_WORLD_IPV6),
+        (2 << 24, abi::GROUP_REMOTE_NODES, abi::GROUP_REMOTE_NODES),
+        (abi::ID_WORLD, 0, 0),
+        (abi::ID_HOST, 0, 0),
+    ];
+    let groups = [abi::GROUP_PODS, abi::GROUP_REMOTE_NODES, abi::GROUP_WORLD_IPV4, abi::GROUP_WORLD_IPV6];
+    for group in groups {
+        let cell = Cell::normal(group, 6, abi::PORT_EXACT | 80, slot(abi::ACTION_ALLOW, 10, 3));
+        node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, cell)]);
+        for (identity, v4, v6) in scopes {
+            for (family, wanted) in [(Family::IPv4, v4), (Family::IPv6, v6)] {
+                node.know(
+                    Who::Carol.address(family),
+                    identity,
+                    abi::IPC_REMOTE | abi::IPC_CLUSTER,
+                    other_node,
+                );
+                let outcome = node.send(family, Who::Carol, Who::Bob, syn(80));
+                match wanted == group {
+                    true => assert_delivered(&outcome, Who::Bob),
+                    false => assert_dropped(&outcome, DropReason::PolicyDenied),
+                }
+            }
+        }
+        // Without the flags nothing is looked up.
+        node.policy(BOB_POLICY, [0, DEFAULT_DENY & !GROUP_CELLS], &[]);
+        node.know(Who::Carol.address(Family::IPv4), 256, abi::IPC_REMOTE | abi::IPC_CLUSTER, other_node);
+        assert_dropped(&node.send(Family::IPv4, Who::Carol, Who::Bob, syn(80)), DropReason::PolicyDenied);
+        let key = abi::PolicyMapKey {
+            policy_id: BOB_POLICY,
+            identity: group,
+            port_class: abi::PORT_EXACT | 80,
+            protocol: 6,
+            direction: 1,
+            pad: 0,
+        };
+        node.kernel.remove::<_, abi::PolicyMapEntry>("sl_policy", key);
     }
 }
 

@@ -17,7 +17,7 @@ use sluice::datapath::config::ROUTER_MAC;
 use sluice::datapath::testrun::{Action, Context, Frame, Hook, Kernel, L4, Outcome, TcpFlags};
 use sluice::datapath::writer::Writer;
 use sluice::lab::judge::{Disagreement, ThirdJudge};
-use sluice::model::{Direction, DropReason, Identity, Protocol};
+use sluice::model::{Direction, DropReason, Identity, IdentityGroup, Protocol};
 use sluice::policy::decision::{Because, Outcome as Decided, SideDecision};
 use sluice::policy::map_state::{Proxy, RuleSetId};
 use sluice::policy::oracle::Flow;
@@ -38,6 +38,7 @@ pub struct KernelJudge {
     devices: Vec<u32>,
     uplink: u32,
     judged: RefCell<usize>,
+    grouped: RefCell<usize>,
 }
 
 /// The maps of one node.
@@ -73,12 +74,23 @@ impl KernelJudge {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut devices = Kernel::isolate(&names);
         let uplink = devices.pop().expect("the uplink");
-        KernelJudge { nodes: RefCell::default(), devices, uplink, judged: RefCell::default() }
+        KernelJudge {
+            nodes: RefCell::default(),
+            devices,
+            uplink,
+            judged: RefCell::default(),
+            grouped: RefCell::default(),
+        }
     }
 
     /// Packets judged so far.
     pub fn judged(&self) -> usize {
         *self.judged.borrow()
+    }
+
+    /// Entries for whole groups of identities in the states that packets were judged by.
+    pub fn grouped(&self) -> usize {
+        *self.grouped.borrow()
     }
 
     /// The first packet of `flow` gets into a pod, by some hook: those where this node meets it, and the
@@ -113,7 +125,11 @@ impl KernelJudge {
             places: BTreeMap::new(),
             next_port: 0,
         });
-        node.hold(view, &self.devices, self.uplink);
+        if node.hold(view, &self.devices, self.uplink) {
+            let keys = node.state.policies.iter().flat_map(|policy| &policy.upserts).map(|(key, _)| key);
+            *self.grouped.borrow_mut() +=
+                keys.filter(|key| IdentityGroup::of_key(key.identity).is_some()).count();
+        }
         let ways = node.ways(view, flow, self.uplink);
         let port = node.fresh_port();
         let kernel = &mut node.kernel;
@@ -234,11 +250,12 @@ fn seen_side(event: &abi::RawFlowEvent) -> Side {
 }
 
 impl Node {
-    /// Writes the view's state into the maps, as a restarted agent would, if it is not there.
-    fn hold(&mut self, view: &View, devices: &[u32], uplink: u32) {
+    /// Writes the view's state into the maps, as a restarted agent would, if it is not there. Returns whether
+    /// it was not.
+    fn hold(&mut self, view: &View, devices: &[u32], uplink: u32) -> bool {
         let state = view.full();
         if state == self.state {
-            return;
+            return false;
         }
         let base = NodeConfig {
             flags: abi::CFG_REDIRECT_PEER | abi::CFG_TRACE,
@@ -265,6 +282,7 @@ impl Node {
         writer.reconcile(&state).expect("the state is written");
         self.state = state;
         self.forget_connections();
+        true
     }
 
     fn forget_connections(&mut self) {

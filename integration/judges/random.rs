@@ -122,7 +122,17 @@ fn network_policy() -> impl Strategy<Value = Value> {
 
 /// L3 members of a Cilium rule; `side` is `from` or `to`.
 fn cilium_peers(side: &'static str) -> impl Strategy<Value = Value> {
-    let entity = one_of(vec!["world", "host", "remote-node", "cluster", "all", "none", "ingress"]);
+    let entity = one_of(vec![
+        "world",
+        "world-ipv4",
+        "world-ipv6",
+        "host",
+        "remote-node",
+        "cluster",
+        "all",
+        "none",
+        "ingress",
+    ]);
     let key = move |member: &str| format!("{side}{member}");
     prop_oneof![
         4 => list(endpoint_selector(), 0..3).prop_map(move |peers| json!({key("Endpoints"): peers})),
@@ -395,5 +405,6 @@ fn the_kernel_agrees_on_random_clusters() {
     if let Err(failure) = outcome {
         panic!("{failure}");
     }
+    assert!(kernel.grouped() > 10 * cases() as usize, "{} entries for groups", kernel.grouped());
     assert!(kernel.judged() > 2000 * cases() as usize, "{} packets", kernel.judged());
 }

@@ -14,7 +14,7 @@ use crate::api::types::{
     Applied, Endpoint, EndpointRequest, ExplainAnswer, IdentityInfo, IpcacheInfo, NameInfo, ObjectResult,
     ServiceInfo, Status, StoredObject,
 };
-use crate::cluster::Change;
+use crate::cluster::{Change, ViewError};
 use crate::endpoint::{Described, DeviceName};
 use crate::flow::Flow;
 use crate::flow::ring::Batch;
@@ -51,6 +51,20 @@ fn keeps_objects(core: &Core) -> Result<ObjectStore, Refusal> {
     })
 }
 
+/// The words of the view with the place that they are about.
+fn refused_by_view(error: &ViewError) -> Problem {
+    let culprit = match error {
+        ViewError::Capacity(error) => error.culprit(),
+        _ => None,
+    };
+    Problem {
+        object: culprit.map(|culprit| culprit.object.to_string()),
+        path: culprit.map(|culprit| culprit.path.to_string()),
+        message: error.to_string(),
+        ..Problem::default()
+    }
+}
+
 impl Core {
     /// What undoes these changes: the stored form of what they replace.
     fn inverse(objects: &ObjectStore, changes: &[Change]) -> Result<Vec<Change>, Refusal> {
@@ -82,9 +96,10 @@ impl Core {
             let problem = |message: String| Problem { message, ..Problem::default() };
             let inverse =
                 Core::inverse(&objects, changes).map_err(|refusal| vec![problem(refusal.to_string())])?;
-            let delta = self.view.apply(changes.to_vec()).map_err(|errors| {
-                errors.iter().map(|error| problem(error.to_string())).collect::<Vec<_>>()
-            })?;
+            let delta = self
+                .view
+                .apply(changes.to_vec())
+                .map_err(|errors| errors.iter().map(refused_by_view).collect::<Vec<_>>())?;
             admitted = Some((delta, inverse));
             Ok(())
         });
@@ -102,10 +117,7 @@ impl Core {
             }
             // Judged, but not to stay (a dry run), or judged and not stored: the view goes back.
             other => {
-                if let Err(errors) = self.view.apply(inverse) {
-                    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                    tracing::error!(errors = texts.join("; "), "a judged change could not be taken back");
-                }
+                self.take_back(inverse, &delta);
                 other.map(answer).map_err(refuse)
             }
         }

@@ -25,7 +25,8 @@ use crate::cluster::View;
 use crate::cluster::delta::Delta;
 use crate::cluster::{Change, Resource};
 use crate::config::AgentConfig;
-use crate::datapath::ProxyState;
+use crate::datapath::expedite::Expedited;
+use crate::datapath::{ProxyState, give_back_memory};
 use crate::endpoint::{Described, Device, DeviceName, Member, Registration, Registry};
 use crate::model::{Node, Object, ObjectRef, Pod};
 use crate::store::Store;
@@ -33,6 +34,8 @@ use crate::store::objects::ObjectStore;
 
 /// First and longest pause between attempts to realize a delta.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// A transaction of this many changes leaves much free memory behind.
+const LARGE: usize = 1000;
 
 /// Work for the core's thread.
 pub type Job = Box<dyn FnOnce(&mut Core) + Send>;
@@ -79,6 +82,8 @@ pub struct Core {
     /// For `status`; none is kept where it is off.
     pub history: Option<Arc<Recorder>>,
     kept_offset: Option<u32>,
+    /// The store failed to write: when to try whether it works again, and the pause after that.
+    store_probe: Option<(Instant, Duration)>,
     /// What the proxies read; none without proxies.
     feed: Option<FeedWriter>,
     /// The view has changed since the feed was written.
@@ -143,6 +148,7 @@ impl Core {
             telemetry: Telemetry::default(),
             history: None,
             kept_offset: None,
+            store_probe: None,
             feed,
             feed_is_old: true,
             listening: BTreeSet::new(),
@@ -156,7 +162,8 @@ impl Core {
             tracing::error!(%error, "learned names were not restored: pods must look them up again");
         }
         let touched = directory::touched(&changes);
-        self.view.apply(changes).map_err(texts)?;
+        // The full state, below, tells more.
+        drop(self.view.apply(changes).map_err(texts)?);
         self.keep_offset();
         self.desired = revision;
         let full = self.view.full();
@@ -172,15 +179,18 @@ impl Core {
             }
             Err(error) => {
                 self.trouble(error.to_string());
-                self.pending.push_back(Pending { delta: full, revision, since: Instant::now() });
+                self.pending.push_back(Pending { delta: full.clone(), revision, since: Instant::now() });
                 self.schedule();
             }
         }
+        drop(full);
+        give_back_memory();
         Ok(())
     }
 
     /// One transaction of the source.
     pub fn transact(&mut self, changes: Vec<Change>, revision: u64) -> Result<(), Refused> {
+        let is_large = changes.len() >= LARGE;
         let touched = directory::touched(&changes);
         let delta = self.view.apply(changes).map_err(|errors| {
             self.telemetry.changes_refused += 1;
@@ -191,6 +201,9 @@ impl Core {
         self.desired = revision;
         self.keep_offset();
         self.realize(delta, revision);
+        if is_large {
+            give_back_memory();
+        }
         Ok(())
     }
 
@@ -265,6 +278,41 @@ impl Core {
         let state = if self.listening.is_empty() { ProxyState::Absent } else { ProxyState::Listening };
         if let Err(error) = self.kernel.set_proxy(state) {
             self.trouble(error.to_string());
+        }
+    }
+
+    /// The view goes back to what it held before a change that was judged and is not to stay. Numbers of this
+    /// node may be others afterwards than the kernel was told, so the kernel is compared with all of it.
+    pub fn take_back(&mut self, inverse: Vec<Change>, judged: &Delta) {
+        let back = match self.view.apply(inverse) {
+            Ok(back) => back,
+            Err(errors) => {
+                tracing::error!(errors = texts(errors).join("; "), "a judged change was not taken back");
+                return;
+            }
+        };
+        if judged.is_empty() && back.is_empty() {
+            return;
+        }
+        self.keep_offset();
+        let full = self.view.full();
+        match self.kernel.reconcile(&full) {
+            // What waited is part of it.
+            Ok(_) => {
+                self.pending.clear();
+                self.realized = self.desired;
+                self.feed_is_old = true;
+                self.drain();
+            }
+            Err(error) => {
+                self.trouble(error.to_string());
+                self.pending.push_back(Pending {
+                    delta: full,
+                    revision: self.desired,
+                    since: Instant::now(),
+                });
+                self.schedule();
+            }
         }
     }
 
@@ -394,6 +442,7 @@ impl Core {
     /// Devices of an earlier run, read from the store. One that is missing stays registered and closed.
     pub fn restore_endpoints(&mut self) -> Result<Vec<Change>, crate::store::StoreError> {
         let mut changes = Vec::new();
+        let _expedited = Expedited::begin();
         for (pod, registration) in self.store.endpoints::<Registration>()? {
             let device = match self.kernel.find(&registration.device) {
                 Ok(found) => match self.kernel.attach(&pod, registration.id, &found) {
@@ -451,7 +500,8 @@ impl Core {
     /// Runs jobs until every sender has gone.
     pub fn run(mut self, jobs: &mpsc::Receiver<Job>) {
         loop {
-            let due = [self.retry_at, self.names_deadline()].into_iter().flatten().min();
+            let probe = self.store_probe.map(|(at, _)| at);
+            let due = [self.retry_at, self.names_deadline(), probe].into_iter().flatten().min();
             let job = match due {
                 None => jobs.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
                 Some(at) => jobs.recv_timeout(at.saturating_duration_since(Instant::now())),
@@ -476,6 +526,29 @@ impl Core {
         if self.names_deadline().is_some_and(|at| at <= now) {
             self.expire_names();
         }
+        self.watch_store(now);
+    }
+
+    /// A full disk or a locked file refuses changes while it lasts. Whether it is over is tried with backoff, so
+    /// that `status` does not go on complaining until somebody changes something.
+    fn watch_store(&mut self, now: Instant) {
+        if !self.store.is_failing() {
+            self.store_probe = None;
+            return;
+        }
+        let pause = match self.store_probe {
+            Some((at, _)) if at > now => return,
+            Some((_, pause)) => {
+                if self.store.probe(std::time::SystemTime::now()).is_ok() {
+                    self.store_probe = None;
+                    self.keep_offset();
+                    return;
+                }
+                (pause * 2).min(RETRY.1)
+            }
+            None => RETRY.0,
+        };
+        self.store_probe = Some((now + pause, pause));
     }
 }
 

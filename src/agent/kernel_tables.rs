@@ -8,7 +8,7 @@ use super::core::Core;
 use crate::api::backend::{KernelTable, Refusal};
 use crate::datapath::inspect::ConnectionFilter;
 use crate::datapath::{DatapathError, Inspector};
-use crate::model::{Identity, Protocol};
+use crate::model::{Identity, IdentityGroup, Protocol};
 use crate::policy::map_state::{PolicyKey, PortClass, RuleSetId, Slot, SlotAction};
 
 /// One row: column -> value, in the order of columns.
@@ -87,7 +87,8 @@ impl Core {
     }
 
     fn identity_text(&self, identity: Identity) -> String {
-        match (identity, identity.reserved_name()) {
+        let group = IdentityGroup::of_key(identity).map(IdentityGroup::name);
+        match (identity, identity.reserved_name().or(group)) {
             (Identity::UNKNOWN, _) => "any".to_owned(),
             (_, Some(name)) => name.to_owned(),
             _ => identity.to_string(),

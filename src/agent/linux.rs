@@ -247,7 +247,7 @@ impl Kernel for LinuxKernel {
     }
 
     fn pressure(&mut self) -> Vec<(String, u64, u64)> {
-        let rows = self.datapath.inspect().and_then(|inspector| inspector.pressure()).unwrap_or_default();
+        let rows = self.datapath.pressure().unwrap_or_default();
         rows.into_iter().map(|row| (row.map.to_owned(), row.entries, u64::from(row.max_entries))).collect()
     }
 }

@@ -47,6 +47,8 @@ mod ui_why;
 #[cfg(test)]
 mod double;
 #[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
 mod tests;
 
 use std::net::IpAddr;
@@ -147,6 +149,8 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     };
     let offset = store.setting(OFFSET_SETTING)?.and_then(|text| text.parse().ok()).unwrap_or(0);
     let view = View::new(view_options(&config, offset), allocator);
+    // The kernel verifies programs while we read what is stored.
+    let loading = objects.clone().map(|objects| tokio::task::spawn_blocking(move || objects.load()));
     let kernel = LinuxKernel::open(&config, &addresses).await?;
     let events = kernel.events()?;
     let devices = DeviceWatch::start()?;
@@ -162,14 +166,13 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
         feed: config.proxies.is_on().then(|| l7feed::FeedWriter::new(&config.run_dir)),
     });
     let shared = Arc::clone(&core.shared);
-    let is_standalone = config.source == Source::Standalone;
-    if !is_standalone {
+    if loading.is_none() {
         core.source_trouble = Some("waiting for the first state of the server".into());
     }
     let (core, thread) = CoreHandle::spawn(core).context("start the core's thread")?;
-    if is_standalone {
-        let addresses = addresses.clone();
-        core.call(move |core| sources::start_standalone(core, &addresses)).await??;
+    if let Some(loading) = loading {
+        let (loaded, addresses) = (loading.await??, addresses.clone());
+        core.call(move |core| sources::start_standalone(core, loaded, &addresses)).await??;
     }
     let enricher = || Enricher::new(core.clone(), Arc::clone(&shared), &config.node_name);
     tokio::spawn(pump::run(events, enricher(), Arc::clone(&hub)));

@@ -15,16 +15,13 @@ use crate::model::{Kind, Node, Object, ObjectRef};
 use crate::server::client::ServerClient;
 use crate::server::{Peer, Update, UpdateKind};
 use crate::store::NodeReport;
-use crate::store::objects::Reader;
+use crate::store::objects::{Loaded, Reader};
 
 /// How often a node reports to the server even if nothing has changed.
 const REPORT: Duration = Duration::from_secs(20);
 
-/// Loads what the agent's own store holds, and the local node if no object describes it.
-pub fn start_standalone(core: &mut Core, addresses: &[IpAddr]) -> anyhow::Result<()> {
-    let objects =
-        core.objects.clone().ok_or_else(|| anyhow::anyhow!("a standalone agent keeps its objects"))?;
-    let loaded = objects.load()?;
+/// Starts with what the agent's own store holds, and the local node if no object describes it.
+pub fn start_standalone(core: &mut Core, loaded: Loaded, addresses: &[IpAddr]) -> anyhow::Result<()> {
     let described: BTreeSet<ObjectRef> = loaded.resources.iter().map(Resource::reference).collect();
     let mut changes: Vec<Change> = Vec::new();
     if !described.contains(&ObjectRef::new(Kind::Node, "", &core.config.node_name)) {

@@ -11,7 +11,7 @@ use super::proxies::ProxyProcess;
 use super::{manifests, sources, view_options};
 use crate::api::backend::{ApplyMode, Backend as _, ExplainQuery, Refusal};
 use crate::api::types::{DeviceOrigin, EndpointRequest};
-use crate::cluster::View;
+use crate::cluster::{View, ViewOptions};
 use crate::config::{AgentConfig, AgentSettings};
 use crate::datapath::ProxyState;
 use crate::endpoint::DeviceName;
@@ -34,7 +34,7 @@ spec: {nodeName: node1}
 status: {podIPs: [{ip: 10.244.0.6}]}
 ";
 
-const DENY: &str = "
+pub(super) const DENY: &str = "
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {namespace: shop, name: web-in}
@@ -48,19 +48,30 @@ pub(super) struct Rig {
 }
 
 fn open(directory: tempfile::TempDir) -> Rig {
+    open_with(directory, |_, _| {})
+}
+
+/// With other options of the store and the view.
+pub(super) fn open_with(
+    directory: tempfile::TempDir,
+    adjust: impl FnOnce(&mut OpenOptions, &mut ViewOptions),
+) -> Rig {
     let settings = AgentSettings {
         node_name: Some("node1".into()),
         node_address: Some(vec!["172.18.0.2".into()]),
         ..AgentSettings::default()
     };
     let config = Arc::new(AgentConfig::resolve(settings, "host").unwrap());
-    let store = Store::open(&OpenOptions::new(directory.path().join("state.db"))).unwrap();
+    let mut options = OpenOptions::new(directory.path().join("state.db"));
+    let mut view = view_options(&config, 0);
+    adjust(&mut options, &mut view);
+    let store = Store::open(&options).unwrap();
     let identities = IdentityStore::open(store.clone(), system_clock(), DEFAULT_GRACE).unwrap();
     let allocator = StoreAllocator::new(identities, Holder::Local);
     let kernel = DoubleKernel::default();
     let hub = Arc::new(Hub::new(16));
     let mut core = Core::new(Parts {
-        view: View::new(view_options(&config, 0), Box::new(allocator)),
+        view: View::new(view, Box::new(allocator)),
         kernel: Box::new(kernel.clone()),
         objects: Some(ObjectStore::new(store.clone(), Arc::new(manifests(&config)))),
         store,
@@ -68,7 +79,8 @@ fn open(directory: tempfile::TempDir) -> Rig {
         feed: None,
         config: Arc::clone(&config),
     });
-    sources::start_standalone(&mut core, &config.node_addresses).unwrap();
+    let loaded = core.objects.as_ref().unwrap().load().unwrap();
+    sources::start_standalone(&mut core, loaded, &config.node_addresses).unwrap();
     let (core, _thread) = CoreHandle::spawn(core).unwrap();
     Rig { backend: AgentBackend { core, hub, history: None }, kernel, directory }
 }
@@ -77,7 +89,7 @@ pub(super) fn rig() -> Rig {
     open(tempfile::tempdir().unwrap())
 }
 
-async fn explain(rig: &Rig, from: &str, to: &str, port: u16) -> String {
+pub(super) async fn explain(rig: &Rig, from: &str, to: &str, port: u16) -> String {
     let query = ExplainQuery { from: from.into(), to: to.into(), port, protocol: Protocol::Tcp };
     rig.backend.explain(query).await.unwrap().verdict
 }

@@ -9,7 +9,7 @@ use super::classes::ClassKey;
 use crate::identity::registry::{Acquired, LocalExhausted, LocalNumbers, Registry};
 use crate::identity::reserved::{ApiServer, cidr_record, class_record};
 use crate::identity::{AllocateError, IdentityAllocator};
-use crate::model::{CidrScope, Identity, IdentityKind, IdentityRecord, Labels, ObjectRef};
+use crate::model::{CidrScope, Identity, IdentityKind, IdentityRecord, Interner, Labels, ObjectRef};
 use crate::policy::engine::{Engine, EngineError};
 use crate::policy::map_state::SubjectDelta;
 use crate::policy::rule::Policy;
@@ -26,7 +26,12 @@ pub(super) enum EngineOp {
 }
 
 /// Tells the engine everything, or nothing when the result does not fit.
-pub(super) fn commit(engine: &mut Engine, ops: Vec<EngineOp>) -> Result<Vec<SubjectDelta>, EngineError> {
+pub(super) fn commit(engine: &mut Engine, mut ops: Vec<EngineOp>) -> Result<Vec<SubjectDelta>, EngineError> {
+    // Its lists of identities are sorted: in order, ten thousand of them are appended and not inserted.
+    ops.sort_by_key(|op| match op {
+        EngineOp::UpsertIdentity(record) => (0, record.id),
+        _ => (1, Identity::UNKNOWN),
+    });
     engine.begin();
     for op in ops {
         match op {
@@ -54,6 +59,7 @@ pub(super) struct ExternalKey {
 pub(super) struct Ids {
     allocator: Box<dyn IdentityAllocator + Send>,
     pods: Registry<Labels>,
+    strings: Interner,
     external: Registry<ExternalKey>,
     nodes: Registry<Arc<str>>,
     classes: Registry<ClassKey>,
@@ -73,6 +79,7 @@ impl Ids {
         Ids {
             allocator,
             pods: Registry::default(),
+            strings: Interner::default(),
             external: Registry::default(),
             nodes: Registry::default(),
             classes: Registry::default(),
@@ -88,13 +95,16 @@ impl Ids {
         labels: Labels,
         ops: &mut Vec<EngineOp>,
     ) -> Result<(Labels, Identity), AllocateError> {
+        let labels = match self.pods.key(&labels) {
+            Some(shared) => shared.clone(),
+            None => self.strings.labels(&labels),
+        };
         let acquired = self.pods.acquire(&labels, || self.allocator.allocate(&labels))?;
         if let Acquired::New(id) = acquired {
             let record = IdentityRecord { id, labels: labels.clone(), kind: IdentityKind::Labels };
             ops.push(EngineOp::UpsertIdentity(record));
         }
-        let shared = self.pods.key(&labels).cloned().unwrap_or(labels);
-        Ok((shared, acquired.id()))
+        Ok((labels, acquired.id()))
     }
 
     pub(super) fn release_pod(&mut self, labels: &Labels) {

@@ -39,7 +39,46 @@ impl From<Resource> for Stored {
     }
 }
 
-type Index<K> = HashMap<K, BTreeSet<ObjectRef>>;
+type Index<K> = HashMap<K, Members>;
+
+/// Mostly one object has an address: a set would be ten times as large.
+#[derive(Debug)]
+enum Members {
+    One(ObjectRef),
+    Many(BTreeSet<ObjectRef>),
+}
+
+impl Members {
+    fn insert(&mut self, reference: &ObjectRef) {
+        match self {
+            Members::One(only) if only == reference => {}
+            Members::One(only) => *self = Members::Many([only.clone(), reference.clone()].into()),
+            Members::Many(all) => {
+                all.insert(reference.clone());
+            }
+        }
+    }
+
+    /// Returns whether none is left.
+    fn remove(&mut self, reference: &ObjectRef) -> bool {
+        match self {
+            Members::One(only) => only == reference,
+            Members::Many(all) => {
+                all.remove(reference);
+                all.is_empty()
+            }
+        }
+    }
+
+    /// In the order of names.
+    fn iter(&self) -> impl Iterator<Item = &ObjectRef> + Clone {
+        let (one, many) = match self {
+            Members::One(only) => (Some(only), None),
+            Members::Many(all) => (None, Some(all)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+}
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -61,16 +100,17 @@ enum Edit {
 }
 
 fn edit<K: std::hash::Hash + Eq>(index: &mut Index<K>, edit: Edit, key: K, reference: &ObjectRef) {
-    let mut entry = match index.entry(key) {
-        Entry::Occupied(entry) => entry,
-        Entry::Vacant(entry) => entry.insert_entry(BTreeSet::new()),
-    };
-    match edit {
-        Edit::Put => entry.get_mut().insert(reference.clone()),
-        Edit::Take => entry.get_mut().remove(reference),
-    };
-    if entry.get().is_empty() {
-        entry.remove();
+    match (index.entry(key), edit) {
+        (Entry::Occupied(mut entry), Edit::Put) => entry.get_mut().insert(reference),
+        (Entry::Vacant(entry), Edit::Put) => {
+            entry.insert(Members::One(reference.clone()));
+        }
+        (Entry::Occupied(mut entry), Edit::Take) => {
+            if entry.get_mut().remove(reference) {
+                entry.remove();
+            }
+        }
+        (Entry::Vacant(_), Edit::Take) => {}
     }
 }
 
@@ -82,7 +122,7 @@ where
     K: std::hash::Hash + Eq + std::borrow::Borrow<Q>,
     Q: std::hash::Hash + Eq + ?Sized,
 {
-    index.get(key).into_iter().flatten()
+    index.get(key).into_iter().flat_map(Members::iter)
 }
 
 pub(super) fn service_of(slice: &EndpointSlice) -> ObjectRef {

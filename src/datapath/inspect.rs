@@ -243,25 +243,23 @@ impl Inspector {
 
     /// How full the maps are (hashes and tries; reads each of them whole).
     pub fn pressure(&self) -> Result<Vec<MapPressure>, DatapathError> {
-        let tables = &self.tables;
-        let mut rows = Vec::new();
-        let mut add = |map, entries: Result<u64, DatapathError>, max_entries| -> Result<(), DatapathError> {
-            rows.push(MapPressure { map, entries: entries?, max_entries });
-            Ok(())
-        };
-        add(name::POLICY, tables.policy.count(), tables.policy.max_entries())?;
-        add(name::PORT_CLASS, tables.port_classes.count(), tables.port_classes.max_entries())?;
-        add(name::IPCACHE_EXACT, tables.ipcache_exact.count(), tables.ipcache_exact.max_entries())?;
-        add(name::IPCACHE_LPM, tables.ipcache_lpm.count(), tables.ipcache_lpm.max_entries())?;
-        add(name::ADDR_CLASS, tables.address_classes.count(), tables.address_classes.max_entries())?;
-        add(name::ENDPOINTS, tables.endpoints.count(), tables.endpoints.max_entries())?;
-        add(name::SERVICES, tables.services.count(), tables.services.max_entries())?;
-        add(name::BACKENDS, tables.backends.count(), tables.backends.max_entries())?;
-        let ct = self.table::<CtKey, CtEntry>(name::CT)?;
-        add(name::CT, ct.count(), ct.max_entries())?;
-        let nat = self.table::<NatKey, NatValue>(name::NAT)?;
-        add(name::NAT, nat.count(), nat.max_entries())?;
-        Ok(rows)
+        self.pressure_of(&self.tables)
+    }
+
+    /// The same, with what those who write `tables` know about them.
+    pub(super) fn pressure_of(&self, tables: &Tables) -> Result<Vec<MapPressure>, DatapathError> {
+        Ok(vec![
+            MapPressure::of(&*tables.policy)?,
+            MapPressure::of(&*tables.port_classes)?,
+            MapPressure::of(&*tables.ipcache_exact)?,
+            MapPressure::of(&*tables.ipcache_lpm)?,
+            MapPressure::of(&*tables.address_classes)?,
+            MapPressure::of(&*tables.endpoints)?,
+            MapPressure::of(&*tables.services)?,
+            MapPressure::of(&*tables.backends)?,
+            MapPressure::of(&*self.table::<CtKey, CtEntry>(name::CT)?)?,
+            MapPressure::of(&*self.table::<NatKey, NatValue>(name::NAT)?)?,
+        ])
     }
 
     /// Bytes of kernel memory that maps of fixed size take (`max_entries` times key and value).

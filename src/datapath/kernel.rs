@@ -10,7 +10,7 @@ use super::attach::{Attacher, Hook, Mechanism, device_index};
 use super::config::{DatapathConfig, LocalDelivery, Mode, Trace};
 use super::endpoints::EndpointDevice;
 use super::events::{EventReader, PolicySubjects};
-use super::inspect::Inspector;
+use super::inspect::{Inspector, MapPressure};
 use super::pins::Pins;
 use super::reconcile::Reconciled;
 use super::tables::Tables;
@@ -157,6 +157,11 @@ impl KernelDatapath {
     /// What is really in the kernel.
     pub fn inspect(&self) -> Result<Inspector, DatapathError> {
         Inspector::of_pins(&self.pins)
+    }
+
+    /// Fill of the maps: at most so many entries, and room for how many.
+    pub fn pressure(&self) -> Result<Vec<MapPressure>, DatapathError> {
+        self.inspect()?.pressure_of(&self.writer.tables)
     }
 
     /// How programs are attached.

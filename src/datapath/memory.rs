@@ -12,7 +12,7 @@ use super::tables::Tables;
 use super::writer::Writer;
 use super::{Datapath, DatapathError};
 use crate::cluster::delta::Delta;
-use crate::model::{Backend, Direction, DropReason, Identity, Protocol};
+use crate::model::{Backend, Direction, DropReason, Family, Identity, IdentityGroup, Protocol};
 use crate::policy::map_state::{Proxy, RuleSetId, SlotAction};
 
 /// What one side's policy says.
@@ -141,12 +141,18 @@ impl Tables {
         if flags & PF_ENFORCED != 0 && identity == Identity::UNKNOWN {
             return Ok(SideVerdict::Drop(DropReason::UnknownIdentity, none));
         }
-        let mut peers = vec![(identity.0, [PF_ID_EXACT, PF_ID_PROTO, PF_ID_ANY])];
+        let mut ids = vec![identity];
         if flags & PF_ADDR_CLASS != 0
             && let key = (LpmKey { prefix_len: 128, addr: peer.into() })
             && let Some(class) = tables.address_classes.get(&key)?.filter(|class| *class != 0)
         {
-            peers.push((class, [PF_ID_EXACT, PF_ID_PROTO, PF_ID_ANY]));
+            ids.push(Identity(class));
+        }
+        let mut peers = Vec::new();
+        for id in ids {
+            let group = IdentityGroup::of(id, Family::of(peer));
+            peers.push((id.0, [PF_ID_EXACT, PF_ID_PROTO, PF_ID_ANY]));
+            peers.extend(group.map(|group| (group.key().0, [PF_GROUP_EXACT, PF_GROUP_PROTO, PF_GROUP_ANY])));
         }
         peers.push((0, [PF_ANY_EXACT, PF_ANY_PROTO, PF_ANY_ANY]));
 

@@ -15,6 +15,7 @@ pub mod attach;
 pub mod config;
 mod endpoints;
 pub mod events;
+pub mod expedite;
 pub mod inspect;
 pub mod kernel;
 pub mod learned;
@@ -43,6 +44,7 @@ pub use inspect::Inspector;
 pub use kernel::{KernelDatapath, ProxyState};
 pub use memory::MemoryDatapath;
 pub use reconcile::Reconciled;
+pub use sys::give_back_memory;
 
 use crate::cluster::delta::Delta;
 

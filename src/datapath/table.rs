@@ -215,6 +215,27 @@ impl<K: Key, V: Value> Table<K, V> for KernelTable {
     }
 
     fn for_each(&self, visit: &mut dyn FnMut(&K, &V)) -> Result<(), DatapathError> {
+        let mut count = 0;
+        self.read(&mut |key, value| {
+            count += 1;
+            visit(key, value);
+        })?;
+        // Who writes the map and reads it whole knows how much is in it.
+        self.bound.store(count, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn bound(&self) -> u64 {
+        self.bound.load(Ordering::Relaxed)
+    }
+
+    fn learn(&self, count: u64) {
+        self.bound.store(count, Ordering::Relaxed);
+    }
+}
+
+impl KernelTable {
+    fn read<K: Key, V: Value>(&self, visit: &mut dyn FnMut(&K, &V)) -> Result<(), DatapathError> {
         let mut chunk = READ_CHUNK;
         let (mut keys, mut values) = (vec![K::default(); chunk], vec![V::default(); chunk]);
         let mut cursor = None;
@@ -237,14 +258,6 @@ impl<K: Key, V: Value> Table<K, V> for KernelTable {
                 Err(error) => return Err(syscall("BPF_MAP_LOOKUP_BATCH", self.name, error)),
             }
         }
-    }
-
-    fn bound(&self) -> u64 {
-        self.bound.load(Ordering::Relaxed)
-    }
-
-    fn learn(&self, count: u64) {
-        self.bound.store(count, Ordering::Relaxed);
     }
 }
 

@@ -3,7 +3,8 @@
 //! The numbers that everybody in the field knows keep their meaning (Cilium,
 //! `pkg/identity/reserved`). Scopes: 256..=65535 belong to the cluster; 1<<24.. to this node's
 //! CIDR and FQDN identities; 2<<24.. to this node's view of other nodes; 3<<24.. are address
-//! classes (see [`IdentityKind::AddressClass`]).
+//! classes (see [`IdentityKind::AddressClass`]); 4<<24.. stand for groups of identities in compiled policies
+//! ([`super::IdentityGroup`]) and are never given out.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -42,6 +43,8 @@ impl Identity {
     pub const REMOTE_NODE_MIN: u32 = 2 << 24;
     /// First number of the scope of address classes.
     pub const ADDRESS_CLASS_MIN: u32 = 3 << 24;
+    /// First number of the scope of group keys.
+    pub const GROUP_MIN: u32 = 4 << 24;
 
     /// The fixed identities with their names (the value of the `reserved:` label).
     pub const RESERVED: &'static [(Identity, &'static str)] = &[

@@ -5,6 +5,8 @@
 
 mod drop_reason;
 mod identity;
+mod identity_group;
+mod intern;
 mod l4;
 mod labels;
 mod object;
@@ -13,6 +15,8 @@ mod workload;
 
 pub use drop_reason::DropReason;
 pub use identity::{CidrScope, Identity, IdentityKind, IdentityRecord};
+pub use identity_group::{GroupSet, IdentityGroup};
+pub use intern::Interner;
 pub use l4::{Direction, Family, PortRange, Protocol};
 pub use labels::{Label, LabelParseError, LabelSource, Labels, LabelsBuilder};
 pub use object::{Kind, ObjectRef};

@@ -1,9 +1,10 @@
 //! The compiled policy of one subject: what a packet is looked up in.
 //!
-//! A verdict is the best entry of at most nine cells:
+//! A verdict is the best entry of at most fifteen cells:
 //!
 //! ```text
-//! {peer identity, address class of the peer, any} x {(protocol, port), (protocol, any), (any, any)}
+//! {peer identity, its group, address class of the peer, its group, any}
+//!     x {(protocol, port), (protocol, any), (any, any)}
 //! ```
 //!
 //! Each cell holds at most one entry with two slots. Among the admin slots of the cells found the
@@ -12,6 +13,12 @@
 //! the default of the direction. Because a slot holds the maximum over all rules of its cell, and a
 //! packet's cells together cover exactly the rules that match it, the maximum over the cells is the
 //! maximum over all matching rules: no rule order, prefix length or port width can hide a deny.
+//!
+//! Groups ([`IdentityGroup`](crate::model::IdentityGroup): every pod, every remote node, the world of one
+//! family): a rule that matches all identities of a group has its cells under the group alone, so that it
+//! costs one entry a port and subject however many identities there are. It follows from the number of an
+//! identity and the family of the address which group a packet is looked up in. Port names are an exception:
+//! they differ from peer to peer, and have cells under each peer that has the name.
 //!
 //! Port ranges: the ports of a protocol are cut into classes that no rule tells apart. A port that
 //! no range covers is its own class (`PortClass::Exact`).
@@ -33,7 +40,7 @@ pub enum PortClass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyKey {
     pub direction: Direction,
-    /// Peer identity or address class; [`Identity::UNKNOWN`] (0) is any peer.
+    /// Peer identity, address class, or key of a group of either; [`Identity::UNKNOWN`] (0) is any peer.
     pub identity: Identity,
     pub protocol: Option<Protocol>,
     pub port: PortClass,
@@ -84,7 +91,7 @@ pub struct PolicyEntry {
 pub struct DirectionInfo {
     /// Nothing matched: drop.
     pub default_deny: bool,
-    /// Some entry's identity is an address class.
+    /// Some entry's identity is an address class or a group of them.
     pub address_classes: bool,
     /// Some entry's port is a `PortClass::Class`.
     pub ranges: bool,
@@ -106,6 +113,9 @@ pub struct CellKinds {
     pub id_exact: bool,
     pub id_protocol: bool,
     pub id_any: bool,
+    pub group_exact: bool,
+    pub group_protocol: bool,
+    pub group_any: bool,
     pub any_exact: bool,
     pub any_protocol: bool,
     pub any_any: bool,
@@ -132,14 +142,15 @@ pub struct PortClassRange {
 /// it, and one that goes keeps them until no port is.
 ///
 /// Upserts are in the order in which they are to be written: entries that hold a deny first, so
-/// that a deny that moves from one cell to another is in both for a moment and never in none.
+/// that a deny that moves from one cell to another is in both for a moment and never in none. Deletes
+/// are the other way round: entries that hold a deny last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubjectDelta {
     /// Identity of the endpoints that have this policy; [`Identity::HOST`] for the node itself.
     pub subject: Identity,
     pub info: PolicyInfo,
     pub upserts: Vec<(PolicyKey, PolicyEntry)>,
-    /// In the order of keys.
+    /// Entries that hold a deny last, else in the order of keys.
     pub deletes: Vec<PolicyKey>,
     /// Blocks of ports whose size is a power of two that divides their first port: each is one
     /// prefix of a trie over ports. A block whose class alone changes is an upsert.

@@ -151,6 +151,11 @@ impl Store {
         self.write("probe", move |tx| set_counter(tx, "probe", now))
     }
 
+    /// The last write failed, and nothing has worked since.
+    pub fn is_failing(&self) -> bool {
+        self.inner.health.lock().failing.is_some()
+    }
+
     fn record(&self, access: Access, error: Option<&StoreError>) {
         let mut health = self.inner.health.lock();
         match error {

@@ -12,7 +12,7 @@ use super::connection::Store;
 use super::error::StoreError;
 use super::rows::{counter, set_counter};
 use crate::identity::AllocateError;
-use crate::model::{Identity, Labels};
+use crate::model::{Identity, Interner, Labels};
 
 /// How long a released number is kept for its labels.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(15 * 60);
@@ -123,6 +123,7 @@ impl IdentityStore {
     pub fn open(store: Store, clock: Clock, grace: Duration) -> Result<IdentityStore, StoreError> {
         let (cursor, rows) = store.read("read identities", |tx| {
             let mut rows = BTreeMap::new();
+            let mut strings = Interner::default();
             let mut select = tx.prepare_cached("SELECT id, labels, last_used, released FROM identity")?;
             let found = select.query_map([], |row| {
                 Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?, row.get::<_, Option<i64>>(3)?))
@@ -131,6 +132,7 @@ impl IdentityStore {
                 let (id, labels, last_used, released) = row?;
                 let labels = serde_json::from_str(&labels)
                     .map_err(|error| StoreError::invalid("an identity's labels", error))?;
+                let labels = strings.labels(&labels);
                 let row = IdentityRow {
                     id: Identity(id),
                     labels,

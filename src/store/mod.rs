@@ -27,6 +27,8 @@ pub mod objects;
 mod open;
 mod rows;
 mod settings;
+#[cfg(test)]
+pub mod testing;
 mod tokens;
 
 pub use allocator::StoreAllocator;

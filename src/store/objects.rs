@@ -264,7 +264,8 @@ fn same(stored: &StoredObject, new: &ParsedObject, reader: &mut Reader<'_>) -> b
 /// What a manifest holds, or why it cannot be read.
 type Content = Result<BTreeMap<ObjectRef, Resource>, Vec<Problem>>;
 
-/// Parses each stored manifest once, however many objects it holds.
+/// Parses each stored manifest once, however many objects it holds. Keeps what it parsed only where there is
+/// more than one: most manifests hold one object, and a start reads tens of thousands of them.
 pub struct Reader<'a> {
     parser: &'a dyn ManifestParser,
     parsed: BTreeMap<Arc<str>, Content>,
@@ -292,11 +293,20 @@ impl<'a> Reader<'a> {
     ///
     /// As [`Reader::read`].
     pub fn find(&mut self, reference: &ObjectRef, manifest: &Arc<str>) -> Result<Resource, LoadError> {
-        let parsed = self.parsed.entry(manifest.clone()).or_insert_with(|| {
-            let objects = self.parser.parse(manifest)?.objects;
-            Ok(objects.into_iter().map(|object| (object.resource.reference(), object.resource)).collect())
-        });
-        let problems = match parsed {
+        if !self.parsed.contains_key(manifest) {
+            let mut parsed = self.parser.parse(manifest).map(|parsed| parsed.objects);
+            if let Ok(objects) = &mut parsed
+                && let [only] = &objects[..]
+                && only.resource.reference() == *reference
+                && let Some(only) = objects.pop()
+            {
+                return Ok(only.resource);
+            }
+            let by_name = |object: ParsedObject| (object.resource.reference(), object.resource);
+            let content = parsed.map(|objects| objects.into_iter().map(by_name).collect());
+            self.parsed.insert(manifest.clone(), content);
+        }
+        let problems = match &self.parsed[manifest] {
             Ok(resources) => match resources.get(reference) {
                 Some(resource) => return Ok(resource.clone()),
                 None => vec![Problem {

@@ -196,6 +196,9 @@ impl PolicyMapEntry {
 pub const CELL_FLAGS: u32 = PF_ID_EXACT
     | PF_ID_PROTO
     | PF_ID_ANY
+    | PF_GROUP_EXACT
+    | PF_GROUP_PROTO
+    | PF_GROUP_ANY
     | PF_ANY_EXACT
     | PF_ANY_PROTO
     | PF_ANY_ANY
@@ -209,6 +212,9 @@ pub fn direction_flags(info: DirectionInfo) -> u32 {
         (cells.id_exact, PF_ID_EXACT),
         (cells.id_protocol, PF_ID_PROTO),
         (cells.id_any, PF_ID_ANY),
+        (cells.group_exact, PF_GROUP_EXACT),
+        (cells.group_protocol, PF_GROUP_PROTO),
+        (cells.group_any, PF_GROUP_ANY),
         (cells.any_exact, PF_ANY_EXACT),
         (cells.any_protocol, PF_ANY_PROTO),
         (cells.any_any, PF_ANY_ANY),
@@ -273,6 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::IdentityGroup;
 
     proptest! {
         #[test]
@@ -321,6 +328,19 @@ mod tests {
             Slot { precedence: Precedence(9), action: SlotAction::Redirect(Proxy::Dns), rules: RuleSetId(4) };
         let entry = PolicyEntry { admin: None, normal: Some(slot) };
         assert_eq!(PolicyMapEntry::from(entry).entry(), entry);
+    }
+
+    #[test]
+    fn groups_have_the_numbers_that_the_programs_know() {
+        let numbers = [
+            GROUP_PODS,
+            GROUP_REMOTE_NODES,
+            GROUP_WORLD_IPV4,
+            GROUP_WORLD_IPV6,
+            GROUP_ADDRESSES_IPV4,
+            GROUP_ADDRESSES_IPV6,
+        ];
+        assert_eq!(IdentityGroup::ALL.map(|group| group.key().0), numbers);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::cluster::delta::ServiceFrontend;
+use crate::datapath::DatapathError;
 use crate::datapath::abi::Counter;
+use crate::datapath::table::{Key, Table, Value};
 use crate::model::{Backend, Direction, DropReason, Identity, Protocol};
 use crate::policy::map_state::{PolicyEntry, PolicyKey, RuleSetId};
 
@@ -142,6 +144,16 @@ pub struct MapPressure {
     pub map: &'static str,
     pub entries: u64,
     pub max_entries: u32,
+}
+
+impl MapPressure {
+    /// Counts only where an upper bound says that the map could be nearly full: a count reads all of it.
+    pub(super) fn of<K: Key, V: Value>(table: &dyn Table<K, V>) -> Result<MapPressure, DatapathError> {
+        let max_entries = table.max_entries();
+        let nearly_full = table.bound() > u64::from(max_entries) / 10 * 9;
+        let entries = if nearly_full { table.count()? } else { table.bound() };
+        Ok(MapPressure { map: table.name(), entries, max_entries })
+    }
 }
 
 /// A difference between the kernel and what should be there.

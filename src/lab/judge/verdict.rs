@@ -126,8 +126,7 @@ fn l7(view: &View, direction: Direction, flow: &Flow) -> L7Policy {
     view.engine().l7(subject.identity, direction, (&peer).into(), l4)
 }
 
-/// Verdict and reason agree. The compiled policy may name some of several rules that decide; the
-/// ways to be allowed without any rule are one.
+/// Verdict and reason agree. The compiled policy may name some of several rules that decide.
 pub(super) fn same(oracle: &SideDecision, compiled: &SideDecision) -> bool {
     if oracle.outcome != compiled.outcome {
         return false;
@@ -140,12 +139,8 @@ pub(super) fn same(oracle: &SideDecision, compiled: &SideDecision) -> bool {
             let set = |objects: &[ObjectRef]| objects.iter().cloned().collect::<BTreeSet<_>>();
             set(a) == set(b)
         }
-        (oracle, compiled) => no_rule(oracle) && no_rule(compiled),
+        (oracle, compiled) => oracle == compiled,
     }
-}
-
-fn no_rule(because: &Because) -> bool {
-    matches!(because, Because::NoPolicy | Because::AllowLocalhost | Because::Hairpin)
 }
 
 /// A decision in one line.

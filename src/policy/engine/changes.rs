@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::identities::PortName;
+use super::identities::{Known, PortName};
 use super::precedence::{self, Rebase};
 use super::repository::{RuleState, SpecId, SpecState, peer_keys, rule_state};
 use super::selectors::SelectorId;
-use crate::model::{Direction, Identity, IdentityRecord, ObjectRef};
+use crate::model::{Direction, GroupSet, Identity, IdentityRecord, ObjectRef};
+use crate::policy::named_port::NamedPort;
 use crate::policy::rule::Policy;
 
 impl Engine {
@@ -23,34 +24,50 @@ impl Engine {
             None => (None, Vec::new()),
         };
         let old_selectors = old.as_ref().map_or(&[][..], |known| &known.selectors);
-        let old_ports = old.as_ref().and_then(|known| known.named_ports.clone());
-        let mut new_selectors: Vec<SelectorId> = Vec::new();
-        let mut new_ports = None;
         let mut grown = Vec::new();
         if let Some(record) = record {
             grown = self.identities.insert(record);
             if let Some(known) = self.identities.get_mut(id) {
                 known.selectors = self.selectors.matching(known, self.options.cidr_match);
-                new_selectors.clone_from(&known.selectors);
-                new_ports.clone_from(&known.named_ports);
             }
         }
-        for gone in old_selectors.iter().filter(|id| new_selectors.binary_search(id).is_err()) {
-            self.selectors.remove_member(*gone, id);
+        let new = self.identities.get(id);
+        let new_selectors = new.map_or(&[][..], |known| &known.selectors);
+        let (old_groups, new_groups) = (groups(old.as_ref()), groups(new));
+        let regrouped = old_groups != new_groups;
+        if let Some(old) = &old {
+            let gone = |selector: &&SelectorId| regrouped || new_selectors.binary_search(selector).is_err();
+            old_selectors.iter().filter(gone).for_each(|gone| self.selectors.remove_member(*gone, old));
         }
-        for come in new_selectors.iter().filter(|id| old_selectors.binary_search(id).is_err()) {
-            self.selectors.add_member(*come, id);
+        if let Some(new) = new {
+            let come = |selector: &&SelectorId| regrouped || old_selectors.binary_search(selector).is_err();
+            new_selectors.iter().filter(come).for_each(|come| self.selectors.add_member(*come, new));
         }
+        let turned = self.selectors.refresh_groups(&self.identities);
+        let (old_ports, new_ports) = (ports(old.as_ref()), ports(new));
         let renumbered = old_ports != new_ports;
+        let has_names = old_ports.is_some() || new_ports.is_some();
         let mut touched: Vec<(SpecId, Direction)> = old_selectors
             .iter()
-            .chain(&new_selectors)
+            .chain(new_selectors)
             .filter(|selector| {
                 renumbered
+                    || regrouped
                     || old_selectors.binary_search(selector).is_ok()
                         != new_selectors.binary_search(selector).is_ok()
             })
-            .flat_map(|selector| self.selectors.get(*selector).users())
+            .map(|selector| self.selectors.get(*selector))
+            // The cells of a group are there already; only names have cells of their own.
+            .filter(|selector| {
+                let covered = selector.wide.covered;
+                let reached = |groups: GroupSet| groups.is_empty() || !(covered & groups).is_empty();
+                let inherits = !covered.is_empty()
+                    && !(old_groups.is_empty() && new_groups.is_empty())
+                    && reached(old_groups)
+                    && reached(new_groups);
+                has_names || !inherits
+            })
+            .flat_map(|selector| selector.users())
             .collect();
         touched.sort_unstable();
         touched.dedup();
@@ -62,11 +79,24 @@ impl Engine {
                 }
             }
         }
+        self.mark_turned(&turned);
         self.mark_port_names(&grown, &shrunk);
         if self.subjects.contains_key(&id) {
             self.reselect(id);
         }
         old.map(|known| known.record)
+    }
+
+    /// Rules of selectors that gained or lost a group move between its cells and those of its members.
+    fn mark_turned(&mut self, turned: &[SelectorId]) {
+        for (spec, direction) in turned.iter().flat_map(|selector| self.selectors.get(*selector).users()) {
+            for subject in &self.repository.spec(spec).subjects {
+                if let Some(state) = self.subjects.get_mut(subject) {
+                    state.side_mut(direction).dirty.all = true;
+                    self.unsettled.insert(*subject);
+                }
+            }
+        }
     }
 
     /// Egress classes hold the numbers that names stand for somewhere.
@@ -246,4 +276,12 @@ impl Engine {
             }
         }
     }
+}
+
+fn groups(known: Option<&Known>) -> GroupSet {
+    known.map_or(GroupSet::EMPTY, |known| known.groups)
+}
+
+fn ports(known: Option<&Known>) -> Option<&Arc<[NamedPort]>> {
+    known?.named_ports.as_ref()
 }

@@ -67,6 +67,9 @@ impl Column {
 pub(super) struct ColumnKey {
     /// Ascending.
     pub(super) rules: Box<[RuleId]>,
+    /// Rules of which only the port names are here, the rest in the column of the peer's group or of
+    /// every peer; ascending.
+    pub(super) names: Box<[RuleId]>,
     pub(super) peer: PeerScope,
     /// The local node may pass whatever the rules say.
     pub(super) localhost: bool,
@@ -74,17 +77,25 @@ pub(super) struct ColumnKey {
 
 impl ColumnKey {
     pub(super) fn is_empty(&self) -> bool {
-        self.rules.is_empty() && !self.localhost
+        self.rules.is_empty() && self.names.is_empty() && !self.localhost
     }
 }
 
 /// For whom a column is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum PeerScope {
-    /// Every peer: identity 0.
-    Any,
+    /// Every peer (identity 0), or everybody of a group.
+    Many,
     /// One peer, with its port names where the rules ask for them.
     Identity(Option<Arc<[NamedPort]>>),
+}
+
+/// How much of a rule comes into a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    Whole,
+    /// What its port names stand for at the peer.
+    Names,
 }
 
 /// What compiling needs beside the key.
@@ -111,15 +122,17 @@ struct Contribution {
 impl Compiler<'_> {
     pub(super) fn compile(&mut self, key: &ColumnKey) -> Column {
         let mut contributions = Vec::new();
-        for rule in &key.rules {
-            let state = self.repository.rule_state(*rule);
-            self.cells_of(*rule, &key.peer, |cell| {
+        let of =
+            |rules: &'_ [RuleId], extent| rules.iter().map(move |rule| (*rule, extent)).collect::<Vec<_>>();
+        for (rule, extent) in of(&key.rules, Extent::Whole).into_iter().chain(of(&key.names, Extent::Names)) {
+            let state = self.repository.rule_state(rule);
+            self.cells_of(rule, extent, &key.peer, |cell| {
                 contributions.push(Contribution {
                     cell,
                     slot: state.slot,
                     precedence: Reverse(state.precedence),
                     not_deny: state.action != SlotAction::Deny,
-                    rule: *rule,
+                    rule,
                 });
             });
         }
@@ -180,10 +193,8 @@ impl Compiler<'_> {
     }
 
     /// The cells of a rule in a column.
-    fn cells_of(&self, rule: RuleId, peer: &PeerScope, mut emit: impl FnMut(Cell)) {
-        let any_peer = self.repository.rule_state(rule).any_peer;
-        // A rule for every peer comes into the column of one peer for its port names alone.
-        let here = any_peer == (*peer == PeerScope::Any);
+    fn cells_of(&self, rule: RuleId, extent: Extent, peer: &PeerScope, mut emit: impl FnMut(Cell)) {
+        let here = extent == Extent::Whole;
         let ports = match &self.repository.rule(rule).ports {
             Ports::Any => {
                 if here {

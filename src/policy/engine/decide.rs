@@ -1,8 +1,9 @@
-//! Verdicts from the compiled state: the nine cells, as the datapath looks them up.
+//! Verdicts from the compiled state: the cells, as the datapath looks them up.
 
 use super::column::Cell;
+use super::identities::IdentityTable;
 use super::subject::Side;
-use super::{Engine, L4Flow, LOCALHOST_RULES, PeerView};
+use super::{AllowLocalhost, Engine, L4Flow, LOCALHOST_RULES, PeerView};
 use crate::model::{Direction, Identity, ObjectRef};
 use crate::policy::decision::{Because, Outcome, SideDecision};
 use crate::policy::map_state::{PortClass, RuleSetId, Slot, SlotAction};
@@ -29,7 +30,7 @@ impl Best {
 }
 
 impl Engine {
-    /// Judges one side of a connection exactly as the datapath does: through the nine cells.
+    /// Judges one side of a connection exactly as the datapath does: through the cells.
     ///
     /// A subject that is not known is denied. So is a peer without an identity
     /// ([`Identity::UNKNOWN`]) wherever policy applies, whatever rules for every peer say.
@@ -51,7 +52,7 @@ impl Engine {
         if side.info().enforced() && peer.identity == Identity::UNKNOWN {
             return denied();
         }
-        let (admin, normal) = lookup(side, peer, flow);
+        let (admin, normal) = lookup(side, peer, flow, &self.identities);
         for best in [admin, normal] {
             let outcome = match best.slot.map(|slot| slot.action) {
                 Some(SlotAction::Allow) => Outcome::Allow,
@@ -67,7 +68,15 @@ impl Engine {
             rules.dedup();
             return decision(outcome, Because::Rules(rules));
         }
-        if default_deny { denied() } else { decision(Outcome::Allow, Because::NoPolicy) }
+        if default_deny {
+            return denied();
+        }
+        // Where there is policy an entry says so; where there is none, the reason is the same.
+        let exempt = direction == Direction::Ingress
+            && peer.identity == Identity::HOST
+            && subject != Identity::HOST
+            && self.options.allow_localhost == AllowLocalhost::Always;
+        decision(Outcome::Allow, if exempt { Because::AllowLocalhost } else { Because::NoPolicy })
     }
 
     /// Objects that turn default deny on for this side, in their order. Empty where the
@@ -83,30 +92,29 @@ impl Engine {
     }
 }
 
-fn lookup(side: &Side, peer: PeerView, flow: L4Flow) -> (Best, Best) {
+fn lookup(side: &Side, peer: PeerView, flow: L4Flow, identities: &IdentityTable) -> (Best, Best) {
     let info = side.info();
     let port = if info.ranges {
         side.classes.class_of(flow.protocol, flow.port)
     } else {
         PortClass::Exact(flow.port)
     };
-    let cells = [
-        (Cell { protocol: Some(flow.protocol), port }, info.cells.id_exact, info.cells.any_exact),
-        (Cell::protocol(flow.protocol), info.cells.id_protocol, info.cells.any_protocol),
-        (Cell::ANY, info.cells.id_any, info.cells.any_any),
-    ];
-    let class = peer.address_class.filter(|_| info.address_classes);
-    let peers = [Some(peer.identity), class, Some(Identity::UNKNOWN)];
+    let cells = [Cell { protocol: Some(flow.protocol), port }, Cell::protocol(flow.protocol), Cell::ANY];
+    let kinds = &info.cells;
+    let of_one = [kinds.id_exact, kinds.id_protocol, kinds.id_any];
+    let of_group = [kinds.group_exact, kinds.group_protocol, kinds.group_any];
+    let of_any = [kinds.any_exact, kinds.any_protocol, kinds.any_any];
+    let known = |id: &Identity| *id != Identity::UNKNOWN;
+    let class = peer.address_class.filter(|_| info.address_classes).filter(known);
+    let peers = [Some(peer.identity).filter(known), class].into_iter().flatten().flat_map(|id| {
+        let group = identities.group_of(id).map(|group| (group.key(), of_group));
+        [(id, of_one)].into_iter().chain(group)
+    });
     let (mut admin, mut normal) = (Best::default(), Best::default());
-    for (index, peer) in peers.into_iter().enumerate() {
-        let every_peer = index == 2;
-        let Some(peer) = peer.filter(|peer| every_peer || *peer != Identity::UNKNOWN) else { continue };
+    for (peer, kinds) in peers.chain([(Identity::UNKNOWN, of_any)]) {
         let Some(column) = side.column(peer) else { continue };
-        for (cell, of_peer, of_any) in cells {
-            if !(if every_peer { of_any } else { of_peer }) {
-                continue;
-            }
-            if let Some(entry) = column.get(cell) {
+        for (cell, _) in cells.iter().zip(kinds).filter(|(_, present)| *present) {
+            if let Some(entry) = column.get(*cell) {
                 admin.offer(entry.admin);
                 normal.offer(entry.normal);
             }

@@ -21,9 +21,10 @@ pub(super) fn take(id: Identity, subject: &mut SubjectState) -> Option<SubjectDe
         class_deletes: Vec::new(),
         removed: !subject.alive,
     };
+    let mut deletes: Vec<(PolicyKey, PolicyEntry)> = Vec::new();
     for direction in Direction::BOTH {
         let side = subject.side_mut(direction);
-        take_columns(side, direction, &mut delta);
+        take_columns(side, direction, &mut delta, &mut deletes);
         take_classes(side, direction, &mut delta);
     }
     let announced = if subject.alive { subject.announced.replace(info) } else { subject.announced.take() };
@@ -37,7 +38,8 @@ pub(super) fn take(id: Identity, subject: &mut SubjectState) -> Option<SubjectDe
     }
     // Denies first: see `SubjectDelta`.
     delta.upserts.sort_by_key(|(key, entry)| (!denies(entry), *key));
-    delta.deletes.sort_unstable();
+    deletes.sort_by_key(|(key, was)| (denies(was), *key));
+    delta.deletes = deletes.into_iter().map(|(key, _)| key).collect();
     let unchanged = announced == Some(info)
         && delta.upserts.is_empty()
         && delta.deletes.is_empty()
@@ -50,7 +52,12 @@ fn denies(entry: &PolicyEntry) -> bool {
     [entry.admin, entry.normal].into_iter().flatten().any(|slot| slot.action == SlotAction::Deny)
 }
 
-fn take_columns(side: &mut Side, direction: Direction, delta: &mut SubjectDelta) {
+fn take_columns(
+    side: &mut Side,
+    direction: Direction,
+    delta: &mut SubjectDelta,
+    deletes: &mut Vec<(PolicyKey, PolicyEntry)>,
+) {
     for (peer, was) in std::mem::take(&mut side.before) {
         let is = side.column(peer);
         if let (Some(was), Some(is)) = (&was, is)
@@ -64,15 +71,15 @@ fn take_columns(side: &mut Side, direction: Direction, delta: &mut SubjectDelta)
         let (was, is) = (cells(was.as_ref()), cells(is));
         let mut old = was.cells.iter().peekable();
         for (cell, entry) in &is.cells {
-            while let Some((gone, _)) = old.next_if(|(old, _)| old < cell) {
-                delta.deletes.push(key(gone));
+            while let Some((gone, was)) = old.next_if(|(old, _)| old < cell) {
+                deletes.push((key(gone), *was));
             }
             let same = old.next_if(|(old, _)| old == cell).is_some_and(|(_, old)| old == entry);
             if !same {
                 delta.upserts.push((key(cell), *entry));
             }
         }
-        delta.deletes.extend(old.map(|(gone, _)| key(gone)));
+        deletes.extend(old.map(|(gone, was)| (key(gone), *was)));
     }
 }
 

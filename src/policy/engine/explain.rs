@@ -92,7 +92,7 @@ impl Engine {
         let mut rules: Vec<RuleId> = self
             .peers(peer)
             .into_iter()
-            .flat_map(|peer| side.rules_for(peer, &self.identities))
+            .flat_map(|peer| side.rules_for(peer, &self.identities, &self.selectors))
             .filter(|id| side.settled.baseline || !self.repository.rule_state(*id).baseline)
             .collect();
         rules.sort_unstable();
@@ -119,8 +119,11 @@ impl Engine {
     ) -> Option<NearMiss> {
         let state = self.subjects.get(&subject)?;
         let side: &Side = state.side(direction);
-        let mut of_peer: Vec<RuleId> =
-            self.peers(peer).into_iter().flat_map(|peer| side.rules_for(peer, &self.identities)).collect();
+        let mut of_peer: Vec<RuleId> = self
+            .peers(peer)
+            .into_iter()
+            .flat_map(|peer| side.rules_for(peer, &self.identities, &self.selectors))
+            .collect();
         of_peer.sort_unstable();
         let rules = state.specs.iter().flat_map(|spec| &self.repository.spec(*spec).rules);
         rules

@@ -144,7 +144,7 @@ impl Engine {
     fn members(&self, id: RuleId) -> Vec<Identity> {
         let selectors = &self.repository.rule_state(id).selectors;
         let mut members: Vec<Identity> =
-            selectors.iter().flat_map(|selector| &self.selectors.get(*selector).members).copied().collect();
+            selectors.iter().flat_map(|selector| self.selectors.get(*selector).everybody()).collect();
         members.sort_unstable();
         members.dedup();
         members

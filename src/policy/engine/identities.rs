@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::matching;
 use super::selectors::{SelectorId, SelectorKey};
-use crate::model::{Identity, IdentityKind, IdentityRecord, Protocol};
+use crate::model::{Family, GroupSet, Identity, IdentityGroup, IdentityKind, IdentityRecord, Protocol};
 use crate::policy::named_port::{self, NamedPort};
 use crate::policy::rule::Peer;
 use crate::policy::selector::{LabelSelector, Operator, Requirement};
@@ -19,6 +19,8 @@ pub(super) struct Known {
     pub(super) record: IdentityRecord,
     /// Selectors that match it; ascending.
     pub(super) selectors: Vec<SelectorId>,
+    /// Groups that its addresses can be in: more than one only where the record is not what its number says.
+    pub(super) groups: GroupSet,
     /// What port names mean there; `None` when it has none.
     pub(super) named_ports: Option<Arc<[NamedPort]>>,
 }
@@ -36,6 +38,7 @@ pub(super) struct IdentityTable {
     by_fqdn: HashMap<Arc<str>, Vec<Identity>>,
     by_port_name: HashMap<PortName, BTreeMap<u16, Vec<Identity>>>,
     nodes: BTreeSet<Identity>,
+    group_sizes: [usize; IdentityGroup::ALL.len()],
 }
 
 impl IdentityTable {
@@ -45,6 +48,20 @@ impl IdentityTable {
 
     pub(super) fn get_mut(&mut self, id: Identity) -> Option<&mut Known> {
         self.known.get_mut(&id)
+    }
+
+    /// Known identities that can be in the group.
+    pub(super) fn group_size(&self, group: IdentityGroup) -> usize {
+        self.group_sizes[group as usize]
+    }
+
+    /// The group that packets of a peer are looked up in; of one that is not known, by its number alone.
+    pub(super) fn group_of(&self, id: Identity) -> Option<IdentityGroup> {
+        match self.known.get(&id) {
+            Some(known) => known.groups.single(),
+            None => IdentityGroup::of(id, Family::IPv4)
+                .filter(|group| matches!(group, IdentityGroup::Pods | IdentityGroup::RemoteNodes)),
+        }
     }
 
     /// In the order of numbers.
@@ -89,13 +106,16 @@ impl IdentityTable {
             holders.push(id);
         }
         let named_ports = (!ports.is_empty()).then(|| ports.into());
-        self.known.insert(id, Known { record, selectors: Vec::new(), named_ports });
+        let groups = IdentityGroup::of_record(&record);
+        groups.iter().for_each(|group| self.group_sizes[group as usize] += 1);
+        self.known.insert(id, Known { record, selectors: Vec::new(), groups, named_ports });
         grown
     }
 
     /// Removes an identity. Returns it, and the port names whose set of numbers shrank.
     pub(super) fn remove(&mut self, id: Identity) -> Option<(Known, Vec<PortName>)> {
         let known = self.known.remove(&id)?;
+        known.groups.iter().for_each(|group| self.group_sizes[group as usize] -= 1);
         for label in known.record.labels.iter() {
             if let Some(values) = self.by_label.get_mut(&label.key) {
                 if let Some(holders) = values.get_mut(&label.value) {

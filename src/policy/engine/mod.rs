@@ -20,12 +20,14 @@
 //! [`Peer::CidrGroup`]: super::rule::Peer::CidrGroup
 //! [`Peer::Service`]: super::rule::Peer::Service
 
+mod capacity;
 mod changes;
 mod column;
 mod decide;
 mod delta;
 mod explain;
 mod export;
+mod groups;
 mod identities;
 mod label_index;
 mod matching;
@@ -56,7 +58,7 @@ use super::map_state::{PolicyInfo, PolicyKey, PortClassRange, RuleSetId, Subject
 use super::rule::{Policy, Rule, RuleRef};
 use crate::model::{Direction, Identity, IdentityRecord, ObjectRef};
 
-pub use options::{AllowLocalhost, CidrMatch, Enforcement, EngineError, EngineOptions};
+pub use options::{AllowLocalhost, CidrMatch, Culprit, Enforcement, EngineError, EngineOptions};
 pub use view::{
     EntryView, Explanation, L4Flow, L7Policy, MatchedRule, Missed, NearMiss, PeerView, SubjectStats,
 };
@@ -292,37 +294,5 @@ impl Engine {
                 state.map_or_else(Vec::new, |state| state.side(direction).classes.blocks(direction))
             })
             .collect()
-    }
-
-    /// The state fits the datapath's tables. Compiles what changed first.
-    pub fn check_capacity(&mut self) -> Result<(), EngineError> {
-        self.settle();
-        let limit = self.options.max_entries;
-        let mut total = 0;
-        for (id, state) in &self.subjects {
-            if state.sides.iter().any(|side| side.settled.overflow) {
-                return Err(EngineError::PortClasses { subject: *id, limit: ports::MAX_COVERINGS });
-            }
-            let needed = state.entries();
-            if needed > limit {
-                return Err(EngineError::SubjectEntries { subject: *id, needed, limit });
-            }
-            total += needed;
-        }
-        let limit = self.options.max_total_entries;
-        if total > limit {
-            return Err(EngineError::TotalEntries { needed: total, limit });
-        }
-        let (needed, limit) = (self.rule_sets.highest(), self.options.max_rule_sets);
-        if needed > limit {
-            return Err(EngineError::RuleSets { needed, limit });
-        }
-        match self.repository.ranks.crowded() {
-            Some((priority, rules)) => {
-                let limit = precedence::MAX_RULES_PER_PRIORITY;
-                Err(EngineError::PriorityCrowded { priority, rules, limit })
-            }
-            None => Ok(()),
-        }
     }
 }

@@ -1,6 +1,8 @@
 //! What the operator chooses about policy, and what the engine refuses.
 
-use crate::model::Identity;
+use std::sync::Arc;
+
+use crate::model::{Identity, ObjectRef};
 
 /// `--policy-enforcement` (semantics 4.6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -65,13 +67,33 @@ impl Default for EngineOptions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     #[error("the policy of identity {subject} needs {needed} map entries, the limit is {limit}")]
-    SubjectEntries { subject: Identity, needed: usize, limit: usize },
+    SubjectEntries { subject: Identity, needed: usize, limit: usize, most: Option<Culprit> },
     #[error("all policies together need {needed} map entries, the limit is {limit}")]
-    TotalEntries { needed: usize, limit: usize },
+    TotalEntries { needed: usize, limit: usize, most: Option<Culprit> },
     #[error("the policies need {needed} rule sets, the limit is {limit}")]
     RuleSets { needed: usize, limit: usize },
     #[error("the overlapping port ranges of identity {subject} make more than {limit} port classes")]
-    PortClasses { subject: Identity, limit: usize },
+    PortClasses { subject: Identity, limit: usize, most: Option<Culprit> },
     #[error("{rules} rules of ClusterNetworkPolicies share priority {priority}, the limit is {limit}")]
     PriorityCrowded { priority: u16, rules: usize, limit: usize },
+}
+
+/// The rule that needs most of the room, of those that the transaction changed if there are any: where to look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Culprit {
+    pub object: ObjectRef,
+    /// Field path inside the object.
+    pub path: Arc<str>,
+}
+
+impl EngineError {
+    /// Where to look; `None` where no single rule is to blame.
+    pub fn culprit(&self) -> Option<&Culprit> {
+        match self {
+            EngineError::SubjectEntries { most, .. }
+            | EngineError::TotalEntries { most, .. }
+            | EngineError::PortClasses { most, .. } => most.as_ref(),
+            EngineError::RuleSets { .. } | EngineError::PriorityCrowded { .. } => None,
+        }
+    }
 }

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
+use super::groups::Wide;
 use super::identities::{IdentityTable, Known};
 use super::label_index::LabelIndex;
 use super::matching::{self, peer_matches};
 use super::options::CidrMatch;
 use super::repository::SpecId;
 use super::slab::Slab;
-use crate::model::{Direction, Identity, Protocol};
+use crate::model::{Direction, Identity, IdentityGroup, Protocol};
 use crate::policy::rule::Peer;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,13 +46,55 @@ impl SelectorKey {
 #[derive(Debug)]
 pub(super) struct Selector {
     key: SelectorKey,
-    /// Ascending.
+    /// Those in no group that the selector may cover; ascending.
     pub(super) members: Vec<Identity>,
+    /// The others; ascending.
+    pub(super) grouped: Vec<Identity>,
+    pub(super) wide: Wide,
     /// Specs with rules that have it, with the number of those rules.
     users: BTreeMap<(SpecId, Direction), u32>,
 }
 
 impl Selector {
+    /// Everybody that it matches.
+    pub(super) fn everybody(&self) -> impl Iterator<Item = Identity> {
+        self.members.iter().chain(&self.grouped).copied()
+    }
+
+    /// Members that have cells of their own for all rules: the cells of no group reach them.
+    pub(super) fn single<'a>(&'a self, identities: &'a IdentityTable) -> impl Iterator<Item = Identity> + 'a {
+        let grouped = if self.wide.covered == self.wide.groups { &[][..] } else { &self.grouped };
+        let uncovered =
+            move |id: &Identity| !identities.get(*id).is_some_and(|known| self.wide.covers(known));
+        self.members.iter().copied().chain(grouped.iter().copied().filter(uncovered))
+    }
+
+    /// Members that the cells of a group reach and that have port names: cells of their own for those.
+    pub(super) fn naming<'a>(&'a self, identities: &'a IdentityTable) -> impl Iterator<Item = Identity> + 'a {
+        let named = move |id: &Identity| {
+            identities.get(*id).is_some_and(|known| known.named_ports.is_some() && self.wide.covers(known))
+        };
+        self.grouped.iter().copied().filter(named)
+    }
+
+    fn enter(&mut self, known: &Known) {
+        let id = known.record.id;
+        let list = if self.wide.holds(known) { &mut self.grouped } else { &mut self.members };
+        if let Err(position) = list.binary_search(&id) {
+            list.insert(position, id);
+            self.wide.count(known, 1);
+        }
+    }
+
+    fn leave(&mut self, known: &Known) {
+        let id = known.record.id;
+        let list = if self.wide.holds(known) { &mut self.grouped } else { &mut self.members };
+        if let Ok(position) = list.binary_search(&id) {
+            list.remove(position);
+            self.wide.count(known, -1);
+        }
+    }
+
     pub(super) fn users(&self) -> impl Iterator<Item = (SpecId, Direction)> {
         self.users.keys().copied()
     }
@@ -68,6 +111,8 @@ pub(super) struct SelectorTable {
     by_port_name: HashMap<Arc<str>, Vec<u32>>,
     /// Entities and node selectors: few, tested always.
     others: Vec<u32>,
+    /// Those that may cover a group: few.
+    wide: Vec<SelectorId>,
 }
 
 impl SelectorTable {
@@ -92,10 +137,22 @@ impl SelectorTable {
             .into_iter()
             .filter(|id| identities.get(*id).is_some_and(|known| key.matches(known, cidr_match)))
             .collect();
-        let selector = Selector { key: key.clone(), members, users: BTreeMap::from([(user, 1)]) };
+        let mut selector = Selector {
+            wide: Wide::of(&key),
+            key: key.clone(),
+            members: Vec::new(),
+            grouped: Vec::new(),
+            users: BTreeMap::from([(user, 1)]),
+        };
+        members.iter().filter_map(|member| identities.get(*member)).for_each(|known| selector.enter(known));
+        selector.wide.refresh(identities);
+        let may_cover = !selector.wide.groups.is_empty();
         let id = SelectorId(self.selectors.insert(selector));
-        for member in &self.selectors.get(id.0).members {
-            if let Some(known) = identities.get_mut(*member)
+        if may_cover {
+            self.wide.push(id);
+        }
+        for member in members {
+            if let Some(known) = identities.get_mut(member)
                 && let Err(position) = known.selectors.binary_search(&id)
             {
                 known.selectors.insert(position, id);
@@ -124,11 +181,12 @@ impl SelectorTable {
             return;
         }
         let selector = self.selectors.remove(id.0);
-        for member in &selector.members {
-            if let Some(known) = identities.get_mut(*member) {
+        for member in selector.everybody() {
+            if let Some(known) = identities.get_mut(member) {
                 known.selectors.retain(|other| *other != id);
             }
         }
+        self.wide.retain(|other| *other != id);
         self.by_key.remove(&selector.key);
         self.unfile(id.0, &selector.key);
     }
@@ -182,19 +240,26 @@ impl SelectorTable {
         candidates.into_iter().map(SelectorId).collect()
     }
 
-    /// Enters an identity into the selectors that match it, or takes it out of those.
-    pub(super) fn add_member(&mut self, id: SelectorId, identity: Identity) {
-        let members = &mut self.selectors.get_mut(id.0).members;
-        if let Err(position) = members.binary_search(&identity) {
-            members.insert(position, identity);
-        }
+    /// Enters an identity into a selector that matches it, or takes it out.
+    pub(super) fn add_member(&mut self, id: SelectorId, known: &Known) {
+        self.selectors.get_mut(id.0).enter(known);
     }
 
-    pub(super) fn remove_member(&mut self, id: SelectorId, identity: Identity) {
-        let members = &mut self.selectors.get_mut(id.0).members;
-        if let Ok(position) = members.binary_search(&identity) {
-            members.remove(position);
-        }
+    pub(super) fn remove_member(&mut self, id: SelectorId, known: &Known) {
+        self.selectors.get_mut(id.0).leave(known);
+    }
+
+    /// Selectors that cover the group.
+    pub(super) fn covering(&self, group: IdentityGroup) -> impl Iterator<Item = SelectorId> {
+        self.wide.iter().copied().filter(move |id| self.get(*id).wide.covered.contains(group))
+    }
+
+    /// Finds anew which groups are covered, after identities came or went. Returns the selectors that
+    /// cover more or fewer groups than before.
+    pub(super) fn refresh_groups(&mut self, identities: &IdentityTable) -> Vec<SelectorId> {
+        let selectors = &mut self.selectors;
+        let turned = |id: &SelectorId| selectors.get_mut(id.0).wide.refresh(identities);
+        self.wide.iter().copied().filter(turned).collect()
     }
 
     pub(super) fn reclaim(&mut self) {

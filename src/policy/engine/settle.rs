@@ -12,9 +12,9 @@ use super::options::{AllowLocalhost, Enforcement, EngineOptions};
 use super::ports::TooManyClasses;
 use super::repository::{Repository, RuleId, SpecId};
 use super::rule_sets::RuleSets;
-use super::selectors::SelectorTable;
+use super::selectors::{SelectorId, SelectorTable};
 use super::subject::{Settled, Side, SubjectState, for_ranges};
-use crate::model::{Direction, Identity, PortRange, Protocol};
+use crate::model::{Direction, Identity, IdentityGroup, PortRange, Protocol};
 use crate::policy::named_port::NamedPort;
 
 /// The rest of the engine, as settling a subject sees it.
@@ -33,6 +33,28 @@ struct Owner<'a> {
     known: bool,
     ports: Option<&'a [NamedPort]>,
     direction: Direction,
+}
+
+/// The rules of a column; see [`ColumnKey`].
+#[derive(Default)]
+struct Bearing {
+    rules: Vec<RuleId>,
+    names: Vec<RuleId>,
+}
+
+impl Bearing {
+    /// Of a rule for every peer only the names are here.
+    fn add(&mut self, rules: &[RuleId], cx: &Context<'_>) {
+        for rule in rules {
+            let list =
+                if cx.repository.rule_state(*rule).any_peer { &mut self.names } else { &mut self.rules };
+            list.push(*rule);
+        }
+    }
+
+    fn add_names(&mut self, rules: &[RuleId], cx: &Context<'_>) {
+        self.names.extend(rules.iter().filter(|rule| cx.repository.rule_state(**rule).names_ports));
+    }
 }
 
 /// Compiles what is marked in a subject.
@@ -105,8 +127,8 @@ impl Side {
             let mut peers: Vec<Identity> = dirty.peers.into_iter().collect();
             peers.sort_unstable();
             for peer in peers {
-                let rules = self.rules_for(peer, cx.identities);
-                self.set_column(peer, rules, owner, cx);
+                let bearing = self.bearing(peer, owner, cx);
+                self.set_column(peer, bearing, owner, cx);
             }
         }
     }
@@ -134,41 +156,70 @@ impl Side {
     }
 
     /// The rules that match a peer, in no order.
-    pub(super) fn rules_for(&self, peer: Identity, identities: &IdentityTable) -> Vec<RuleId> {
+    pub(super) fn rules_for(
+        &self,
+        peer: Identity,
+        identities: &IdentityTable,
+        selectors: &SelectorTable,
+    ) -> Vec<RuleId> {
         if peer == Identity::UNKNOWN {
             return self.any.clone();
         }
-        let selectors = identities.get(peer).map_or(&[][..], |known| &known.selectors);
-        selectors.iter().filter_map(|selector| self.by_selector.get(selector)).flatten().copied().collect()
+        let of = |selector: SelectorId| self.by_selector.get(&selector).into_iter().flatten().copied();
+        match identities.get(peer) {
+            Some(known) => known.selectors.iter().flat_map(|selector| of(*selector)).collect(),
+            None => {
+                let group = identities.group_of(peer).into_iter();
+                group.flat_map(|group| selectors.covering(group)).flat_map(of).collect()
+            }
+        }
     }
 
-    fn column_key(
-        &self,
-        peer: Identity,
-        mut rules: Vec<RuleId>,
-        owner: &Owner<'_>,
-        cx: &Context<'_>,
-    ) -> ColumnKey {
-        if !self.settled.baseline {
-            rules.retain(|rule| !cx.repository.rule_state(*rule).baseline);
+    /// What a column is made of: see [`ColumnKey`]. In no order.
+    fn bearing(&self, peer: Identity, owner: &Owner<'_>, cx: &Context<'_>) -> Bearing {
+        let of = |selector: SelectorId| self.by_selector.get(&selector).map_or(&[][..], |rules| rules);
+        let mut bearing = Bearing::default();
+        if peer == Identity::UNKNOWN {
+            bearing.rules.clone_from(&self.any);
+        } else if let Some(group) = IdentityGroup::of_key(peer) {
+            bearing.rules.extend(cx.selectors.covering(group).flat_map(of));
+        } else if let Some(known) = cx.identities.get(peer) {
+            for selector in &known.selectors {
+                let rules = of(*selector);
+                if !cx.selectors.get(*selector).wide.covers(known) {
+                    bearing.add(rules, cx);
+                } else if owner.direction == Direction::Egress && known.named_ports.is_some() {
+                    bearing.add_names(rules, cx);
+                }
+            }
         }
-        rules.sort_unstable();
-        rules.dedup();
-        let scope = if peer == Identity::UNKNOWN {
-            PeerScope::Any
+        bearing
+    }
+
+    fn column_key(&self, peer: Identity, bearing: Bearing, owner: &Owner<'_>, cx: &Context<'_>) -> ColumnKey {
+        let Bearing { mut rules, mut names } = bearing;
+        for list in [&mut rules, &mut names] {
+            if !self.settled.baseline {
+                list.retain(|rule| !cx.repository.rule_state(*rule).baseline);
+            }
+            list.sort_unstable();
+            list.dedup();
+        }
+        let scope = if peer == Identity::UNKNOWN || IdentityGroup::of_key(peer).is_some() {
+            PeerScope::Many
         } else {
             let resolved_here = owner.direction == Direction::Egress
-                && rules.iter().any(|rule| cx.repository.rule_state(*rule).names_ports);
+                && rules.iter().chain(&names).any(|rule| cx.repository.rule_state(*rule).names_ports);
             let known = cx.identities.get(peer).filter(|_| resolved_here);
             PeerScope::Identity(known.and_then(|known| known.named_ports.clone()))
         };
         let localhost = self.settled.localhost && peer == Identity::HOST;
-        ColumnKey { rules: rules.into(), peer: scope, localhost }
+        ColumnKey { rules: rules.into(), names: names.into(), peer: scope, localhost }
     }
 
     /// Makes the column of a peer what its rules say.
-    fn set_column(&mut self, peer: Identity, rules: Vec<RuleId>, owner: &Owner<'_>, cx: &mut Context<'_>) {
-        let key = self.column_key(peer, rules, owner, cx);
+    fn set_column(&mut self, peer: Identity, bearing: Bearing, owner: &Owner<'_>, cx: &mut Context<'_>) {
+        let key = self.column_key(peer, bearing, owner, cx);
         let old = self.columns.get(&peer).copied();
         let new = (!key.is_empty()).then(|| {
             let mut compiler = Compiler {
@@ -206,30 +257,39 @@ impl Side {
 
     /// Every column anew, from an empty pool.
     fn compile_all(&mut self, owner: &Owner<'_>, cx: &mut Context<'_>) {
-        let mut rules: HashMap<Identity, Vec<RuleId>> = HashMap::new();
+        let mut columns: HashMap<Identity, Bearing> = HashMap::new();
         if !self.any.is_empty() {
-            rules.insert(Identity::UNKNOWN, self.any.clone());
+            columns.insert(Identity::UNKNOWN, Bearing { rules: self.any.clone(), names: Vec::new() });
         }
         if self.settled.localhost {
-            rules.entry(Identity::HOST).or_default();
+            columns.entry(Identity::HOST).or_default();
         }
-        for (selector, of_selector) in &self.by_selector {
-            for member in &cx.selectors.get(*selector).members {
-                rules.entry(*member).or_default().extend_from_slice(of_selector);
+        for (selector, rules) in &self.by_selector {
+            let selector = cx.selectors.get(*selector);
+            for peer in
+                selector.single(cx.identities).chain(selector.wide.covered.iter().map(IdentityGroup::key))
+            {
+                columns.entry(peer).or_default().add(rules, cx);
+            }
+            let names_ports = |rule: &RuleId| cx.repository.rule_state(*rule).names_ports;
+            if owner.direction == Direction::Egress && rules.iter().any(names_ports) {
+                for peer in selector.naming(cx.identities) {
+                    columns.entry(peer).or_default().add_names(rules, cx);
+                }
             }
         }
         let mut old_pool = std::mem::take(&mut self.pool);
         let mut old_columns = std::mem::take(&mut self.columns);
         // In order, so that numbers of rule sets depend on what is loaded alone.
-        let mut peers: Vec<(Identity, Vec<RuleId>)> = rules.into_iter().collect();
+        let mut peers: Vec<(Identity, Bearing)> = columns.into_iter().collect();
         peers.sort_unstable_by_key(|(peer, _)| *peer);
-        for (peer, rules) in peers {
+        for (peer, bearing) in peers {
             let was = old_columns.remove(&peer);
             if let Some(number) = was {
                 let column = old_pool.get(number).clone();
                 self.record(peer, Some(column), None);
             }
-            self.set_column(peer, rules, owner, cx);
+            self.set_column(peer, bearing, owner, cx);
             if let Some(number) = was {
                 old_pool.release(number, cx.rule_sets);
             }

@@ -11,7 +11,7 @@ use super::identities::PortName;
 use super::ports::PortClasses;
 use super::repository::{Repository, RuleId, SpecId, named_ports};
 use super::selectors::{SelectorId, SelectorTable};
-use crate::model::{Direction, Identity, PortRange, Protocol};
+use crate::model::{Direction, Identity, IdentityGroup, PortRange, Protocol};
 use crate::policy::map_state::{CellKinds, DirectionInfo, PolicyInfo, PortClassRange};
 use crate::policy::named_port::NamedPort;
 use crate::policy::rule::{PortMatch, Ports};
@@ -54,7 +54,9 @@ pub(super) struct Side {
     pub(super) entries: usize,
     /// Columns of single peers that have each kind of cell: exact, protocol, any.
     kinds: [usize; 3],
-    /// Columns of address classes.
+    /// The same of columns of groups.
+    group_kinds: [usize; 3],
+    /// Columns of address classes and of groups of them.
     address_columns: usize,
 
     pub(super) settled: Settled,
@@ -204,7 +206,15 @@ impl Side {
             self.dirty.peers.insert(Identity::UNKNOWN);
         }
         for selector in &state.selectors {
-            self.dirty.peers.extend(&selectors.get(*selector).members);
+            let selector = selectors.get(*selector);
+            let covered = selector.wide.covered;
+            self.dirty.peers.extend(&selector.members);
+            self.dirty.peers.extend(covered.iter().map(IdentityGroup::key));
+            // Members that a group covers have cells of their own for port names alone.
+            let names = state.names_ports && state.direction == Direction::Egress;
+            if names || covered != selector.wide.groups {
+                self.dirty.peers.extend(&selector.grouped);
+            }
         }
     }
 
@@ -223,13 +233,19 @@ impl Side {
         if peer == Identity::UNKNOWN {
             return;
         }
+        let group = IdentityGroup::of_key(peer);
         let Kinds { exact, protocol, any } = column.kinds;
-        for (count, has) in self.kinds.iter_mut().zip([exact, protocol, any]) {
+        let kinds = if group.is_some() { &mut self.group_kinds } else { &mut self.kinds };
+        for (count, has) in kinds.iter_mut().zip([exact, protocol, any]) {
             if has {
                 *count = count.wrapping_add_signed(change);
             }
         }
-        if peer.0 >= Identity::ADDRESS_CLASS_MIN {
+        let of_addresses = match group {
+            Some(group) => matches!(group, IdentityGroup::AddressesIpv4 | IdentityGroup::AddressesIpv6),
+            None => peer.0 >= Identity::ADDRESS_CLASS_MIN,
+        };
+        if of_addresses {
             self.address_columns = self.address_columns.wrapping_add_signed(change);
         }
     }
@@ -244,6 +260,9 @@ impl Side {
                 id_exact: self.kinds[0] > 0,
                 id_protocol: self.kinds[1] > 0,
                 id_any: self.kinds[2] > 0,
+                group_exact: self.group_kinds[0] > 0,
+                group_protocol: self.group_kinds[1] > 0,
+                group_any: self.group_kinds[2] > 0,
                 any_exact: any.exact,
                 any_protocol: any.protocol,
                 any_any: any.any,

@@ -333,7 +333,19 @@ fn the_node_reaches_its_own_pods_unless_policy_is_asked() {
     assert_eq!(by(&from(&with_options(options, policies), Identity::HOST, 80)), ["a"]);
     let egress_only = with(one(egress(Action::Deny, Peers::Any, &[])));
     assert!(!allowed(&to(&egress_only, Identity::HOST, 80)), "egress to the node is not exempt");
-    assert_eq!(from(&egress_only, Identity::HOST, 80).because, Because::NoPolicy);
+    assert_eq!(from(&egress_only, CLIENT, 80).because, Because::NoPolicy);
+}
+
+#[test]
+fn the_node_reaches_its_own_pods_for_the_same_reason_with_and_without_a_policy() {
+    let options = |allow_localhost| EngineOptions { allow_localhost, ..EngineOptions::default() };
+    let because = |engine: &crate::policy::engine::Engine| from(engine, Identity::HOST, 80).because;
+    assert_eq!(because(&with(vec![])), Because::AllowLocalhost);
+    assert_eq!(because(&with(one(egress(Action::Deny, Peers::Any, &[])))), Because::AllowLocalhost);
+    assert_eq!(because(&with_options(options(AllowLocalhost::Policy), vec![])), Because::NoPolicy);
+    let never = EngineOptions { enforcement: Enforcement::Never, ..EngineOptions::default() };
+    assert_eq!(because(&with_options(never, vec![])), Because::AllowLocalhost);
+    assert_eq!(to(&with(vec![]), Identity::HOST, 80).because, Because::NoPolicy, "egress is not exempt");
 }
 
 fn admin(name: &str, priority: u16, rules: Vec<Rule>) -> Arc<crate::policy::rule::Policy> {

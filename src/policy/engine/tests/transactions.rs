@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::support::*;
 use crate::model::{Direction, Identity};
-use crate::policy::engine::{Engine, EngineError, EngineOptions};
+use crate::policy::engine::{Culprit, Engine, EngineError, EngineOptions};
 use crate::policy::map_state::{PolicyEntry, PolicyKey, SlotAction, SubjectDelta};
 use crate::policy::rule::{Action, Peer, Peers, Tier};
 
@@ -96,7 +96,8 @@ fn a_policy_that_does_not_fit_is_refused_whole() {
     let many: Vec<(u16, u16)> = (1..20).map(|port| (port, port)).collect();
     engine.upsert_policy(client_on(&many));
     let error = engine.commit().unwrap_err();
-    assert_eq!(error, EngineError::SubjectEntries { subject: SERVER, needed: 20, limit: 10 });
+    let most = Some(Culprit { object: client_on(&many).object.clone(), path: "spec.rule".into() });
+    assert_eq!(error, EngineError::SubjectEntries { subject: SERVER, needed: 20, limit: 10, most });
     assert_eq!(engine.take_delta(), []);
     assert!(allowed(&from(&engine, CLIENT, 80)) && !allowed(&from(&engine, CLIENT, 5)));
 }
