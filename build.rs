@@ -143,8 +143,11 @@ fn compile_protos(dir: &Path, out: &Path) {
         return;
     }
     let descriptors = protox::compile(&protos, [dir]).expect("compile proto/");
-    let encoded = prost::Message::encode_to_vec(&descriptors);
-    fs::write(out.join("descriptors.bin"), encoded).expect("write descriptors.bin");
+    // Reflection of the flow API shows what an observer serves: not the cluster's own API.
+    let mut observer = descriptors.clone();
+    observer.file.retain(|file| file.package() != "sluice.v1");
+    let encoded = prost::Message::encode_to_vec(&observer);
+    fs::write(out.join("observer_descriptors.bin"), encoded).expect("write observer_descriptors.bin");
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)

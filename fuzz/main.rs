@@ -6,6 +6,7 @@
 //! root for the packets.
 
 mod admin;
+mod filters;
 #[allow(dead_code)]
 #[path = "../integration/bpf/fixture.rs"]
 mod fixture;
@@ -81,7 +82,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|text| !text.starts_with('-')).collect();
     let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let seed = std::env::var("FUZZ_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    let make: [fn() -> Box<dyn Target>; 13] = [
+    let make: [fn() -> Box<dyn Target>; 15] = [
         || Box::new(text::Manifests),
         || Box::new(text::Scenarios),
         || Box::new(packets::Packets::new()),
@@ -95,6 +96,8 @@ fn main() -> ExitCode {
         || Box::new(http::Responses),
         || Box::new(http::Http2::new()),
         || Box::new(http::Hellos),
+        || Box::new(filters::FilterTexts),
+        || Box::new(filters::FilterMessages),
     ];
     let mut failed = false;
     for make in make {

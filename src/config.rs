@@ -8,7 +8,7 @@
 mod flows;
 mod ui;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -16,6 +16,7 @@ use ipnet::IpNet;
 
 pub use self::flows::{ExportConfig, MetricsConfig};
 pub use self::ui::{UiConfig, UiTls};
+use crate::api::hubble::tls::{Clients, TlsFiles};
 use crate::cluster::delta::DenyResponse;
 use crate::httpproxy::options::Options;
 pub use crate::policy::engine::{AllowLocalhost, Enforcement};
@@ -154,6 +155,24 @@ pub struct AgentSettings {
     /// Most series of one metric of flows; others are counted as "overflow" [default: 2000]
     #[arg(long, env = "SLUICE_METRICS_SERIES", value_name = "COUNT")]
     pub metrics_series: Option<usize>,
+    /// Serve the flow API (Hubble's) on this address too, such as 0.0.0.0:4245 [default: the unix socket alone]
+    #[arg(long, env = "SLUICE_HUBBLE_LISTEN_ADDRESS", value_name = "IP:PORT")]
+    pub hubble_listen_address: Option<String>,
+    /// Certificate of the flow API [default with a server: this node's own]
+    #[arg(long, env = "SLUICE_HUBBLE_TLS_CERT_FILE", value_name = "FILE")]
+    pub hubble_tls_cert_file: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, env = "SLUICE_HUBBLE_TLS_KEY_FILE", value_name = "FILE")]
+    pub hubble_tls_key_file: Option<PathBuf>,
+    /// Clients of the flow API need a certificate of this authority
+    #[arg(long, env = "SLUICE_HUBBLE_TLS_CLIENT_CA_FILE", value_name = "FILE")]
+    pub hubble_tls_client_ca_file: Option<PathBuf>,
+    /// Clients of the flow API: verified (mutual TLS), or anyone who can connect [default: verified]
+    #[arg(long, env = "SLUICE_HUBBLE_TLS_CLIENTS", value_name = "verified|anyone")]
+    pub hubble_tls_clients: Option<String>,
+    /// The flow API in plain text; on a loopback address only: on or off [default: off]
+    #[arg(long, env = "SLUICE_HUBBLE_DISABLE_TLS", value_name = "on|off", num_args = 0..=1, default_missing_value = "on")]
+    pub hubble_disable_tls: Option<String>,
     /// Log lines: text or json [default: text]
     #[arg(long, env = "SLUICE_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -212,6 +231,22 @@ pub enum LogFormat {
     Json,
 }
 
+/// The flow API on TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowApi {
+    pub listen: SocketAddr,
+    pub security: FlowApiSecurity,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FlowApiSecurity {
+    /// On loopback, and asked for.
+    Plain,
+    Files(TlsFiles),
+    /// What the server gave this node; clients need a certificate of the same authority.
+    NodeCertificate,
+}
+
 /// The validated configuration of an agent.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -243,6 +278,8 @@ pub struct AgentConfig {
     pub history: Option<Limits>,
     pub export: ExportConfig,
     pub metrics: MetricsConfig,
+    /// The flow API beyond its unix socket.
+    pub flow_api: Option<FlowApi>,
     pub log_format: LogFormat,
     pub log: String,
 }
@@ -313,6 +350,12 @@ impl AgentSettings {
             hubble_metrics_listen,
             metrics_context,
             metrics_series,
+            hubble_listen_address,
+            hubble_tls_cert_file,
+            hubble_tls_key_file,
+            hubble_tls_client_ca_file,
+            hubble_tls_clients,
+            hubble_disable_tls,
             log_format,
             log,
         )
@@ -395,6 +438,7 @@ impl AgentConfig {
         let history = flows::history(&settings, &mut p.0);
         let export = flows::export(&settings, &mut p.0);
         let metrics = flows::metrics(&settings, &mut p.0);
+        let flow_api = flow_api(p, &settings);
         let http_proxy = settings.http_proxy.unwrap_or_default();
         if let Err(wrong) = Options::parse(&http_proxy) {
             p.0.extend(wrong.into_iter().map(|problem| format!("http-proxy: {problem}")));
@@ -421,7 +465,7 @@ impl AgentConfig {
             settings.flow_events.as_deref(),
             &[("verdicts", FlowEvents::Verdicts), ("drops", FlowEvents::Drops)],
         );
-        let node_name = settings.node_name.unwrap_or_else(|| host_name.to_owned());
+        let node_name = settings.node_name.clone().unwrap_or_else(|| host_name.to_owned());
         if node_name.is_empty() || node_name.len() > 253 {
             p.0.push(format!("node-name: {node_name:?}: expected 1 to 253 characters"));
         }
@@ -429,7 +473,7 @@ impl AgentConfig {
         if !(1..=16_777_216).contains(&flow_buffer) {
             p.0.push(format!("flow-buffer: {flow_buffer}: expected 1 to 16777216"));
         }
-        let log = settings.log.unwrap_or_else(|| "info".to_owned());
+        let log = settings.log.clone().unwrap_or_else(|| "info".to_owned());
         if let Err(error) = log.parse::<tracing_subscriber::filter::Targets>() {
             p.0.push(format!("log: {log:?}: {error}"));
         }
@@ -473,10 +517,68 @@ impl AgentConfig {
             history,
             export,
             metrics,
+            flow_api,
             log_format,
             log,
         })
     }
+}
+
+/// No flow leaves the machine in plain text or to a stranger unless that is asked for in so many words.
+fn flow_api(p: &mut Problems, settings: &AgentSettings) -> Option<FlowApi> {
+    let off = &[("off", Switch::Off), ("on", Switch::On), ("true", Switch::On), ("false", Switch::Off)];
+    let plain = p.choice("hubble-disable-tls", settings.hubble_disable_tls.as_deref(), off);
+    let anyone = p.choice(
+        "hubble-tls-clients",
+        settings.hubble_tls_clients.as_deref(),
+        &[("verified", Switch::Off), ("anyone", Switch::On)],
+    );
+    let text = settings.hubble_listen_address.as_deref()?;
+    let Ok(listen) = text.parse::<SocketAddr>() else {
+        p.0.push(format!("hubble-listen-address: {text:?}: expected IP:PORT, such as 0.0.0.0:4245"));
+        return None;
+    };
+    let files = (&settings.hubble_tls_cert_file, &settings.hubble_tls_key_file);
+    let security = match (plain, files, &settings.hubble_tls_client_ca_file) {
+        (Switch::On, (None, None), None) if listen.ip().is_loopback() => FlowApiSecurity::Plain,
+        (Switch::On, (None, None), None) => {
+            p.0.push(format!("hubble-disable-tls: {listen} is not a loopback address"));
+            return None;
+        }
+        (Switch::On, ..) => {
+            p.0.push("hubble-disable-tls: not together with hubble-tls-*-file".into());
+            return None;
+        }
+        (Switch::Off, (Some(certificate), Some(key)), authority) => {
+            let clients = match (authority, anyone) {
+                (Some(authority), Switch::Off) => Clients::SignedBy(authority.clone()),
+                (None, Switch::On) => Clients::Anyone,
+                (Some(_), Switch::On) => {
+                    p.0.push("hubble-tls-clients: anyone, and hubble-tls-client-ca-file: one of them".into());
+                    return None;
+                }
+                (None, Switch::Off) => {
+                    p.0.push(
+                        "hubble-tls-client-ca-file is needed (or hubble-tls-clients: anyone, which shows flows to \
+                         everybody who can connect)"
+                            .into(),
+                    );
+                    return None;
+                }
+            };
+            FlowApiSecurity::Files(TlsFiles { certificate: certificate.clone(), key: key.clone(), clients })
+        }
+        (Switch::Off, (None, None), None) if settings.server.is_some() => FlowApiSecurity::NodeCertificate,
+        (Switch::Off, ..) => {
+            p.0.push(
+                "hubble-listen-address needs hubble-tls-cert-file and hubble-tls-key-file (with a server, the \
+                 node's own certificate is used), or hubble-disable-tls on a loopback address"
+                    .into(),
+            );
+            return None;
+        }
+    };
+    Some(FlowApi { listen, security })
 }
 
 #[cfg(test)]
@@ -501,6 +603,39 @@ mod tests {
         };
         let ConfigError(problems) = AgentConfig::resolve(settings, "node1").unwrap_err();
         assert_eq!(problems.len(), 3, "{problems:?}");
+    }
+
+    #[test]
+    fn flows_are_not_shown_to_strangers_or_in_plain_text_by_accident() {
+        let settings = |edit: fn(&mut AgentSettings)| {
+            let mut settings = AgentSettings {
+                hubble_listen_address: Some("192.0.2.1:4245".into()),
+                ..AgentSettings::default()
+            };
+            edit(&mut settings);
+            AgentConfig::resolve(settings, "node1").map(|config| config.flow_api.unwrap().security)
+        };
+        let files = |s: &mut AgentSettings| {
+            s.hubble_tls_cert_file = Some("/c".into());
+            s.hubble_tls_key_file = Some("/k".into());
+        };
+        assert!(settings(|_| {}).is_err());
+        assert!(settings(|s| s.hubble_disable_tls = Some("on".into())).is_err());
+        assert!(settings(files).is_err());
+        let plain = settings(|s| {
+            s.hubble_listen_address = Some("127.0.0.1:4245".into());
+            s.hubble_disable_tls = Some("on".into());
+        });
+        assert_eq!(plain.unwrap(), FlowApiSecurity::Plain);
+        let node = settings(|s| s.server = Some("https://s:7443".into()));
+        assert_eq!(node.unwrap(), FlowApiSecurity::NodeCertificate);
+        let mutual = settings(|s| {
+            s.hubble_tls_cert_file = Some("/c".into());
+            s.hubble_tls_key_file = Some("/k".into());
+            s.hubble_tls_client_ca_file = Some("/ca".into());
+        });
+        let Ok(FlowApiSecurity::Files(files)) = mutual else { panic!("{mutual:?}") };
+        assert_eq!(files.clients, Clients::SignedBy("/ca".into()));
     }
 
     #[test]

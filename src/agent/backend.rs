@@ -8,6 +8,7 @@ use tokio::sync::broadcast;
 use super::core::{Core, CoreHandle};
 use super::history::Recorder;
 use super::hub::Hub;
+use super::observer::Notes;
 use crate::api::backend::{Answer, ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
 use crate::api::past::PastFlows;
 use crate::api::types::{
@@ -112,6 +113,7 @@ impl Core {
                 self.desired = applied.revision;
                 self.telemetry.changes += 1;
                 self.note_owners(super::directory::touched(&applied.changes));
+                self.tell(Notes::of(&applied.changes, applied.revision));
                 self.realize(delta, applied.revision);
                 Ok(answer(applied))
             }

@@ -17,6 +17,7 @@ use super::history::Recorder;
 use super::hub::Hub;
 use super::kernel::Kernel;
 use super::l7feed::FeedWriter;
+use super::observer::Notes;
 use super::proxies::ProxyProcess;
 use super::telemetry::Telemetry;
 use crate::api::backend::Refusal;
@@ -28,6 +29,7 @@ use crate::config::AgentConfig;
 use crate::datapath::expedite::Expedited;
 use crate::datapath::{ProxyState, give_back_memory};
 use crate::endpoint::{Described, Device, DeviceName, Member, Registration, Registry};
+use crate::flow::journal::AgentEvent;
 use crate::model::{Node, Object, ObjectRef, Pod};
 use crate::store::Store;
 use crate::store::objects::ObjectStore;
@@ -162,8 +164,10 @@ impl Core {
             tracing::error!(%error, "learned names were not restored: pods must look them up again");
         }
         let touched = directory::touched(&changes);
+        let notes = Notes::of(&changes, revision);
         // The full state, below, tells more.
         drop(self.view.apply(changes).map_err(texts)?);
+        self.tell(notes);
         self.keep_offset();
         self.desired = revision;
         let full = self.view.full();
@@ -191,13 +195,14 @@ impl Core {
     /// One transaction of the source.
     pub fn transact(&mut self, changes: Vec<Change>, revision: u64) -> Result<(), Refused> {
         let is_large = changes.len() >= LARGE;
-        let touched = directory::touched(&changes);
+        let (touched, notes) = (directory::touched(&changes), Notes::of(&changes, revision));
         let delta = self.view.apply(changes).map_err(|errors| {
             self.telemetry.changes_refused += 1;
             texts(errors)
         })?;
         self.telemetry.changes += 1;
         self.note_owners(touched);
+        self.tell(notes);
         self.desired = revision;
         self.keep_offset();
         self.realize(delta, revision);
@@ -224,6 +229,7 @@ impl Core {
         // Rules that change no entry of the kernel may still change what proxies do.
         self.feed_is_old = true;
         self.note_identities(&delta);
+        self.note_delta(&delta);
         self.pending.push_back(Pending { delta, revision, since: Instant::now() });
         if self.retry_at.is_none() {
             self.drain();
@@ -232,15 +238,19 @@ impl Core {
 
     fn drain(&mut self) {
         while let Some(next) = self.pending.front() {
-            let begun = Instant::now();
+            let (begun, revision) = (Instant::now(), next.revision);
             if let Err(error) = self.kernel.apply(&next.delta) {
                 self.telemetry.regenerations_failed += 1;
+                self.hub.note(AgentEvent::RegenerationFailed { revision, error: error.to_string().into() });
                 self.trouble(error.to_string());
                 self.schedule();
                 return;
             }
             self.telemetry.regenerated(begun.elapsed(), next.since.elapsed());
-            self.realized = self.realized.max(next.revision);
+            if revision > self.realized {
+                self.hub.note(AgentEvent::Regenerated { revision });
+            }
+            self.realized = self.realized.max(revision);
             self.pending.pop_front();
         }
         if let Err(error) = self.publish() {

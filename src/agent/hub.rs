@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
+use crate::api::hubble::source::{PeerInfo, RingCounts};
 use crate::flow::Flow;
+use crate::flow::journal::{self, AgentEvent, Journal};
 use crate::flow::ring::{Batch, Ring};
 
 /// Flows a follower may lag behind before it loses some.
@@ -18,6 +20,13 @@ const FOLLOWER_QUEUE: usize = 8192;
 pub struct Hub {
     ring: Mutex<Ring>,
     live: broadcast::Sender<Arc<Flow>>,
+    /// Flows so far: wakes those who read the ring.
+    grown: watch::Sender<u64>,
+    /// What the agent itself did.
+    journal: Mutex<Journal>,
+    journal_grown: watch::Sender<u64>,
+    /// The observers of the cluster.
+    peers: watch::Sender<Arc<Vec<PeerInfo>>>,
     /// Events that never reached user space, by the kernel's own count.
     lost: AtomicU64,
 }
@@ -27,6 +36,10 @@ impl Hub {
         Hub {
             ring: Mutex::new(Ring::new(capacity)),
             live: broadcast::channel(FOLLOWER_QUEUE).0,
+            grown: watch::channel(0).0,
+            journal: Mutex::default(),
+            journal_grown: watch::channel(0).0,
+            peers: watch::channel(Arc::default()).0,
             lost: AtomicU64::new(0),
         }
     }
@@ -43,6 +56,60 @@ impl Hub {
             }
             ring.push(flow);
         }
+        let seen = ring.seen();
+        drop(ring);
+        self.grown.send_replace(seen);
+    }
+
+    /// Changes when flows have come.
+    pub fn grown(&self) -> watch::Receiver<u64> {
+        self.grown.subscribe()
+    }
+
+    pub fn counts(&self) -> RingCounts {
+        let ring = self.ring.lock();
+        RingCounts {
+            held: ring.len() as u64,
+            capacity: ring.capacity() as u64,
+            seen: ring.seen(),
+            lost: self.lost(),
+        }
+    }
+
+    /// Something that the agent itself did, now.
+    pub fn note(&self, event: AgentEvent) {
+        let time_ns = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .ok()
+            .and_then(|since| u64::try_from(since.as_nanos()).ok())
+            .unwrap_or_default();
+        let mut journal = self.journal.lock();
+        journal.push(journal::Entry { time_ns, event });
+        let seen = journal.seen();
+        drop(journal);
+        self.journal_grown.send_replace(seen);
+    }
+
+    pub fn journal(&self, cursor: u64) -> journal::Batch {
+        self.journal.lock().read(cursor)
+    }
+
+    pub fn journal_grown(&self) -> watch::Receiver<u64> {
+        self.journal_grown.subscribe()
+    }
+
+    pub fn set_peers(&self, peers: Vec<PeerInfo>) {
+        self.peers.send_if_modified(|known| {
+            let is_new = **known != peers;
+            if is_new {
+                *known = Arc::new(peers);
+            }
+            is_new
+        });
+    }
+
+    pub fn peers(&self) -> watch::Receiver<Arc<Vec<PeerInfo>>> {
+        self.peers.subscribe()
     }
 
     pub fn read(&self, cursor: u64, limit: usize) -> Batch {

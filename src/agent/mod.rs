@@ -28,6 +28,7 @@ mod manifests;
 mod metrics;
 mod names;
 mod names_client;
+mod observer;
 mod offline_names;
 mod proxies;
 pub mod proxy_host;
@@ -195,6 +196,9 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
         ui_listener::start(ui, core.clone(), Arc::clone(&hub)).await;
     }
     let observed = observe(&config, &core, &hub).await?;
+    let stop = tokio_util::sync::CancellationToken::new();
+    hub.note(crate::flow::journal::AgentEvent::Started);
+    observer::serve(&config, Arc::clone(&hub), observed.clone(), stop.clone()).await?;
     let backend = Arc::new(AgentBackend { core: core.clone(), hub, history: observed });
     let socket = config.run_dir.join("admin.sock");
     let listener = api::unix::bind(&socket).await?;
@@ -206,6 +210,8 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
         () = stop_signal() => {}
     }
     tracing::info!("stopping; what is in the kernel goes on enforcing");
+    stop.cancel();
+    std::fs::remove_file(config.run_dir.join(api::hubble::SOCKET)).ok();
     std::fs::remove_file(&socket).ok();
     drop(core);
     drop(thread);

@@ -4,9 +4,10 @@
 
 use crate::flow::EventKind;
 use crate::flow::filter::{
-    Condition, End, Filter, PartyMatch, PodPattern, ProtocolMatch, ReplyMatch, address_or_cidr,
+    Condition, End, Filter, Glob, LabelSelector, NamePattern, PartyMatch, PatternError, ProtocolMatch, Regex,
+    ReplyMatch, StatusMatch, VerdictKind, address_or_cidr,
 };
-use crate::model::{Family, Identity, Protocol};
+use crate::model::{Direction, DropReason, Family, Identity, Protocol};
 
 /// A parameter that is not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +44,14 @@ pub fn filter<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> R
     Ok(result)
 }
 
+fn pattern(error: PatternError) -> &'static str {
+    match error {
+        PatternError::Empty => "the pattern is empty",
+        PatternError::TooLong => "the pattern is too long",
+        PatternError::Syntax(_) => "the pattern is not understood",
+    }
+}
+
 fn time(text: &str) -> Option<u64> {
     u64::try_from(text.parse::<jiff::Timestamp>().ok()?.as_nanosecond()).ok()
 }
@@ -54,28 +63,51 @@ fn condition(parameter: &str, value: &str) -> Result<Condition, &'static str> {
         _ => (End::Either, parameter),
     };
     let party = match name {
-        "pod" => Some(PartyMatch::Pod(PodPattern::parse(value))),
+        "pod" => Some(PartyMatch::Pod(NamePattern::parse(value))),
         "namespace" => Some(PartyMatch::Namespace(value.to_owned())),
-        "label" => Some(PartyMatch::Label(value.to_owned())),
+        "label" => Some(PartyMatch::Label(LabelSelector::parse(value).map_err(pattern)?)),
         "identity" => {
             Some(PartyMatch::Identity(identity(value).ok_or("expected a number or a reserved name")?))
         }
         "ip" => Some(PartyMatch::Address(address_or_cidr(value).ok_or("expected an address or a CIDR")?)),
         "port" => Some(PartyMatch::Port(value.parse().map_err(|_| "expected a port")?)),
-        "fqdn" => Some(PartyMatch::Name(value.trim_end_matches('.').to_ascii_lowercase())),
+        "fqdn" => Some(PartyMatch::Name(Glob::parse(value).map_err(pattern)?)),
         "node" => Some(PartyMatch::Node(value.to_owned())),
+        "workload" => Some(match value.split_once('/') {
+            Some((kind, name)) => {
+                PartyMatch::Workload { kind: Some(kind.to_owned()), name: Some(name.to_owned()) }
+            }
+            None => PartyMatch::Workload { kind: None, name: Some(value.to_owned()) },
+        }),
         _ => None,
     };
     if let Some(party) = party {
         return Ok(Condition::Party(end, party));
     }
     match parameter {
-        "verdict" => ["FORWARDED", "DROPPED", "REDIRECTED", "AUDIT", "ERROR"]
+        "verdict" => VerdictKind::ALL
             .into_iter()
-            .find(|verdict| verdict.eq_ignore_ascii_case(value))
+            .find(|verdict| verdict.name().eq_ignore_ascii_case(value))
             .map(Condition::Verdict)
             .ok_or("expected FORWARDED, DROPPED, REDIRECTED, AUDIT or ERROR"),
-        "drop-reason" => Ok(Condition::DropReason(value.to_owned())),
+        "drop-reason" => DropReason::ALL
+            .iter()
+            .find(|reason| reason.name().eq_ignore_ascii_case(value))
+            .map(|reason| Condition::DropReason(reason.name().to_owned()))
+            .ok_or("expected a drop reason such as POLICY_DENIED"),
+        "service" => Ok(Condition::Service(NamePattern::parse(value))),
+        "direction" => match value.to_ascii_lowercase().as_str() {
+            "ingress" => Ok(Condition::Direction(Direction::Ingress)),
+            "egress" => Ok(Condition::Direction(Direction::Egress)),
+            _ => Err("expected ingress or egress"),
+        },
+        "http-status" => StatusMatch::parse(value).map(Condition::HttpStatus).map_err(pattern),
+        "http-method" => Ok(Condition::HttpMethod(value.to_owned())),
+        "http-path" => Regex::parse(value).map(Condition::HttpPath).map_err(pattern),
+        "dns-query" => Regex::parse(value).map(Condition::DnsQuery).map_err(pattern),
+        "server-name" => Glob::parse(value).map(Condition::ServerName).map_err(pattern),
+        "on-node" => Glob::parse(value).map(Condition::ObservedOn).map_err(pattern),
+        "uuid" => Ok(Condition::Uuid(value.to_ascii_lowercase())),
         "protocol" => protocol(value)
             .map(Condition::Protocol)
             .ok_or("expected tcp, udp, sctp, icmp, icmpv6, http, dns or tls"),

@@ -9,6 +9,7 @@ pub mod client;
 pub mod export;
 pub mod flow_json;
 pub mod flow_query;
+pub mod hubble;
 pub mod metrics;
 pub mod otlp;
 pub mod past;

@@ -8,6 +8,7 @@ mod agent;
 mod connect;
 mod dns_proxy;
 mod endpoint;
+mod flow_server;
 mod http_proxy;
 mod lab;
 mod lint;
@@ -18,11 +19,13 @@ mod observe;
 mod policy_test;
 mod preflight;
 mod print;
+mod relay;
 mod server;
 mod status;
 mod style;
 mod tables;
 mod token;
+mod top;
 mod ui;
 
 use std::process::ExitCode;
@@ -104,6 +107,12 @@ enum Command {
     Observe(Box<observe::ObserveArgs>),
     /// Print drops and verdicts as they come
     Monitor(observe::MonitorArgs),
+    /// Watch who talks to whom, full screen
+    Top(Box<top::TopArgs>),
+    /// Nodes whose flows an agent or a relay shows
+    Nodes(observe::NodesArgs),
+    /// Join the flows of all nodes and serve them as one
+    Relay(Box<relay::RelayArgs>),
     /// Run the HTTP and TLS-SNI proxy; the agent starts it
     HttpProxy(Box<http_proxy::HttpProxyArgs>),
     /// Print where the web UI is
@@ -142,7 +151,7 @@ enum PolicyCommand {
 
 /// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(observe::filters::fold_not(std::env::args_os().collect())) {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { 2 } else { 0 };
@@ -185,6 +194,9 @@ fn run(command: Command) -> CliResult {
         Command::Observe(args) => observe::observe(*args),
         Command::Monitor(args) => observe::monitor(args),
         Command::Ui(args) => ui::run(args),
+        Command::Top(args) => top::run(*args),
+        Command::Nodes(args) => observe::nodes(args),
+        Command::Relay(args) => relay::run(*args),
         Command::Lab(args) => lab::run(args),
         Command::Server(args) => server::run(*args),
         Command::DnsProxy(args) => dns_proxy::run(args),

@@ -10,6 +10,7 @@ pub const TOUR: &str = "\
 Run:
   agent          the agent of this node (all that a single machine needs)
   server         state and identities of a small cluster, for its agents
+  relay          the flows of all nodes in one place
   preflight      is this machine fit, and what to do if not
   http-proxy     HTTP and TLS server name policy (the agent starts it)
   dns-proxy      DNS policy and toFQDNs (the agent starts it)
@@ -28,6 +29,8 @@ Operate:
   observe        flows with verdict and the policy that decided
   monitor        drops and verdicts as they come
   ui             where the web UI is
+  top            who talks to whom, full screen
+  nodes          nodes whose flows can be seen here
 
 Try and test:
   lab            a whole cluster in network namespaces on this machine

@@ -235,6 +235,13 @@ impl Objects {
         })
     }
 
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.of_kind(Kind::Node).filter_map(|(_, stored)| match stored {
+            Stored::Node(node) => Some(node),
+            _ => None,
+        })
+    }
+
     pub(super) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.of_kind(Kind::Service).filter_map(|(_, stored)| match stored {
             Stored::Service(service) => Some(service),

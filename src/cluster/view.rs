@@ -329,6 +329,11 @@ impl View {
         self.engine.identities()
     }
 
+    /// The nodes that are known, in no particular order.
+    pub fn nodes(&self) -> impl Iterator<Item = &crate::model::Node> {
+        self.objects.nodes().map(|node| &**node)
+    }
+
     pub fn ipcache(&self) -> impl Iterator<Item = (IpNet, &IpcacheEntry)> {
         self.published.ipcache.iter()
     }

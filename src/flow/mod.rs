@@ -8,6 +8,7 @@ pub mod block;
 pub mod directory;
 pub mod edges;
 pub mod filter;
+pub mod journal;
 mod recent;
 pub mod record;
 pub mod ring;

@@ -133,6 +133,8 @@ impl ControlPlane {
             .arg(bpf.join("sluice"));
         command.arg("--server").arg(format!("https://{}:{SERVER_PORT}", CONTROL_PLANE[0]));
         command.arg("--token-file").arg(self.directory.join("server/token"));
+        // Relays ask every node, with the credentials that the server gives out.
+        command.args(["--hubble-listen-address", "[::]:4245"]);
         for (name, value) in &self.options {
             command.arg(format!("--{name}={value}"));
         }

@@ -1,6 +1,7 @@
 //! The server's own certificate authority (ECDSA P-256) and what it signs.
 //!
-//! - Nodes get client certificates: SAN = node name, client authentication only, 30 days.
+//! - Nodes get certificates for 30 days: SAN = node name, which is never the server's; for calls to the server
+//!   and to each other's flow API, and to serve it.
 //! - The server makes itself a certificate for the name [`SERVER_NAME`] at each start; its key never
 //!   touches the disk.
 //! - A node is its key: the registry binds a name to the SHA-256 of the public key.
@@ -137,7 +138,7 @@ impl Authority {
     /// fingerprint names.
     pub(super) fn server_identity(&self, now: SystemTime) -> Result<Identity, PkiError> {
         let key = KeyPair::generate().map_err(generate("make the server's key"))?;
-        let mut params = leaf(SERVER_NAME, ExtendedKeyUsagePurpose::ServerAuth)?;
+        let mut params = leaf(SERVER_NAME, &[ExtendedKeyUsagePurpose::ServerAuth])?;
         // It lives as long as the process at most, and clients trust it by the CA.
         valid(&mut params, now, AUTHORITY_LIFETIME);
         let certificate =
@@ -154,7 +155,8 @@ impl Authority {
         now: SystemTime,
     ) -> Result<String, PkiError> {
         check_node_name(node)?;
-        let mut params = leaf(node, ExtendedKeyUsagePurpose::ClientAuth)?;
+        let mut params =
+            leaf(node, &[ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth])?;
         valid(&mut params, now, NODE_LIFETIME);
         let certificate = params
             .signed_by(&request.0.public_key, &self.issuer)
@@ -242,7 +244,7 @@ pub(super) fn certificate_der(what: &'static str, pem: &str) -> Result<Certifica
     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| parse(what)(&error))
 }
 
-fn leaf(name: &str, usage: ExtendedKeyUsagePurpose) -> Result<CertificateParams, PkiError> {
+fn leaf(name: &str, usages: &[ExtendedKeyUsagePurpose]) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     // X.520 bounds a common name at 64 characters; the name that counts is the SAN.
@@ -252,7 +254,7 @@ fn leaf(name: &str, usage: ExtendedKeyUsagePurpose) -> Result<CertificateParams,
     let name = name.try_into().map_err(generate("put the name into a certificate"))?;
     params.subject_alt_names = vec![SanType::DnsName(name)];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![usage];
+    params.extended_key_usages = usages.to_vec();
     params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
@@ -313,7 +315,7 @@ mod tests {
         let (_, x509) = x509_parser::parse_x509_certificate(&der).unwrap();
         assert!(!x509.is_ca());
         let usage = x509.extended_key_usage().unwrap().unwrap().value;
-        assert!(usage.client_auth && !usage.server_auth);
+        assert!(usage.client_auth && usage.server_auth && !usage.code_signing);
     }
 
     #[test]
