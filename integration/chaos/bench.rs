@@ -178,16 +178,20 @@ impl Bench {
 
     /// Registers the pods and applies the policy.
     pub async fn describe(&self) {
-        for (pod, app) in [(&self.client, "client"), (&self.server, "server")] {
-            let _: Value = self.api.put("/v1/endpoints", pod.registration(app).to_string()).await.unwrap();
-        }
+        self.register().await;
         let _: Value = self.api.post("/v1/objects", policy(0)).await.unwrap();
         self.expect_consistent().await;
     }
 
-    /// Applies `policy`, and waits until its proxies serve.
+    async fn register(&self) {
+        for (pod, app) in [(&self.client, "client"), (&self.server, "server")] {
+            let _: Value = self.api.put("/v1/endpoints", pod.registration(app).to_string()).await.unwrap();
+        }
+    }
+
+    /// Registers the pods, applies `policy`, and waits until its proxies serve.
     pub async fn describe_proxied(&self, policy: String) {
-        self.describe().await;
+        self.register().await;
         let _: Value = self.api.post("/v1/objects", policy).await.unwrap();
         self.expect_consistent().await;
         let deadline = Instant::now() + START;
