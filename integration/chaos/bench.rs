@@ -230,6 +230,13 @@ impl Bench {
         self.proxies.retain_mut(|(_, child)| child.try_wait().unwrap().is_none());
     }
 
+    /// Takes the `sk_lookup` program away.
+    pub fn remove_find_proxy(&self) {
+        let pin =
+            self.home.join(format!("bpf/sluice/v{}/links/find_proxy", sluice::datapath::abi::ABI_VERSION));
+        std::fs::remove_file(pin).unwrap();
+    }
+
     pub fn read_log(&self) -> String {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }

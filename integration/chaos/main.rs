@@ -82,6 +82,12 @@ fn a_port_in_time_wait_reaches_the_proxy_at_the_first_try() {
         let load = Proxied::start(&bench);
         load.expect_progress("before");
         load.finish();
-        assert_eq!(time_wait::reuse(&bench, 10), 0, "SYNs that were sent again");
+        let with = time_wait::reuse(&bench, 10);
+        assert_eq!(with.sent_again, 0, "SYNs that were sent again: {with:?}");
+        // The counter would tell: without the program there are some.
+        bench.remove_find_proxy();
+        let without = time_wait::reuse(&bench, 10);
+        assert_ne!(without.sent_again, 0, "the test sees nothing: {without:?}");
+        println!("with find_proxy {with:?}, without {without:?}");
     });
 }

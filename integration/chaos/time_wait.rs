@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
@@ -39,18 +39,35 @@ fn syns_sent_again() -> u64 {
     value.parse().unwrap()
 }
 
-/// Uses the port again and again; says how many SYNs needed a second try.
-pub fn reuse(bench: &Bench, times: u32) -> u64 {
+/// What [`reuse`] saw.
+#[derive(Clone, Copy, Debug)]
+pub struct Reuse {
+    /// SYNs that needed a second try.
+    pub sent_again: u64,
+    /// The longest and the median of all requests.
+    pub longest: Duration,
+    pub median: Duration,
+}
+
+/// Uses the port again and again.
+pub fn reuse(bench: &Bench, times: u32) -> Reuse {
     let addresses = bench.server.addresses;
     bench
         .client
         .namespace
         .run(|| {
             let before = syns_sent_again();
+            let mut took: Vec<Duration> = Vec::new();
             for address in addresses {
-                (0..times).for_each(|_| request(address));
+                for _ in 0..times {
+                    let begun = Instant::now();
+                    request(address);
+                    took.push(begun.elapsed());
+                }
             }
-            syns_sent_again() - before
+            took.sort_unstable();
+            let (longest, median) = (took[took.len() - 1], took[took.len() / 2]);
+            Reuse { sent_again: syns_sent_again() - before, longest, median }
         })
         .unwrap()
 }
