@@ -13,7 +13,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::outside::Wait;
@@ -97,7 +97,8 @@ impl Sockets for TransparentSockets {
     }
 
     fn answer(&self, server: SocketAddr, client: SocketAddr, message: &[u8]) -> io::Result<()> {
-        self.reply_socket(server)?.try_send_to(message, client).map(drop)
+        // Not by tokio: it would not believe that a new socket is writable, and the first answer would be lost.
+        SockRef::from(&*self.reply_socket(server)?).send_to(message, &SockAddr::from(client)).map(drop)
     }
 }
 
