@@ -110,7 +110,8 @@ impl UiSource for AgentUi {
             let found = stored.into_iter().find(|stored| stored.object == object);
             match found {
                 Some(found) if !found.manifest.is_empty() => Ok(found.manifest),
-                Some(_) => Err(Refusal::NotFound(format!("the text of {object} is where it was applied"))),
+                // Nothing is wrong: the server keeps the text.
+                Some(_) => Ok(format!("# The text of {object} is with the server that it was applied to.\n")),
                 None => Err(Refusal::NotFound(format!("no {object}"))),
             }
         })

@@ -7,6 +7,8 @@ import { clock, count, plain } from './text';
 
 /** Rows kept. */
 const MOST = 20_000;
+/** Below this width rows are two lines. */
+const NARROW = 720;
 
 export class FlowStore {
   /** Newest last. */
@@ -68,11 +70,11 @@ export function FlowTable({ store, text, chosen, choose }: Props) {
   const list = useRef<HTMLDivElement>(null);
   const [top, setTop] = useState(0);
   const [height, setHeight] = useState(600);
-  const [narrow, setNarrow] = useState(false);
+  const [narrow, setNarrow] = useState(innerWidth < NARROW);
   /** Held still: the rows as they were. */
   const [held, setHeld] = useState<{ rows: FlowRow[]; end: number } | null>(null);
   useEffect(() => {
-    const observer = new ResizeObserver(([entry]) => { setHeight(entry!.contentRect.height); setNarrow(entry!.contentRect.width < 720); });
+    const observer = new ResizeObserver(([entry]) => { setHeight(entry!.contentRect.height); setNarrow(entry!.contentRect.width < NARROW); });
     observer.observe(list.current!);
     return () => observer.disconnect();
   }, []);
