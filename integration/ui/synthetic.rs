@@ -12,7 +12,7 @@ use sluice::api::ui::source::{
     About, Governed, KnownPod, PolicyUse, Question, RuleUse, Suggestion, UiSource, Why,
 };
 use sluice::flow::ring::Ring;
-use sluice::flow::{DecidedBy, EventKind, Flow, L7, Observation, Party, PolicyPart, Verdict};
+use sluice::flow::{DecidedBy, Decision, EventKind, Flow, L7, Observation, Party, PolicyPart, Verdict};
 use sluice::model::{Direction, DropReason, Identity, Kind, Label, ObjectRef, Protocol};
 use tokio::sync::broadcast;
 
@@ -122,13 +122,13 @@ impl Synthetic {
                 if let Some(method) = method {
                     flow.kind = EventKind::L7;
                     let path = if team == 0 && step % 3 == 0 { HOSTILE } else { "/api/v1/items?page=2" };
-                    flow.l7 = Some(L7::Http {
+                    flow.l7 = Some(Box::new(L7::Http {
                         method: method.into(),
                         path: path.into(),
                         host: "backend".into(),
                         status: 200,
                         latency_us: 1200,
-                    });
+                    }));
                 }
                 allowed(flow)
             }
@@ -155,14 +155,10 @@ impl Synthetic {
 
     fn party(&self, pod: &Pod) -> Party {
         Party {
-            address: pod.address,
-            port: None,
-            identity: Identity(300),
             labels: [Label::k8s("app", &pod.name)].into_iter().collect(),
             namespace: Some(Arc::clone(&pod.namespace)),
             pod: Some(Arc::clone(&pod.name)),
-            node: None,
-            names: Vec::new(),
+            ..Party::unknown(pod.address, Identity(300))
         }
     }
 }
@@ -173,14 +169,8 @@ fn name(name: &str, last: u8) -> Party {
 
 fn world() -> Party {
     Party {
-        address: Ipv4Addr::new(198, 51, 100, 7).into(),
-        port: None,
-        identity: Identity::WORLD_IPV4,
         labels: [Label::reserved("world-ipv4")].into_iter().collect(),
-        namespace: None,
-        pod: None,
-        node: None,
-        names: Vec::new(),
+        ..Party::unknown(Ipv4Addr::new(198, 51, 100, 7).into(), Identity::WORLD_IPV4)
     }
 }
 
@@ -192,16 +182,24 @@ fn connection(source: Party, destination: Party, port: u16, step: u64) -> Flow {
         kind: EventKind::PolicyVerdict,
         verdict: Verdict::Forwarded,
         direction: Direction::Egress,
-        source: Party { port: Some(32_768 + (step % 20_000) as u16), ..source },
-        destination: Party { port: Some(port), ..destination },
+        sequence: step,
+        source: Arc::new(source),
+        source_port: Some(32_768 + (step % 20_000) as u16),
+        source_name: None,
+        destination: Arc::new(destination),
+        destination_port: Some(port),
+        destination_name: None,
         protocol: Protocol::Tcp,
         tcp_flags: 2,
         icmp: None,
         is_reply: false,
+        is_established: false,
         service: None,
-        decided_by: DecidedBy::NoPolicy,
+        decision: Arc::new(Decision::none()),
         length: 60,
+        count: 1,
         observation: Observation::FromEndpoint,
+        interface: None,
         l7: None,
     }
 }
@@ -212,14 +210,16 @@ fn policy(name: &str) -> ObjectRef {
 
 fn allowed(mut flow: Flow) -> Flow {
     let rules = vec!["spec.ingress[0]".into()];
-    flow.decided_by = DecidedBy::Rules(vec![PolicyPart { object: policy("intended"), rules }]);
+    let by = DecidedBy::Rules(vec![PolicyPart { object: policy("intended"), rules }]);
+    flow.decision = Arc::new(Decision { by, revision: 1 });
     flow
 }
 
 fn denied(mut flow: Flow) -> Flow {
     flow.kind = EventKind::Drop;
     flow.verdict = Verdict::Dropped(DropReason::PolicyDenied);
-    flow.decided_by = DecidedBy::DefaultDeny(vec![policy("default-deny")]);
+    let by = DecidedBy::DefaultDeny(vec![policy("default-deny")]);
+    flow.decision = Arc::new(Decision { by, revision: 1 });
     flow
 }
 

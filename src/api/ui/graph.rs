@@ -129,9 +129,9 @@ impl Graph {
             _ => return,
         };
         self.version += 1;
-        let (Some(from), Some(to)) = (self.party(&flow.source), self.party(&flow.destination)) else {
-            return;
-        };
+        let from = self.party(&flow.source, flow.source_name.as_ref());
+        let to = self.party(&flow.destination, flow.destination_name.as_ref());
+        let (Some(from), Some(to)) = (from, to) else { return };
         let port = flow.destination_port.unwrap_or(0);
         let id = self.edge(from, to, flow.protocol, port);
         let version = self.version;
@@ -150,8 +150,9 @@ impl Graph {
         *(if dropped { &mut edge.denied } else { &mut edge.allowed }) = Some(Arc::clone(flow));
     }
 
-    fn party(&mut self, party: &Party) -> Option<u32> {
-        let key = key_of(party);
+    /// `used`: the name by which the other end looked the address up.
+    fn party(&mut self, party: &Party, used: Option<&Arc<str>>) -> Option<u32> {
+        let key = key_of(party, used);
         let outside = matches!(key, NodeKey::Name(_) | NodeKey::Prefix(_));
         let key = if outside && self.outsiders >= MAX_OUTSIDERS && !self.by_node.contains_key(&key) {
             NodeKey::Reserved("world")
@@ -324,14 +325,14 @@ impl Edge {
     }
 }
 
-fn key_of(party: &Party) -> NodeKey {
+fn key_of(party: &Party, used: Option<&Arc<str>>) -> NodeKey {
     if let (Some(namespace), Some(pod)) = (&party.namespace, &party.pod) {
         return NodeKey::Workload(Arc::clone(namespace), workload_of(pod));
     }
     if let Some(node) = &party.node {
         return NodeKey::Machine(Arc::clone(node));
     }
-    if let Some(name) = party.names.first() {
+    if let Some(name) = used.or(party.names.first()) {
         return NodeKey::Name(Arc::clone(name));
     }
     // The prefix that a policy names; the widest one says no more than "world".

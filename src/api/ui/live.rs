@@ -149,8 +149,8 @@ pub fn row(flow: &Arc<Flow>) -> Value {
         "time": flow.time_ns / 1_000_000,
         "verdict": flow.verdict.to_string(),
         "direction": flow.direction,
-        "source": party(&flow.source, flow.source_port),
-        "destination": party(&flow.destination, flow.destination_port),
+        "source": party(&flow.source, flow.source_port, flow.source_name.as_deref()),
+        "destination": party(&flow.destination, flow.destination_port, flow.destination_name.as_deref()),
         "protocol": flow.protocol.to_string(),
         "summary": flow_json::summary(flow),
         "node": &*flow.node,
@@ -194,9 +194,14 @@ fn kind(l7: &L7) -> &'static str {
     }
 }
 
-fn party(party: &Party, port: Option<u16>) -> Value {
+/// `used`: the name by which the other end looked the address up.
+fn party(party: &Party, port: Option<u16>, used: Option<&str>) -> Value {
+    let name = match used.filter(|_| party.pod.is_none() && party.node.is_none()) {
+        Some(used) => used.to_owned(),
+        None => party.display(),
+    };
     json!({
-        "name": party.display(),
+        "name": name,
         "address": party.address.to_string(),
         "port": port,
         "identity": party.identity.0,
