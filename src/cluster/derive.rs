@@ -19,6 +19,7 @@ use super::expand::{References, expand, prefix_scope};
 use super::ids::{EngineOp, ExternalKey, Ids};
 use super::objects::Objects;
 use super::options::{MissingNamespaces, ViewError, ViewOptions};
+use super::reserve::Reserved;
 use super::uses::{AllUses, Uses};
 use crate::fqdn::NameManager;
 use crate::identity::pod::{has_own_addresses, identity_labels, is_meta_key};
@@ -66,6 +67,7 @@ pub(super) struct Derived {
     named: PrefixMap<Option<ExternalKey>>,
     /// Single addresses of the world of which more is known.
     external: PrefixMap<ExternalKey>,
+    reserved: Reserved,
     /// Prefixes of `ipBlock` and `networks` rules.
     pub(super) class_prefixes: PrefixMap<()>,
     /// The address class trie.
@@ -90,6 +92,7 @@ impl Derived {
             nodes: HashMap::new(),
             named: PrefixMap::default(),
             external: PrefixMap::default(),
+            reserved: Reserved::default(),
             class_prefixes: PrefixMap::default(),
             classes: PrefixMap::default(),
             subjects: Counted::default(),
@@ -113,6 +116,7 @@ impl Derived {
         self.derive_pods(objects, options, dirty, &mut ops)?;
         self.derive_patterns(dirty);
         self.derive_prefixes(options, dirty, &mut ops)?;
+        self.derive_reserved(dirty, &mut ops)?;
         self.derive_addresses(objects, options, &api_servers, dirty, &mut ops)?;
         self.derive_classes(objects, dirty, &mut ops)?;
         for (id, presence) in self.subjects.take_changes() {
@@ -326,6 +330,7 @@ impl Derived {
 
     fn derive_patterns(&mut self, dirty: &mut Dirty) {
         for (pattern, presence) in self.uses.patterns.take_changes() {
+            dirty.patterns.extend(self.reserved.change(&pattern, presence));
             dirty.addresses.extend(match presence {
                 Presence::Present => self.names.add_pattern(&pattern),
                 Presence::Absent => self.names.remove_pattern(&pattern),
@@ -358,6 +363,33 @@ impl Derived {
             } else if let Some(key) = self.named.remove(prefix) {
                 self.claim(prefix, Source::Cidr, None, dirty);
                 key.iter().for_each(|key| self.ids.release_external(key));
+            }
+        }
+        Ok(())
+    }
+
+    /// Numbers that no address has yet; see [`Reserved`].
+    fn derive_reserved(&mut self, dirty: &mut Dirty, ops: &mut Vec<EngineOp>) -> Result<(), ViewError> {
+        if dirty.patterns.is_empty() && dirty.prefixes.is_empty() {
+            return Ok(());
+        }
+        if self.reserved.place(&self.named) {
+            dirty.patterns.extend(self.reserved.patterns().cloned());
+        }
+        for pattern in &dirty.patterns {
+            let wanted = self.reserved.wanted(pattern);
+            let held = self.reserved.held.entry(pattern.clone()).or_default();
+            for key in &wanted {
+                if !held.contains(key) {
+                    self.ids.acquire_external(key, ops)?;
+                    held.insert(key.clone());
+                }
+            }
+            for key in held.extract_if(.., |key| !wanted.contains(key)) {
+                self.ids.release_external(&key);
+            }
+            if wanted.is_empty() {
+                self.reserved.held.remove(pattern);
             }
         }
         Ok(())

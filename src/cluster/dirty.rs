@@ -10,6 +10,7 @@ use super::expand::References;
 use super::objects::{Objects, Stored, service_of};
 use crate::identity::pod::has_own_addresses;
 use crate::model::{Kind, ObjectRef};
+use crate::policy::l7::DnsPattern;
 use crate::service::selects;
 
 /// Sets of things whose derived state may be out of date. Too much in it costs time; too little
@@ -24,6 +25,8 @@ pub(super) struct Dirty {
     pub(super) addresses: BTreeSet<IpAddr>,
     /// Prefixes of CIDR rules.
     pub(super) prefixes: BTreeSet<IpNet>,
+    /// `toFQDNs` patterns whose reserved identities may differ.
+    pub(super) patterns: BTreeSet<DnsPattern>,
     /// Prefixes of the address class trie.
     pub(super) classes: BTreeSet<IpNet>,
     /// Prefixes of the ipcache whose entry may differ from the published one.

@@ -14,6 +14,7 @@ mod ids;
 mod objects;
 mod options;
 mod publish;
+mod reserve;
 #[cfg(test)]
 mod tests;
 mod uses;

@@ -222,6 +222,29 @@ impl View {
         }
     }
 
+    /// Takes in several answers at once; see [`View::learn`]. When they do not fit together, each is tried
+    /// for itself. Deltas go to `realize` in their order.
+    pub fn learn_all(&mut self, now: Duration, answers: &[Learned], mut realize: impl FnMut(Delta)) {
+        let before: Vec<_> =
+            answers.iter().map(|answer| self.derived.names.addresses(&answer.name)).collect();
+        let mut dirty = Dirty::default();
+        for answer in answers {
+            dirty.addresses.extend(self.derived.names.learn(now, answer));
+        }
+        if let Ok(policies) = self.derive_and_commit(&mut dirty) {
+            return realize(self.publish_names(dirty, policies));
+        }
+        // The last one first: a name may be there twice.
+        for (answer, before) in answers.iter().zip(before).rev() {
+            dirty.addresses.extend(self.derived.names.put_back(&answer.name, before));
+        }
+        self.roll_back(&mut dirty);
+        for answer in answers {
+            let delta = self.learn(now, answer);
+            realize(delta);
+        }
+    }
+
     /// Drops addresses whose answers ended at `now` or before.
     ///
     /// An address that other names still hold moves to another identity, which may need room that

@@ -53,13 +53,13 @@ fn a_rule() -> impl Strategy<Value = Rule> {
     let action = proptest::sample::select(vec![Action::Allow, Action::Allow, Action::Deny]);
     (direction, action, proptest::collection::vec(a_peer(), 0..3), ports).prop_map(
         |(direction, action, peers, ports)| {
+            // A port name resolves by the identity of the destination, which an address class has not.
+            let has_address = peers.iter().any(|peer| matches!(peer, Peer::Address(_)));
+            let ports = if has_address && ports == tcp("http") { Ports::Any } else { ports };
             // `toFQDNs` exists in egress allow rules only.
             if peers.iter().any(|peer| matches!(peer, Peer::Fqdn(_))) {
                 return rule(Direction::Egress, Action::Allow, peers, ports);
             }
-            // A port name resolves by the identity of the destination, which an address class has not.
-            let has_address = peers.iter().any(|peer| matches!(peer, Peer::Address(_)));
-            let ports = if has_address && ports == tcp("http") { Ports::Any } else { ports };
             rule(direction, action, peers, ports)
         },
     )
