@@ -53,10 +53,27 @@ impl Agent {
 
     /// The same, with more flags.
     pub fn start_with(node: &Namespace, home: &Home, flags: &[&str]) -> anyhow::Result<(Agent, Duration)> {
-        let log = std::fs::File::create(home.state.join("log"))?;
         let mut command = Command::new(PROGRAM);
+        command.arg("agent").args(flags);
+        Agent::spawn(node, home, command)
+    }
+
+    /// The same with options, and with everything that it starts, on the last CPU.
+    pub fn start_on_last_cpu(
+        node: &Namespace,
+        home: &Home,
+        options: &[&str],
+    ) -> anyhow::Result<(Agent, Duration)> {
+        let last = std::thread::available_parallelism()?.get() - 1;
+        let mut command = Command::new("taskset");
+        command.args(["-c", &last.to_string(), PROGRAM, "agent"]).args(options);
+        Agent::spawn(node, home, command)
+    }
+
+    fn spawn(node: &Namespace, home: &Home, mut command: Command) -> anyhow::Result<(Agent, Duration)> {
+        let log = std::fs::File::create(home.state.join("log"))?;
         command
-            .args(["agent", "--node-name", NODE, "--log", "warn", "--node-address"])
+            .args(["--node-name", NODE, "--log", "warn", "--node-address"])
             .arg(node_address(0).to_string())
             .arg("--state-dir")
             .arg(&home.state)
@@ -90,6 +107,16 @@ impl Agent {
 
     pub fn status(&self) -> anyhow::Result<Status> {
         Ok(self.runtime.block_on(self.client.get("/v1/status"))?)
+    }
+
+    /// Waits until a proxy listens.
+    pub fn await_proxy(&self, name: &str) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        while !self.status()?.proxies.iter().any(|proxy| proxy.name == name) {
+            anyhow::ensure!(begin.elapsed() < PATIENCE, "{name} does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Applies a manifest; returns when it is enforced.

@@ -6,6 +6,7 @@
 mod agent;
 mod cluster;
 mod datapath;
+mod dns;
 mod flows;
 mod http;
 mod load;
@@ -52,6 +53,8 @@ enum What {
     Flows,
     /// The cost of a verdict alone
     Verdict,
+    /// The DNS proxy and learning names
+    Dns,
     /// The shipped binary's size alone
     Size,
 }
@@ -67,6 +70,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Http => http::run(&place, rounds, &mut report)?,
         What::Flows => flows::run(&place, rounds, &mut report)?,
         What::Verdict => verdict::run(rounds, &mut report)?,
+        What::Dns => dns::run(&place, rounds, &mut report)?,
         What::Size => policy::binary_size(&mut report)?,
     }
     let name = format!("{:?}", args.what).to_lowercase();
