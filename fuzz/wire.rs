@@ -1,10 +1,13 @@
 //! What proxies read from pods and servers: DNS messages, HTTP heads, and the expressions of policies.
 
+use std::collections::BTreeSet;
 use std::hint::black_box;
+use std::net::IpAddr;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query as Question};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use sluice::dnsproxy::message::{Query, Reply, ResponseCode};
+use sluice::fqdn::Learned;
 use sluice::policy::l7::http::check_expression;
 use sluice::policy::l7::message::check_head;
 use sluice::policy::l7::target::{Target as Normal, normalize};
@@ -32,6 +35,51 @@ fn answer(name: &str, alias: &str) -> Vec<u8> {
         RData::A(hickory_proto::rr::rdata::A::new(203, 0, 113, 1)),
     ));
     message.to_vec().expect("an answer")
+}
+
+/// The question of [`DnsReplies`] as a response, with these counts of records and what stands behind.
+fn response(flags: u16, [answers, additionals]: [u16; 2], rest: &[u8]) -> Vec<u8> {
+    let asked = question("pay.example.com.", RecordType::A);
+    let mut message = Vec::new();
+    for word in [7, 0x8180 | flags, 1, answers, 0, additionals] {
+        message.extend(word.to_be_bytes());
+    }
+    message.extend(&asked[12..]);
+    message.extend(rest);
+    message
+}
+
+/// An A record whose owner is written like this.
+fn address_record(owner: &[u8], address: [u8; 4]) -> Vec<u8> {
+    [owner, &[0, 1, 0, 1, 0, 0, 0, 30, 0, 4], &address].concat()
+}
+
+/// Owners that point at themselves and at each other.
+fn looping() -> Vec<u8> {
+    let at = response(0, [0, 0], &[]).len() as u8;
+    let own = address_record(&[0xc0, at], [192, 0, 2, 1]);
+    let other = address_record(&[1, b'a', 0xc0, at + own.len() as u8], [192, 0, 2, 2]);
+    response(0, [2, 0], &[own, other].concat())
+}
+
+/// An address that nobody asked for, behind the answer and in it.
+fn poisoned() -> Vec<u8> {
+    let bank = address_record(b"\x04bank\x07example\x00", [192, 0, 2, 66]);
+    let asked = address_record(&[0xc0, 12], [192, 0, 2, 1]);
+    response(0, [2, 1], &[bank.clone(), asked, bank].concat())
+}
+
+/// As many addresses as a message holds.
+fn giant() -> Vec<u8> {
+    let records: Vec<u8> =
+        (0..4000u32).flat_map(|n| address_record(&[0xc0, 12], (0x0a00_0000 + n).to_be_bytes())).collect();
+    response(0, [4000, 0], &records)
+}
+
+/// Cut in the middle of a record, and it says so.
+fn truncated() -> Vec<u8> {
+    let record = address_record(&[0xc0, 12], [192, 0, 2, 1]);
+    response(0x0200, [5, 0], &[record.clone(), record[..9].to_vec()].concat())
 }
 
 /// Questions of pods.
@@ -67,12 +115,35 @@ impl Target for DnsReplies {
     }
 
     fn seeds(&self) -> Vec<Vec<u8>> {
-        vec![answer("pay.example.com.", "api.stripe.com."), answer("pay.example.com.", "b.example.com.")]
+        vec![
+            answer("pay.example.com.", "api.stripe.com."),
+            answer("pay.example.com.", "b.example.com."),
+            looping(),
+            poisoned(),
+            giant(),
+            truncated(),
+        ]
     }
 
     fn check(&mut self, input: &[u8]) {
         let query = Query::parse(&question("pay.example.com.", RecordType::A)).expect("our question");
-        let _ = black_box(Reply::parse(&query, 7, input));
+        let Ok(reply) = Reply::parse(&query, 7, input) else { return };
+        let learned = Learned::from_answer(&query.question.name, &reply.records);
+        assert!(learned.addresses.len() * 4 <= input.len(), "more addresses than there is room for");
+        // Whatever was done to the message: nothing is learned that another reader does not find in its answers.
+        let Ok(message) = Message::from_vec(input) else { return };
+        let said: BTreeSet<IpAddr> = message
+            .answers
+            .iter()
+            .filter_map(|record| match &record.data {
+                RData::A(address) => Some(IpAddr::V4(address.0)),
+                RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+                _ => None,
+            })
+            .collect();
+        for (address, _) in &learned.addresses {
+            assert!(said.contains(address), "{address} is not in the answer section");
+        }
     }
 }
 
