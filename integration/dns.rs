@@ -174,7 +174,10 @@ fn dig_gets_what_the_server_says_however_it_asks() {
     assert!(flows.contains("evil.test") && flows.contains("203.0.113.1"), "{flows}");
     let lines = sluice(&["observe", "--protocol", "dns", "--all", "--socket", &lab.socket()]);
     let lines = String::from_utf8_lossy(&lines.stdout).into_owned();
-    assert!(lines.contains("DNS A a.mirror.example NOERROR 203.0.113.1, ") && lines.contains(" us)"), "{lines}");
+    assert!(
+        lines.contains("DNS A a.mirror.example NOERROR 203.0.113.1, ") && lines.contains(" us)"),
+        "{lines}"
+    );
     let status = lab.status().unwrap();
     let proxy =
         status["proxies"].as_array().unwrap().iter().find(|proxy| proxy["name"] == "dns-proxy").unwrap();

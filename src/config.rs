@@ -5,6 +5,7 @@
 //! ([`AgentConfig::resolve`]) validates the whole and reports every problem before a socket is bound or
 //! a program loaded.
 
+mod dns;
 mod flows;
 mod ui;
 
@@ -14,6 +15,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+pub use self::dns::{DnsConfig, DnsRefusal, default_workers};
 pub use self::flows::{ExportConfig, MetricsConfig};
 pub use self::ui::{UiConfig, UiTls};
 use crate::api::hubble::tls::{Clients, TlsFiles};
@@ -107,6 +109,39 @@ pub struct AgentSettings {
     /// Only browsers with a certificate that this CA signed reach the web UI (PEM)
     #[arg(long, env = "SLUICE_UI_CLIENT_CA", value_name = "FILE")]
     pub ui_client_ca: Option<PathBuf>,
+    /// What a refused DNS query is answered with: refused or nxdomain [default: refused]
+    #[arg(long, env = "SLUICE_DNS_REFUSAL", value_name = "refused|nxdomain")]
+    pub dns_refusal: Option<String>,
+    /// Milliseconds after which a query that the DNS server does not answer gets SERVFAIL [default: 4000]
+    #[arg(long, env = "SLUICE_DNS_TIMEOUT", value_name = "MS")]
+    pub dns_timeout: Option<u64>,
+    /// Most DNS queries of one pod that wait for an answer [default: 512]
+    #[arg(long, env = "SLUICE_DNS_QUERIES_PER_POD", value_name = "N")]
+    pub dns_queries_per_pod: Option<usize>,
+    /// Most DNS queries of all pods that wait for an answer [default: 16384]
+    #[arg(long, env = "SLUICE_DNS_QUERIES", value_name = "N")]
+    pub dns_queries: Option<usize>,
+    /// Most DNS connections (TCP) of one pod [default: 64]
+    #[arg(long, env = "SLUICE_DNS_CONNECTIONS_PER_POD", value_name = "N")]
+    pub dns_connections_per_pod: Option<usize>,
+    /// Most DNS connections (TCP) of all pods [default: 4096]
+    #[arg(long, env = "SLUICE_DNS_CONNECTIONS", value_name = "N")]
+    pub dns_connections: Option<usize>,
+    /// Threads that serve DNS datagrams [default: the number of cores, 4 at most]
+    #[arg(long, env = "SLUICE_DNS_WORKERS", value_name = "N")]
+    pub dns_workers: Option<usize>,
+    /// Most flow records of DNS queries a second; more are counted and dropped [default: 10000]
+    #[arg(long, env = "SLUICE_DNS_RECORDS", value_name = "N")]
+    pub dns_records: Option<u64>,
+    /// Addresses of an answer are allowed at least this long [default: 0]
+    #[arg(long, env = "SLUICE_DNS_MIN_TTL", value_name = "SECONDS")]
+    pub dns_min_ttl: Option<u64>,
+    /// Most addresses that one name may allow at a time [default: 1000]
+    #[arg(long, env = "SLUICE_DNS_MAX_ADDRESSES", value_name = "N")]
+    pub dns_max_addresses: Option<usize>,
+    /// Most names whose addresses are remembered [default: 50000]
+    #[arg(long, env = "SLUICE_DNS_MAX_NAMES", value_name = "N")]
+    pub dns_max_names: Option<usize>,
     /// Flows kept in memory [default: 65536]
     #[arg(long, env = "SLUICE_FLOW_BUFFER", value_name = "COUNT")]
     pub flow_buffer: Option<usize>,
@@ -272,6 +307,7 @@ pub struct AgentConfig {
     /// See [`crate::httpproxy::options::Options`]; known to be valid.
     pub http_proxy: Vec<String>,
     pub ui: Option<UiConfig>,
+    pub dns: DnsConfig,
     pub flow_buffer: usize,
     pub flow_events: FlowEvents,
     /// None: no history is kept.
@@ -334,6 +370,17 @@ impl AgentSettings {
             ui_cert,
             ui_key,
             ui_client_ca,
+            dns_refusal,
+            dns_timeout,
+            dns_queries_per_pod,
+            dns_queries,
+            dns_connections_per_pod,
+            dns_connections,
+            dns_workers,
+            dns_records,
+            dns_min_ttl,
+            dns_max_addresses,
+            dns_max_names,
             flow_buffer,
             flow_events,
             history,
@@ -404,6 +451,7 @@ impl AgentConfig {
         let off = &[("off", Switch::Off), ("on", Switch::On), ("true", Switch::On), ("false", Switch::Off)];
         let masquerade = p.choice("masquerade", settings.masquerade.as_deref(), on);
         let proxies = p.choice("proxies", settings.proxies.as_deref(), on);
+        let dns = DnsConfig::resolve(&settings, p);
         let host_firewall = p.choice("host-firewall", settings.host_firewall.as_deref(), off);
         let enforcement = p.choice(
             "policy-enforcement",
@@ -512,6 +560,7 @@ impl AgentConfig {
             proxies,
             http_proxy,
             ui,
+            dns,
             flow_buffer,
             flow_events,
             history,

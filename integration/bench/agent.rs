@@ -81,7 +81,6 @@ impl Agent {
             .arg(&home.run)
             .arg("--bpffs")
             .arg(&home.bpffs)
-            .args(flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);

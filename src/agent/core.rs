@@ -23,7 +23,7 @@ use super::telemetry::Telemetry;
 use crate::api::backend::Refusal;
 use crate::api::types::DeviceOrigin;
 use crate::cluster::View;
-use crate::cluster::delta::Delta;
+use crate::cluster::delta::{Cause, Delta};
 use crate::cluster::{Change, Resource};
 use crate::config::AgentConfig;
 use crate::datapath::expedite::Expedited;
@@ -226,8 +226,9 @@ impl Core {
 
     /// Hands a delta to the kernel, after those that wait.
     pub fn realize(&mut self, delta: Delta, revision: u64) {
-        // Rules that change no entry of the kernel may still change what proxies do.
-        self.feed_is_old = true;
+        // Rules that change no entry of the kernel may still change what proxies do. Of names they need to know
+        // what rules do: an address that gets an identity which was there before is no news.
+        self.feed_is_old |= delta.cause != Cause::Names || !delta.policies.is_empty();
         self.note_identities(&delta);
         self.note_delta(&delta);
         self.pending.push_back(Pending { delta, revision, since: Instant::now() });

@@ -1,17 +1,17 @@
 //! `sluice dns-proxy`: where the DNS proxy meets the policy feed, the kernel and the agent.
 //!
 //! A process of its own, started by the agent, that works on the feed and the pinned maps alone: it goes on
-//! when the agent does not run. A query is judged for the client's egress if the client is a local pod, and
-//! for the server's ingress if the server is one. Who is unknown is refused.
+//! when the agent does not run. A new process takes over the listeners of an old one, which finishes what it has
+//! begun.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context as _;
 
-use super::l7feed::Feed;
+use super::dns_judge::PolicyJudge;
 use super::names_client::NamesClient;
 use super::offline_names::OfflineNames;
 use super::proxy_host::ProxyHost;
@@ -21,19 +21,17 @@ use crate::datapath::learned::LearnedAddresses;
 use crate::datapath::proxy::{IdentityLookup, ListenerKind, ListenerPlace, Listeners};
 use crate::dnsproxy::proxy::{Options, Parts};
 use crate::dnsproxy::sockets::{listen_tcp, listen_udp};
-use crate::dnsproxy::{Ask, Decision, Judge, Proxy, QueryRecord, Records, Ruling, TransparentSockets};
+use crate::dnsproxy::{Decision, Proxy, QueryRecord, Records, TransparentSockets, Workers};
 use crate::flow::L7;
 use crate::flow::record::{Record, RecordVerdict};
 use crate::model::{Direction, Family, Identity};
-use crate::policy::decision::Outcome;
-use crate::policy::engine::{L4Flow, L7Policy, PeerView};
-use crate::policy::l7::L7Rules;
-use crate::policy::l7::snapshot::Snapshot;
-use crate::policy::map_state::Proxy as ProxyKind;
-use crate::policy::rule::RuleRef;
+use crate::policy::engine::PeerView;
 
 /// Name of the subcommand and of the files in the agent's directory.
 pub const NAME: &str = "dns-proxy";
+
+/// How long a process that is told to stop waits for the next one.
+const SUCCESSION: Duration = Duration::from_secs(5);
 
 /// What the process is told.
 #[derive(Clone, Debug)]
@@ -41,6 +39,10 @@ pub struct Settings {
     pub run_dir: PathBuf,
     pub bpffs: PathBuf,
     pub options: Options,
+    /// Answers are fresh at least this long, as for the agent.
+    pub min_ttl: Duration,
+    /// Threads that serve datagrams.
+    pub workers: usize,
     pub records_per_second: u32,
 }
 
@@ -70,21 +72,34 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let host = ProxyHost::start(NAME, &settings.run_dir, settings.records_per_second)?;
     let identities = IdentityLookup::open(&settings.bpffs)?;
     let offline = OfflineNames::new(&settings.run_dir, LearnedAddresses::open(&settings.bpffs)?);
-    let judge = Arc::new(PolicyJudge { feed: Arc::clone(&host.feed), identities: identities.clone() });
+    let judge = Arc::new(PolicyJudge::new(Arc::clone(&host.feed), identities.clone()));
+    let names = NamesClient::start(&settings.run_dir, Arc::clone(&host.feed), offline, settings.min_ttl);
     let proxy = Proxy::new(
         settings.options,
         Parts {
             judge,
-            learner: NamesClient::start(&settings.run_dir, Arc::clone(&host.feed), offline),
+            learner: names.clone(),
             records: Arc::new(FlowRecords { sender: Arc::clone(&host.records), identities }),
             sockets: Arc::new(TransparentSockets::new(MARK_PROXY_OUT)),
         },
     );
-    let mut tasks = listen(&settings.bpffs, &proxy)?;
-    let counted = Arc::clone(&proxy);
-    host.announce(move || serde_json::to_value(counted.counters.snapshot()).unwrap_or_default()).await?;
+    let (mut workers, mut tasks) = listen(&settings, &proxy)?;
+    let (counted, learned, records) = (Arc::clone(&proxy), Arc::clone(&names), Arc::clone(&host.records));
+    host.announce(move || {
+        let (records_limited, records_lost) = records.dropped();
+        let counters = Counters {
+            queries: counted.counters.snapshot(),
+            open_queries: counted.open_queries(),
+            names: learned.counts(),
+            records_limited,
+            records_lost,
+        };
+        serde_json::to_value(counters).unwrap_or_default()
+    })
+    .await?;
     tokio::select! {
         stopped = host.stopped() => stopped?,
+        error = workers.failed() => return Err(error).context("a worker failed"),
         ended = tasks.join_next() => {
             if let Some(ended) = ended {
                 ended?.context("a listener failed")?;
@@ -92,16 +107,40 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
             anyhow::bail!("a listener ended");
         }
     }
-    drain(&proxy, settings.options.upstream_timeout).await;
+    // Without a successor, queries go on for a moment: the agent starts one.
+    host.succeeded(SUCCESSION).await;
+    // Listeners go on until the workers have found nothing more.
+    let longest = settings.options.upstream_timeout + Duration::from_secs(1);
+    if tokio::time::timeout(longest, workers.drain()).await.is_err() {
+        tracing::warn!("workers are stopped before they have finished");
+    }
+    drain(&proxy, longest).await;
+    if tokio::time::timeout(longest, names.settle()).await.is_err() {
+        tracing::warn!("the agent was not told how long some addresses stay fresh");
+    }
+    host.records.flush();
     Ok(())
+}
+
+/// What the process tells about itself.
+#[derive(serde::Serialize)]
+struct Counters {
+    #[serde(flatten)]
+    queries: crate::dnsproxy::CountersSnapshot,
+    open_queries: usize,
+    #[serde(flatten)]
+    names: super::names_client::CountsSnapshot,
+    records_limited: u64,
+    records_lost: u64,
 }
 
 type Tasks = tokio::task::JoinSet<std::io::Result<()>>;
 
 /// Opens the listeners and puts them into their places, both families.
-fn listen(bpffs: &Path, proxy: &Arc<Proxy>) -> anyhow::Result<Tasks> {
-    let places = Listeners::open(bpffs)?;
+fn listen(settings: &Settings, proxy: &Arc<Proxy>) -> anyhow::Result<(Workers, Tasks)> {
+    let places = Listeners::open(&settings.bpffs)?;
     let mut tasks = Tasks::new();
+    let mut datagrams = Vec::new();
     let loopbacks = [
         (Family::IPv4, IpAddr::from(Ipv4Addr::LOCALHOST)),
         (Family::IPv6, IpAddr::from(Ipv6Addr::LOCALHOST)),
@@ -110,13 +149,17 @@ fn listen(bpffs: &Path, proxy: &Arc<Proxy>) -> anyhow::Result<Tasks> {
         // Nobody connects to the port itself: the programs hand connections over.
         let address = SocketAddr::new(address, 0);
         let udp = listen_udp(address).with_context(|| format!("listen on {address}/UDP"))?;
-        places.insert(ListenerPlace { kind: ListenerKind::DnsUdp, family }, &udp)?;
-        tasks.spawn(Arc::clone(proxy).serve_udp(udp));
+        datagrams.push((ListenerPlace { kind: ListenerKind::DnsUdp, family }, udp));
         let tcp = listen_tcp(address, MARK_PROXY_OUT).with_context(|| format!("listen on {address}/TCP"))?;
         places.insert(ListenerPlace { kind: ListenerKind::DnsTcp, family }, &tcp)?;
         tasks.spawn(Arc::clone(proxy).serve_tcp(tcp));
     }
-    Ok(tasks)
+    for (place, udp) in &datagrams {
+        places.insert(*place, udp)?;
+    }
+    let datagrams = datagrams.into_iter().map(|(_, udp)| udp).collect();
+    let workers = proxy.serve_udp(datagrams, settings.workers).context("start the workers")?;
+    Ok((workers, tasks))
 }
 
 /// Lets open queries end; none takes longer than `longest`.
@@ -131,73 +174,6 @@ async fn drain(proxy: &Proxy, longest: Duration) {
     }
 }
 
-/// Policy as the feed and the kernel's identities say.
-#[derive(Debug)]
-struct PolicyJudge {
-    feed: Feed,
-    identities: IdentityLookup,
-}
-
-impl Judge for PolicyJudge {
-    fn judge(&self, ask: &Ask<'_>) -> Ruling {
-        let snapshot = self.feed.load();
-        let peers = [ask.client.ip(), ask.server.ip()].map(|address| {
-            self.identities.resolve(address).unwrap_or_else(|error| {
-                tracing::error!(%error, %address, "the kernel does not say who this is");
-                PeerView { identity: Identity::UNKNOWN, address_class: None }
-            })
-        });
-        rule(&snapshot, ask, peers)
-    }
-}
-
-/// One side's part in a ruling.
-struct Part {
-    decision: Decision,
-    direction: Direction,
-    rules: Vec<RuleRef>,
-}
-
-/// Both sides must release. Where both do, the client's side is named.
-fn rule(snapshot: &Snapshot, ask: &Ask<'_>, [client, server]: [PeerView; 2]) -> Ruling {
-    let flow = L4Flow { protocol: ask.protocol, port: ask.server.port() };
-    let sides = [(ask.client.ip(), Direction::Egress, server), (ask.server.ip(), Direction::Ingress, client)];
-    let parts: Vec<Part> = sides
-        .into_iter()
-        .filter_map(|(subject, direction, peer)| {
-            let subject = snapshot.local(subject)?;
-            let policy = snapshot.policy(subject.identity, direction, peer, flow)?;
-            Some(judge_side(&policy, direction, ask.name))
-        })
-        .collect();
-    // No side knows why the query is here: the policy that sent it has gone.
-    let nobody = Part { decision: Decision::Refuse, direction: Direction::Egress, rules: Vec::new() };
-    let refused = parts.iter().position(|part| part.decision == Decision::Refuse);
-    let Part { decision, direction, rules } = parts.into_iter().nth(refused.unwrap_or(0)).unwrap_or(nobody);
-    Ruling { decision, direction, rules, client_identity: client.identity, server_identity: server.identity }
-}
-
-fn judge_side(policy: &L7Policy, direction: Direction, name: &str) -> Part {
-    let all = || policy.rules.iter().map(|(rule, _)| rule.clone()).collect::<Vec<_>>();
-    let matching: Vec<RuleRef> = (policy.rules.iter())
-        .filter(|(_, l7)| match l7.as_deref() {
-            Some(L7Rules::Dns(patterns)) => patterns.iter().any(|pattern| pattern.matches(name)),
-            Some(L7Rules::Http(_) | L7Rules::Tls(_)) => false,
-            None => true,
-        })
-        .map(|(rule, _)| rule.clone())
-        .collect();
-    let decision = match policy.outcome {
-        Outcome::Allow => Decision::Release,
-        Outcome::Redirect(ProxyKind::Dns) if !matching.is_empty() || !policy.refuses_requests() => {
-            Decision::Release
-        }
-        Outcome::Redirect(_) | Outcome::Deny => Decision::Refuse,
-    };
-    let rules = if matching.is_empty() { all() } else { matching };
-    Part { decision, direction, rules }
-}
-
 /// Records on their way to the agent.
 #[derive(Debug)]
 struct FlowRecords {
@@ -206,6 +182,10 @@ struct FlowRecords {
 }
 
 impl Records for FlowRecords {
+    fn admits(&self) -> bool {
+        self.sender.admits()
+    }
+
     fn record(&self, record: QueryRecord) {
         let who = |address| {
             self.identities.resolve(address).map_or(Identity::UNKNOWN, |peer: PeerView| peer.identity)
@@ -218,10 +198,12 @@ impl Records for FlowRecords {
             (_, Some(_)) | (None, None) => RecordVerdict::Failed,
         };
         let (direction, rules, client_identity, server_identity) = match record.ruling {
-            Some(ruling) => (ruling.direction, ruling.rules, ruling.client_identity, ruling.server_identity),
+            Some(ruling) => {
+                (ruling.direction, ruling.rules.to_vec(), ruling.client_identity, ruling.server_identity)
+            }
             None => (Direction::Egress, Vec::new(), who(record.client.ip()), who(record.server.ip())),
         };
-        self.sender.send(&Record {
+        self.sender.put(&Record {
             time_ns: record
                 .time
                 .duration_since(UNIX_EPOCH)
@@ -237,7 +219,7 @@ impl Records for FlowRecords {
             server_identity,
             rules,
             l7: L7::Dns {
-                query: if record.name.is_empty() { ".".into() } else { record.name.into() },
+                query: if record.name.is_empty() { ".".into() } else { record.name },
                 query_type: type_name(record.kind).into(),
                 rcode: record.rcode.map_or("none", rcode_name).into(),
                 answers: record.answers,
@@ -278,45 +260,6 @@ fn rcode_name(code: u8) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Protocol;
-
-    fn policy(outcome: Outcome, enforced: bool, patterns: &[&str]) -> L7Policy {
-        use crate::model::{Kind, ObjectRef};
-        use crate::policy::l7::DnsPattern;
-        let object = ObjectRef::new(Kind::CiliumNetworkPolicy, "shop", "names");
-        let patterns = patterns.iter().map(|text| DnsPattern::Pattern((*text).into())).collect();
-        let rule = RuleRef { object, spec: 0, rule: 0 };
-        L7Policy {
-            outcome,
-            rules: vec![(rule, Some(Arc::new(L7Rules::Dns(patterns))))],
-            lifted: false,
-            enforced,
-        }
-    }
-
-    #[test]
-    fn a_name_that_no_rule_lists_is_refused_where_policy_is_enforced() {
-        let judge = |policy: &L7Policy, name| judge_side(policy, Direction::Egress, name).decision;
-        let dns = Outcome::Redirect(ProxyKind::Dns);
-        let enforced = policy(dns, true, &["*.example"]);
-        assert_eq!(judge(&enforced, "a.example"), Decision::Release);
-        assert_eq!(judge(&enforced, "a.b.example"), Decision::Refuse);
-        assert_eq!(judge(&policy(dns, false, &["*.example"]), "x.org"), Decision::Release);
-        assert_eq!(judge(&policy(Outcome::Deny, true, &["*"]), "a"), Decision::Refuse);
-        assert_eq!(judge(&policy(Outcome::Redirect(ProxyKind::Http), true, &["*"]), "a"), Decision::Refuse);
-    }
-
-    #[test]
-    fn a_query_that_no_policy_knows_is_refused() {
-        let ask = Ask {
-            client: "10.0.0.1:5000".parse().unwrap(),
-            server: "10.0.0.2:53".parse().unwrap(),
-            protocol: Protocol::Udp,
-            name: "a.example",
-        };
-        let peer = PeerView { identity: Identity(300), address_class: None };
-        assert_eq!(rule(&Snapshot::default(), &ask, [peer, peer]).decision, Decision::Refuse);
-    }
 
     #[test]
     fn codes_and_types_have_their_usual_names() {

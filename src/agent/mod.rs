@@ -14,6 +14,7 @@
 mod backend;
 mod core;
 mod directory;
+mod dns_judge;
 pub mod dns_proxy;
 mod enrich;
 mod export;
@@ -22,6 +23,7 @@ pub mod http_proxy;
 mod hub;
 mod kernel;
 mod kernel_tables;
+mod known_names;
 pub mod l7feed;
 mod linux;
 mod manifests;
@@ -68,6 +70,7 @@ use crate::api;
 use crate::cluster::{MissingNamespaces, View, ViewOptions};
 use crate::config::{AgentConfig, EmptyRuleLists, MetricsConfig, Source};
 use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
+use crate::fqdn::NameManagerOptions;
 use crate::identity::IdentityAllocator;
 use crate::k8s;
 use crate::model::Identity;
@@ -104,6 +107,11 @@ pub fn view_options(config: &AgentConfig, local_number_offset: u32) -> ViewOptio
             .iter()
             .map(|address| (*address, Identity::INGRESS))
             .collect(),
+        names: NameManagerOptions {
+            min_ttl: config.dns.min_ttl,
+            max_addresses: config.dns.max_addresses,
+            max_names: config.dns.max_names,
+        },
         // People write pods without their namespaces; a server adds them where it knows them.
         missing_namespaces: MissingNamespaces::Exist,
         local_number_offset,

@@ -3,7 +3,8 @@
 //! The proxy sends each answer over `<run-dir>/names.sock` before it gives it to the pod, one JSON document
 //! a line ([`Question`]), and waits for the line that says whether the kernel has it ([`Told`]). What was
 //! learned is stored, so that a restart of the agent forgets nothing; ends of TTLs are deadlines of the
-//! core. Answers of one moment share one job, one transaction and one write to the store.
+//! core. Answers of one moment share one job, one transaction and one write to the store. To an agent that is
+//! new the proxy tells everything that is still fresh: it may have died before it stored.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 
 use super::core::{Core, CoreHandle};
 use super::offline_names::take_spool;
@@ -25,6 +27,8 @@ pub const SOCKET: &str = "names.sock";
 const BATCH: usize = 128;
 /// Addresses stay this much longer than their TTL, so that those which end together go together.
 const SLACK: Duration = Duration::from_millis(100);
+/// Batches that wait for the store; behind them, answers wait.
+const KEEP: usize = 256;
 /// How often the store forgets what has ended.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -43,6 +47,9 @@ pub struct Told {
     pub id: u64,
     /// The kernel allows what policy allows of it. Otherwise it stays closed.
     pub ready: bool,
+    /// How many addresses were dropped before their time since the agent started. When it grows, an address that
+    /// the proxy knows may be closed.
+    pub evictions: u64,
 }
 
 impl Question {
@@ -68,6 +75,8 @@ pub async fn serve(run_dir: &Path, core: CoreHandle, store: Store) -> anyhow::Re
     tokio::task::spawn_blocking(move || store_rows.learn_names(rows)).await??;
     core.call(move |core| core.learn_spooled(&spooled)).await?;
     tokio::spawn(sweep(store.clone()));
+    let (keep, rows) = mpsc::channel(KEEP);
+    tokio::spawn(keep_all(store, rows));
     tokio::spawn(async move {
         loop {
             let stream = match listener.accept().await {
@@ -78,9 +87,9 @@ pub async fn serve(run_dir: &Path, core: CoreHandle, store: Store) -> anyhow::Re
                     continue;
                 }
             };
-            let (core, store) = (core.clone(), store.clone());
+            let (core, keep) = (core.clone(), keep.clone());
             tokio::spawn(async move {
-                if let Err(error) = converse(stream, core, store).await {
+                if let Err(error) = converse(stream, core, keep).await {
                     tracing::warn!(error = %format!("{error:#}"), "the conversation with the DNS proxy ended");
                 }
             });
@@ -101,7 +110,23 @@ async fn sweep(store: Store) {
     }
 }
 
-async fn converse(stream: UnixStream, core: CoreHandle, store: Store) -> anyhow::Result<()> {
+/// Writes what was learned, as much at once as has come.
+async fn keep_all(store: Store, mut rows: mpsc::Receiver<Vec<LearnedName>>) {
+    let mut batches = Vec::new();
+    while rows.recv_many(&mut batches, KEEP).await > 0 {
+        let (store, rows) = (store.clone(), batches.drain(..).flatten().collect());
+        let stored = tokio::task::spawn_blocking(move || store.learn_names(rows)).await;
+        if let Ok(Err(error)) = stored {
+            tracing::warn!(%error, "names that were learned are forgotten when the agent restarts");
+        }
+    }
+}
+
+async fn converse(
+    stream: UnixStream,
+    core: CoreHandle,
+    keep: mpsc::Sender<Vec<LearnedName>>,
+) -> anyhow::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::with_capacity(64 * 1024, read);
     let mut line = String::new();
@@ -116,20 +141,33 @@ async fn converse(stream: UnixStream, core: CoreHandle, store: Store) -> anyhow:
             questions.push(serde_json::from_str(&line)?);
         }
         let answers: Vec<Learned> = questions.iter().map(Question::learned).collect();
-        let Ok((ready, rows)) = core.call(move |core| core.learn_names(&answers)).await else {
+        let Ok(outcome) = core.call(move |core| core.learn_names(&answers)).await else {
             return Ok(());
         };
-        let store = store.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || store.learn_names(rows)).await? {
-            tracing::warn!(%error, "names that were learned are forgotten when the agent restarts");
-        }
         let mut told = Vec::new();
         for question in &questions {
-            serde_json::to_writer(&mut told, &Told { id: question.id, ready })?;
+            let Question { id, .. } = *question;
+            serde_json::to_writer(
+                &mut told,
+                &Told { id, ready: outcome.ready, evictions: outcome.evictions },
+            )?;
             told.push(b'\n');
         }
         write.write_all(&told).await?;
+        // After the pod has its answer: what a crash loses here, the proxy tells the next agent.
+        keep.send(outcome.rows).await.ok();
     }
+}
+
+/// What became of some answers.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The kernel has them.
+    pub ready: bool,
+    /// See [`Told::evictions`].
+    pub evictions: u64,
+    /// What to store.
+    pub rows: Vec<LearnedName>,
 }
 
 impl Core {
@@ -138,27 +176,34 @@ impl Core {
         self.started.elapsed()
     }
 
-    /// Learns answers; says whether the kernel has them, and what to store.
-    pub fn learn_names(&mut self, answers: &[Learned]) -> (bool, Vec<LearnedName>) {
+    /// Learns answers.
+    pub fn learn_names(&mut self, answers: &[Learned]) -> Outcome {
         let (now, wall) = (self.names_now(), SystemTime::now());
         let floor = self.view.options().names.min_ttl;
         let refused = self.view.refused_answers();
-        let mut rows = Vec::new();
+        let mut deltas = Vec::new();
+        self.view.learn_all(now, answers, |delta| deltas.push(delta));
         for answer in answers {
             let addresses = answer.addresses.iter().map(|(address, _)| *address);
             self.shared.directory.lock().add_name(&answer.name, addresses);
-            let delta = self.view.learn(now, answer);
-            if !delta.is_empty() {
-                self.realize(delta, self.desired);
-            }
-            rows.extend(answer.addresses.iter().map(|(address, ttl)| LearnedName {
+        }
+        for delta in deltas.into_iter().filter(|delta| !delta.is_empty()) {
+            self.realize(delta, self.desired);
+        }
+        self.keep_offset();
+        let rows = answers.iter().flat_map(|answer| {
+            answer.addresses.iter().map(|(address, ttl)| LearnedName {
                 name: answer.name.to_string(),
                 address: *address,
                 expires: wall + (*ttl).max(floor),
-            }));
+            })
+        });
+        let stats = self.view.names().stats();
+        Outcome {
+            ready: self.waiting() == 0 && self.view.refused_answers() == refused,
+            evictions: stats.evicted + stats.refused_names + self.view.refused_answers(),
+            rows: rows.collect(),
         }
-        self.keep_offset();
-        (self.waiting() == 0 && self.view.refused_answers() == refused, rows)
     }
 
     fn learn_spooled(&mut self, rows: &[LearnedName]) {

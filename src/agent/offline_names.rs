@@ -1,9 +1,9 @@
 //! Learning without an agent: the DNS proxy puts addresses into the kernel itself.
 //!
-//! An address gets an identity that exists already: one of the same CIDR prefix that stands for the
-//! patterns that match the name, besides those that the address had. Where none stands for exactly these, the
-//! one that stands for most of them is taken: never for more, so that nothing opens that policy keeps
-//! closed. What was learned is noted in `<run-dir>/names.spool`; the next agent takes it from there.
+//! An address gets an identity that exists already (each pattern has some before any name was looked up): one of
+//! the same CIDR prefix that stands for the patterns that match the name, besides those that the address had.
+//! Where none stands for exactly these, the one that stands for most of them is taken: never for more, so that
+//! nothing opens that policy keeps closed. What was learned is noted in `<run-dir>/names.spool`; the next agent takes it from there.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
@@ -26,6 +27,8 @@ use crate::policy::l7::snapshot::{Scope, Snapshot};
 use crate::store::LearnedName;
 
 const SPOOL: &str = "names.spool";
+/// Bytes of the spool beyond which nothing more is noted: the answers of hours.
+const LONGEST_SPOOL: u64 = 32 << 20;
 
 /// One line of the spool.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,16 +45,24 @@ pub struct OfflineNames {
     addresses: LearnedAddresses,
     /// One writer at a time.
     spool: Mutex<PathBuf>,
+    /// Answers that the next agent will not know.
+    unnoted: AtomicU64,
 }
 
 impl OfflineNames {
     pub fn new(run_dir: &Path, addresses: LearnedAddresses) -> OfflineNames {
-        OfflineNames { addresses, spool: Mutex::new(run_dir.join(SPOOL)) }
+        OfflineNames { addresses, spool: Mutex::new(run_dir.join(SPOOL)), unnoted: AtomicU64::new(0) }
+    }
+
+    /// Answers that were not noted, because the spool was full or could not be written.
+    pub fn unnoted(&self) -> u64 {
+        self.unnoted.load(Ordering::Relaxed)
     }
 
     /// Opens what policy allows of an answer, as far as it can.
     pub fn learn(&self, snapshot: &Snapshot, learned: &Learned) -> Reach {
         if let Err(error) = self.note(learned) {
+            self.unnoted.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(error = %format!("{error:#}"), "the next agent will not know a learned name");
         }
         let matching: BTreeSet<Arc<str>> = snapshot
@@ -101,6 +112,7 @@ impl OfflineNames {
         let spool = self.spool.lock();
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.append(true).create(true).mode(0o600).open(&*spool)?;
+        anyhow::ensure!(file.metadata()?.len() < LONGEST_SPOOL, "{} is full", spool.display());
         Ok(file.write_all(&lines)?)
     }
 }

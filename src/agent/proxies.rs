@@ -51,7 +51,7 @@ impl ProxyProcess {
             ProxyProcess::Http => {
                 config.http_proxy.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]).collect()
             }
-            ProxyProcess::Dns => Vec::new(),
+            ProxyProcess::Dns => config.dns.arguments(),
         }
     }
 }
@@ -71,6 +71,10 @@ pub async fn supervise(process: ProxyProcess, config: std::sync::Arc<AgentConfig
                 if running.ended().await == Ended::Leaving {
                     // It accepts until the next one has its listeners in their places.
                     tracing::info!(proxy = process.name(), "leaving; another one takes over");
+                    continue;
+                }
+                if meet(&place).await.is_ok() {
+                    // Somebody has started another one, which has taken its place already.
                     continue;
                 }
                 tracing::warn!(proxy = process.name(), "ended");

@@ -141,6 +141,19 @@ impl ProxyHost {
         Ok(())
     }
 
+    /// Waits until another process has taken over, for so long at most.
+    pub async fn succeeded(&self, longest: std::time::Duration) {
+        let mut touched = self.touched.clone();
+        let succeeded = async {
+            while self.place.pid().is_none_or(|pid| pid == std::process::id()) {
+                if touched.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(longest, succeeded).await.ok();
+    }
+
     /// Waits until this process is to stop.
     pub async fn stopped(&self) -> anyhow::Result<()> {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

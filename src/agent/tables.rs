@@ -2,7 +2,7 @@
 
 use crate::api::types::{
     Component, Counts, Endpoint, Enforcement, ExplainAnswer, ExplainSide, IdentityInfo, IpcacheInfo,
-    NameInfo, Revision, ServiceInfo, Status,
+    NameInfo, Names, Revision, ServiceInfo, Status,
 };
 use crate::config::Source;
 use crate::endpoint::{Device, DeviceName};
@@ -54,6 +54,20 @@ impl Core {
             proxies: Vec::new(),
             resident_bytes: resident_bytes(),
             ui: self.ui.as_ref().and_then(|ui| ui.clone().ok()),
+            names: self.name_counts(),
+        }
+    }
+
+    fn name_counts(&self) -> Names {
+        let names = self.view.names();
+        let stats = names.stats();
+        Names {
+            names: names.names().count(),
+            addresses: names.names().map(|(_, addresses)| addresses.len()).sum(),
+            expired: stats.expired,
+            evicted_addresses: stats.evicted,
+            refused_names: stats.refused_names,
+            refused_answers: self.view.refused_answers(),
         }
     }
 
@@ -68,6 +82,8 @@ impl Core {
             ("host-firewall", lower(&config.host_firewall)),
             ("routing", lower(&config.routing)),
             ("masquerade", lower(&config.masquerade)),
+            ("dns-refusal", lower(&config.dns.refusal)),
+            ("dns-min-ttl", format!("{} s", config.dns.min_ttl.as_secs())),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))

@@ -210,13 +210,22 @@ fn decided_by(flow: &Flow, inner: &mut Map<String, Value>) {
     }
 }
 
+/// Addresses of a DNS answer that the compact form has room for.
+const SHOWN_ANSWERS: usize = 3;
+
 /// The last column of the compact form.
 pub fn summary(flow: &Flow) -> String {
     match flow.l7.as_deref() {
         Some(L7::Http { method, path, host, status, .. }) => {
             format!("HTTP {method} http://{host}{path} {status}")
         }
-        Some(L7::Dns { query, query_type, rcode, .. }) => format!("DNS {query_type} {query} {rcode}"),
+        Some(L7::Dns { query, query_type, rcode, answers, latency_us }) => {
+            let shown: String =
+                answers.iter().take(SHOWN_ANSWERS).map(|address| format!(" {address}")).collect();
+            let more = answers.len().saturating_sub(SHOWN_ANSWERS);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            format!("DNS {query_type} {query} {rcode}{shown}{more}, {latency_us} us")
+        }
         Some(L7::Tls { server_name }) => format!("TLS SNI {}", server_name.as_deref().unwrap_or("(none)")),
         None => match flow.protocol {
             Protocol::Tcp => {

@@ -35,6 +35,25 @@ pub struct Status {
     /// Where the web UI is; absent where it is off or could not be opened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ui: Option<String>,
+    /// Names that pods looked up, as `toFQDNs` needs them.
+    pub names: Names,
+}
+
+/// Names and what was counted about them since the start.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Names {
+    /// Now.
+    pub names: usize,
+    /// Now.
+    pub addresses: usize,
+    pub expired: u64,
+    /// Dropped early, because their name had too many addresses.
+    pub evicted_addresses: u64,
+    /// Answers that were not learned, because there were too many names.
+    pub refused_names: u64,
+    /// Answers that were not learned, because their addresses did not fit the kernel's tables.
+    pub refused_answers: u64,
 }
 
 /// A proxy process.

@@ -69,6 +69,21 @@ fn show(status: &Status) {
         ),
     );
     line("flows", format!("{} seen, {} lost", counts.flows_seen, counts.flows_lost));
+    let names = status.names;
+    let lost = [
+        (names.evicted_addresses, "addresses above the limit of their name"),
+        (names.refused_names, "answers above the limit of names"),
+        (names.refused_answers, "answers that did not fit the kernel"),
+    ];
+    let lost: String = lost
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!(", {count} {what}"))
+        .collect();
+    line(
+        "names",
+        format!("{} with {} addresses, {} expired{lost}", names.names, names.addresses, names.expired),
+    );
     line("memory", format!("{} resident", print::bytes(status.resident_bytes)));
     if let Some(url) = &status.ui {
         line("web ui", plain(url));

@@ -2,26 +2,29 @@
 //!
 //! Contract (policy semantics, section 6): a query that the datapath redirected is released to the
 //! server that the pod addressed, or refused. What is forwarded are the pod's own bytes under a fresh
-//! id, from a socket of its own with a random port, so that a reply can be forged only by who sees the
-//! query. A reply that gives addresses reaches the pod after they were learned. A server that does
+//! id, alone on a socket with a random port, so that a reply can be forged only by who sees the query. A reply that gives addresses reaches the pod after they were learned. A server that does
 //! not answer costs its own client time, nobody else.
 //!
 //! - [`wire`], [`message`]: reading and making messages. PURE.
 //! - [`outside`]: what the proxy needs from the rest of sluice, as traits.
 //! - [`sockets`]: transparent sockets.
-//! - [`proxy`]: what happens to one query; `udp` and `tcp` carry it, `upstream` asks.
+//! - [`proxy`]: what happens to one query. `worker` carries datagrams (`batch`, `exchange`), `tcp` and `upstream`
+//!   connections.
 //! - [`limits`], [`counters`].
 
+mod batch;
 pub mod counters;
+mod exchange;
 pub mod limits;
 pub mod message;
 pub mod outside;
 pub mod proxy;
+mod random;
 pub mod sockets;
 mod tcp;
-mod udp;
 mod upstream;
 pub mod wire;
+pub mod worker;
 
 #[cfg(test)]
 mod tests;
@@ -30,3 +33,4 @@ pub use counters::{Counters, CountersSnapshot};
 pub use outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling};
 pub use proxy::{Options, Proxy};
 pub use sockets::{Sockets, TransparentSockets};
+pub use worker::Workers;

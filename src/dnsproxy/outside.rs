@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::fqdn::Learned;
@@ -39,7 +40,7 @@ pub struct Ruling {
     /// The side whose policy decided.
     pub direction: Direction,
     /// Rules that governed the query; for a refusal those that none matched.
-    pub rules: Vec<RuleRef>,
+    pub rules: Arc<[RuleRef]>,
     pub client_identity: Identity,
     pub server_identity: Identity,
 }
@@ -61,6 +62,10 @@ pub enum Reach {
 
 /// Where answers are learned.
 pub trait Learner: Send + Sync + 'static {
+    /// What is known of an answer without waiting: the same addresses were learned for the name, and will stay
+    /// open until a later answer has been learned. Called for every answer that has addresses.
+    fn known(&self, learned: &Learned) -> Option<Reach>;
+
     /// Returns in bounded time, with the addresses open if they can be.
     fn learn(&self, learned: Learned) -> Wait<'_, Reach>;
 }
@@ -74,7 +79,7 @@ pub struct QueryRecord {
     pub server: SocketAddr,
     pub protocol: Protocol,
     /// Canonical name; empty for the root and for what could not be read.
-    pub name: String,
+    pub name: Arc<str>,
     /// Number of the record type.
     pub kind: u16,
     /// Response code that the client got; none if it got nothing.
@@ -89,6 +94,9 @@ pub struct QueryRecord {
 
 /// Where records go.
 pub trait Records: Send + Sync + 'static {
+    /// Whether there is room for one more record; if not, that is counted. Called before one is made.
+    fn admits(&self) -> bool;
+
     /// Never waits; may drop, and counts what it drops.
     fn record(&self, record: QueryRecord);
 }

@@ -3,18 +3,19 @@
 //! Contract: every query is judged; a released one gets the server's reply, or SERVFAIL when there is
 //! none in time; the addresses of a reply are learned before it goes out. Nothing waits without bound.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 
 use super::counters::Counters;
 use super::limits::{Limiter, Most};
-use super::message::{Query, Reply, ResponseCode, Unfit};
+use super::message::{Query, ResponseCode, Unfit};
 use super::outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling};
 use super::sockets::Sockets;
 use super::upstream::{Failure, Replied, Rest};
+use super::worker::{self, Workers};
 use crate::fqdn::{Learned, RecordData};
 use crate::model::Protocol;
 
@@ -101,6 +102,22 @@ pub(super) enum Sorted {
     Released(Query, Ruling),
 }
 
+/// What becomes of a reply.
+#[derive(Debug)]
+pub(super) enum Released {
+    Now(Vec<u8>),
+    /// Its addresses are learned first.
+    AfterLearning(Held),
+}
+
+/// A reply that is held back.
+#[derive(Debug)]
+pub(super) struct Held {
+    learned: Learned,
+    replied: Replied,
+    ruling: Ruling,
+}
+
 /// What a record says beside what was received.
 #[derive(Debug, Default)]
 struct Outcome {
@@ -129,9 +146,16 @@ impl Proxy {
         self.queries.open()
     }
 
-    /// Serves the datagrams of one listener until the socket fails.
-    pub async fn serve_udp(self: Arc<Proxy>, socket: UdpSocket) -> std::io::Result<()> {
-        super::udp::serve(self, socket).await
+    /// Serves the datagrams of these listeners with so many threads. Called inside a runtime.
+    ///
+    /// # Errors
+    /// A thread or what it needs cannot be made.
+    pub fn serve_udp(
+        self: &Arc<Proxy>,
+        listeners: Vec<UdpSocket>,
+        workers: usize,
+    ) -> std::io::Result<Workers> {
+        worker::start(self, listeners, workers)
     }
 
     /// Serves the connections of one listener until the socket fails.
@@ -192,7 +216,23 @@ impl Proxy {
         query.refusal(&received.message, ResponseCode::ServFail)
     }
 
-    /// Asks over the transport that the client used; the answer may be SERVFAIL.
+    /// The answer to a query that has no reply.
+    pub(super) fn failed(
+        &self,
+        received: &Received,
+        query: &Query,
+        ruling: Ruling,
+        failure: &Failure,
+    ) -> Vec<u8> {
+        match failure {
+            Failure::Io(_) => self.counters.unreachable.add(),
+            Failure::Malformed(_) => self.counters.malformed_replies.add(),
+            Failure::Silence => self.counters.timeouts.add(),
+        }
+        self.fail(received, query, ruling, failure.to_string())
+    }
+
+    /// Asks over a connection; the answer may be SERVFAIL.
     pub(super) async fn resolve(
         &self,
         received: &Received,
@@ -200,53 +240,74 @@ impl Proxy {
         ruling: Ruling,
     ) -> (Vec<u8>, Option<Rest>) {
         let Received { message, client, server, .. } = received;
-        let asked = tokio::time::timeout(self.options.upstream_timeout, async {
-            match received.protocol {
-                Protocol::Tcp => {
-                    let (replied, rest) = self.ask_tcp(query, message, *client, *server).await?;
-                    Ok((replied, query.is_transfer().then_some(rest)))
-                }
-                _ => Ok((self.ask_udp(query, message, *client, *server).await?, None)),
+        let ask = self.ask_tcp(query, message, *client, *server);
+        let asked = tokio::time::timeout(self.options.upstream_timeout, ask).await;
+        match asked.unwrap_or(Err(Failure::Silence)) {
+            Ok((replied, rest)) => {
+                let answer = match self.try_release(received, query, ruling, replied) {
+                    Released::Now(answer) => answer,
+                    Released::AfterLearning(held) => self.release(received, query, held).await,
+                };
+                (answer, query.is_transfer().then_some(rest))
             }
-        })
-        .await;
-        match asked {
-            Ok(Ok((replied, rest))) => (self.release(received, query, ruling, replied).await, rest),
-            Ok(Err(failure)) => {
-                match &failure {
-                    Failure::Io(_) => self.counters.unreachable.add(),
-                    Failure::Malformed(_) => self.counters.malformed_replies.add(),
-                }
-                (self.fail(received, query, ruling, failure.to_string()), None)
-            }
-            Err(_) => {
-                self.counters.timeouts.add();
-                (self.fail(received, query, ruling, "the server did not answer in time".into()), None)
-            }
+            Err(failure) => (self.failed(received, query, ruling, &failure), None),
+        }
+    }
+
+    /// Gives a reply out if its addresses are open already, or if it has none.
+    pub(super) fn try_release(
+        &self,
+        received: &Received,
+        query: &Query,
+        ruling: Ruling,
+        replied: Replied,
+    ) -> Released {
+        let learned = Learned::from_answer(&query.question.name, &replied.reply.records);
+        let reach = match learned.addresses.is_empty() {
+            true => Some(Reach::Ready),
+            false => self.learner.known(&learned),
+        };
+        let held = Held { learned, replied, ruling };
+        match reach {
+            Some(reach) => Released::Now(self.give_out(received, query, held, reach)),
+            None => Released::AfterLearning(held),
         }
     }
 
     /// Learns what the reply says, then gives it out.
-    async fn release(&self, received: &Received, query: &Query, ruling: Ruling, replied: Replied) -> Vec<u8> {
-        let Replied { message, reply } = replied;
-        let Reply { rcode, records, .. } = reply;
-        let learned = Learned::from_answer(&query.question.name, &records);
-        let mut fault = None;
-        if !learned.addresses.is_empty() && self.learner.learn(learned).await == Reach::Closed {
-            self.counters.closed_answers.add();
-            fault = Some("the addresses of the answer stay closed: they could not be learned".to_owned());
-        }
+    pub(super) async fn release(&self, received: &Received, query: &Query, held: Held) -> Vec<u8> {
+        let reach = self.learner.learn(held.learned.clone()).await;
+        self.give_out(received, query, held, reach)
+    }
+
+    fn give_out(&self, received: &Received, query: &Query, held: Held, reach: Reach) -> Vec<u8> {
+        let Held { replied: Replied { message, reply }, ruling, .. } = held;
         self.counters.released.add();
-        let address = |data: &RecordData| match data {
-            RecordData::Address(address) => Some(*address),
-            RecordData::Cname(_) => None,
-        };
-        let answers = records.iter().filter_map(|record| address(&record.data)).collect();
-        self.note(received, Some(query), Some(ruling), Outcome { rcode: Some(rcode), answers, fault });
+        let is_closed = reach == Reach::Closed;
+        if is_closed {
+            self.counters.closed_answers.add();
+        }
+        if self.records.admits() {
+            let address = |data: &RecordData| match data {
+                RecordData::Address(address) => Some(*address),
+                RecordData::Cname(_) => None,
+            };
+            let answers = reply.records.iter().filter_map(|record| address(&record.data)).collect();
+            let fault = is_closed
+                .then(|| "the addresses of the answer stay closed: they could not be learned".to_owned());
+            let outcome = Outcome { rcode: Some(reply.rcode), answers, fault };
+            self.record(received, Some(query), Some(ruling), outcome);
+        }
         message
     }
 
     fn note(&self, received: &Received, query: Option<&Query>, ruling: Option<Ruling>, outcome: Outcome) {
+        if self.records.admits() {
+            self.record(received, query, ruling, outcome);
+        }
+    }
+
+    fn record(&self, received: &Received, query: Option<&Query>, ruling: Option<Ruling>, outcome: Outcome) {
         self.records.record(QueryRecord {
             time: SystemTime::now(),
             client: received.client,

@@ -6,15 +6,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::outside::Wait;
 
@@ -25,21 +25,31 @@ const BACKLOG: i32 = 1024;
 /// Bytes of queries that wait for the proxy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
+/// A shared socket that answers.
+#[derive(Clone, Debug)]
+pub struct Answering(pub Arc<UdpSocket>);
+
+impl AsRef<UdpSocket> for Answering {
+    fn as_ref(&self) -> &UdpSocket {
+        &self.0
+    }
+}
+
 /// How the proxy speaks for others.
 pub trait Sockets: Send + Sync + 'static {
-    /// A socket at the client's address with a port of its own, connected to the server.
+    /// A socket at the client's address with a port of its own, connected to the server, that does not block.
     fn upstream_udp(&self, client: IpAddr, server: SocketAddr) -> io::Result<UdpSocket>;
 
     /// A connection from the client's address to the server.
     fn upstream_tcp(&self, client: IpAddr, server: SocketAddr) -> Wait<'_, io::Result<TcpStream>>;
 
-    /// Sends a datagram to the client from the server's address. Never waits.
-    fn answer(&self, server: SocketAddr, client: SocketAddr, message: &[u8]) -> io::Result<()>;
+    /// The socket that speaks from the server's address; it does not block.
+    fn answer_socket(&self, server: SocketAddr) -> io::Result<Answering>;
 }
 
 #[derive(Debug, Default)]
 struct ReplySockets {
-    by_server: HashMap<SocketAddr, Arc<UdpSocket>>,
+    by_server: HashMap<SocketAddr, Answering>,
     /// In the order in which they were made.
     age: VecDeque<SocketAddr>,
 }
@@ -64,29 +74,34 @@ impl TransparentSockets {
         Ok(socket)
     }
 
-    fn reply_socket(&self, server: SocketAddr) -> io::Result<Arc<UdpSocket>> {
+    fn reply_socket(&self, server: SocketAddr) -> io::Result<Answering> {
         let mut replies = self.replies.lock();
         if let Some(socket) = replies.by_server.get(&server) {
-            return Ok(Arc::clone(socket));
+            return Ok(socket.clone());
         }
         let socket = self.bound(Type::DGRAM, Protocol::UDP, server)?;
-        let socket = Arc::new(UdpSocket::from_std(socket.into())?);
+        let socket = Answering(Arc::new(socket.into()));
         if replies.age.len() >= MOST_REPLY_SOCKETS
             && let Some(oldest) = replies.age.pop_front()
         {
             replies.by_server.remove(&oldest);
         }
         replies.age.push_back(server);
-        replies.by_server.insert(server, Arc::clone(&socket));
+        replies.by_server.insert(server, socket.clone());
         Ok(socket)
     }
 }
 
 impl Sockets for TransparentSockets {
     fn upstream_udp(&self, client: IpAddr, server: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = self.bound(Type::DGRAM, Protocol::UDP, SocketAddr::new(client, 0))?;
+        let own = SocketAddr::new(client, 0);
+        let socket = transparent(Type::DGRAM, Protocol::UDP, own)?;
+        // Or the kernel might draw the port of another one of ours, and its replies would come here.
+        socket.set_reuse_address(false)?;
+        set_mark(&socket, self.mark)?;
+        socket.bind(&SockAddr::from(own))?;
         socket.connect(&SockAddr::from(server))?;
-        UdpSocket::from_std(socket.into())
+        Ok(socket.into())
     }
 
     fn upstream_tcp(&self, client: IpAddr, server: SocketAddr) -> Wait<'_, io::Result<TcpStream>> {
@@ -96,9 +111,8 @@ impl Sockets for TransparentSockets {
         })
     }
 
-    fn answer(&self, server: SocketAddr, client: SocketAddr, message: &[u8]) -> io::Result<()> {
-        // Not by tokio: it would not believe that a new socket is writable, and the first answer would be lost.
-        SockRef::from(&*self.reply_socket(server)?).send_to(message, &SockAddr::from(client)).map(drop)
+    fn answer_socket(&self, server: SocketAddr) -> io::Result<Answering> {
+        self.reply_socket(server)
     }
 }
 
@@ -134,7 +148,7 @@ pub fn listen_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     note_destinations(&socket, address)?;
     socket.bind(&SockAddr::from(address))?;
-    UdpSocket::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// The listener for redirected connections of one family. What it accepts bears the mark, too.

@@ -14,7 +14,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use super::limits::Most;
 use super::outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling, Wait};
 use super::proxy::{Options, Parts, Proxy};
-use super::sockets::{Sockets, note_destinations};
+use super::sockets::{Answering, Sockets, note_destinations};
+use super::worker::Workers;
 use crate::fqdn::Learned;
 use crate::model::{Direction, Identity, Kind, ObjectRef};
 use crate::policy::rule::RuleRef;
@@ -22,15 +23,15 @@ use crate::policy::rule::RuleRef;
 /// Sends what the pod would have sent to its server to `upstream`, and answers from the listener.
 struct Loopback {
     upstream: SocketAddr,
-    listener: Mutex<Option<std::net::UdpSocket>>,
+    listener: Mutex<Option<Answering>>,
 }
 
 impl Sockets for Loopback {
-    fn upstream_udp(&self, client: IpAddr, _server: SocketAddr) -> io::Result<UdpSocket> {
+    fn upstream_udp(&self, client: IpAddr, _server: SocketAddr) -> io::Result<std::net::UdpSocket> {
         let socket = std::net::UdpSocket::bind((client, 0))?;
         socket.connect(self.upstream)?;
         socket.set_nonblocking(true)?;
-        UdpSocket::from_std(socket)
+        Ok(socket)
     }
 
     fn upstream_tcp(&self, client: IpAddr, _server: SocketAddr) -> Wait<'_, io::Result<TcpStream>> {
@@ -41,8 +42,8 @@ impl Sockets for Loopback {
         })
     }
 
-    fn answer(&self, _server: SocketAddr, client: SocketAddr, message: &[u8]) -> io::Result<()> {
-        self.listener.lock().as_ref().unwrap().send_to(message, client).map(drop)
+    fn answer_socket(&self, _server: SocketAddr) -> io::Result<Answering> {
+        Ok(self.listener.lock().clone().unwrap())
     }
 }
 
@@ -65,7 +66,7 @@ impl Judge for Sluice {
         Ruling {
             decision,
             direction: Direction::Egress,
-            rules: vec![rule()],
+            rules: [rule()].into(),
             client_identity: Identity(300),
             server_identity: Identity(301),
         }
@@ -73,6 +74,11 @@ impl Judge for Sluice {
 }
 
 impl Learner for Sluice {
+    fn known(&self, learned: &Learned) -> Option<Reach> {
+        let known = self.learned.lock().iter().any(|known| known == learned);
+        known.then_some(Reach::Ready)
+    }
+
     fn learn(&self, learned: Learned) -> Wait<'_, Reach> {
         Box::pin(async move {
             tokio::task::yield_now().await;
@@ -83,6 +89,10 @@ impl Learner for Sluice {
 }
 
 impl Records for Sluice {
+    fn admits(&self) -> bool {
+        true
+    }
+
     fn record(&self, record: QueryRecord) {
         self.records.lock().push(record);
     }
@@ -93,6 +103,7 @@ struct Rig {
     sluice: Arc<Sluice>,
     udp: SocketAddr,
     tcp: SocketAddr,
+    workers: Option<Workers>,
 }
 
 /// What the test's server does with a question.
@@ -173,12 +184,12 @@ async fn rig_at(at: IpAddr, behaviour: Server, options: Options) -> Rig {
     listener.set_nonblocking(true).unwrap();
     let udp = listener.local_addr().unwrap();
     note_destinations(&listener, udp).unwrap();
-    *sockets.listener.lock() = Some(listener.try_clone().unwrap());
-    tokio::spawn(proxy.clone().serve_udp(UdpSocket::from_std(listener).unwrap()));
+    *sockets.listener.lock() = Some(Answering(Arc::new(listener.try_clone().unwrap())));
+    let workers = Some(proxy.serve_udp(vec![listener], 2).unwrap());
     let listener = TcpListener::bind((at, 0)).await.unwrap();
     let tcp = listener.local_addr().unwrap();
     tokio::spawn(proxy.clone().serve_tcp(listener));
-    Rig { proxy, sluice, udp, tcp }
+    Rig { proxy, sluice, udp, tcp, workers }
 }
 
 async fn rig(behaviour: Server) -> Rig {
@@ -224,7 +235,7 @@ async fn a_released_query_is_answered_after_its_address_was_learned() {
         assert_eq!((&*record.name, record.kind, record.rcode), ("www.example", 1, Some(0)));
         assert_eq!(record.answers, [IpAddr::from([192, 0, 2, 1])]);
         assert_eq!(record.server, rig.udp, "where the client had sent it");
-        assert_eq!(record.ruling.unwrap().rules, [rule()]);
+        assert_eq!(*record.ruling.unwrap().rules, [rule()]);
         assert_eq!(rig.proxy.counters.snapshot().stray_replies, 3);
     }
 }
@@ -256,7 +267,7 @@ async fn a_silent_server_gives_servfail_and_keeps_no_one_else_waiting() {
     let counters = rig.proxy.counters.snapshot();
     assert_eq!((counters.timeouts, counters.over_limit), (2, 1), "the third had no room");
     assert_eq!(ask(&rig, "evil.").await.metadata.response_code, Code::Refused);
-    assert_eq!(rig.proxy.queries.open(), 0);
+    assert_eq!(rig.proxy.open_queries(), 0);
 }
 
 #[tokio::test]
@@ -344,4 +355,43 @@ async fn a_client_that_sends_a_byte_now_and_then_is_closed() {
     // The two length bytes that the drip makes are those of an empty message: dropped without an answer.
     tokio::time::timeout(PATIENCE, read.read_to_end(&mut all)).await.unwrap().ok();
     drip.abort();
+}
+
+#[tokio::test]
+async fn a_name_that_is_known_is_not_learned_again() {
+    let rig = rig(Server::Answers).await;
+    for _ in 0..5 {
+        assert_eq!(ask(&rig, "a.example.").await.answers.len(), 1);
+    }
+    assert_eq!(rig.sluice.learned.lock().len(), 1);
+    assert_eq!(rig.proxy.counters.snapshot().released, 5);
+}
+
+/// More queries than one socket carries, one after the other and together.
+#[tokio::test]
+async fn sockets_are_used_again_and_worn_out() {
+    let rig = rig(Server::Answers).await;
+    for _ in 0..150 {
+        assert_eq!(ask(&rig, "a.example.").await.answers.len(), 1);
+    }
+    let names: Vec<String> = (0..40).map(|n| format!("n{n}.example.")).collect();
+    let answers = futures::future::join_all(names.iter().map(|name| ask(&rig, name))).await;
+    assert!(answers.iter().all(|answer| answer.answers.len() == 1));
+    assert_eq!(rig.proxy.open_queries(), 0);
+}
+
+/// What was asked before the workers are told to stop is answered: a successor takes over without a loss.
+#[tokio::test]
+async fn workers_finish_what_has_begun() {
+    let mut rig = rig(Server::Answers).await;
+    let socket = UdpSocket::bind((rig.udp.ip(), 0)).await.unwrap();
+    for n in 0..20 {
+        socket.send_to(&question(&format!("n{n}.example.")), rig.udp).await.unwrap();
+    }
+    rig.workers.take().unwrap().drain().await;
+    let mut buffer = [0; 2048];
+    for _ in 0..20 {
+        tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await.expect("an answer").unwrap();
+    }
+    assert_eq!(rig.proxy.counters.snapshot().released, 20);
 }

@@ -1,4 +1,4 @@
-//! Asking the server that the pod addressed: one socket and one random id for each query.
+//! Asking over a connection the server that the pod addressed: one connection and one random id for each query.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,17 +10,20 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::message::{Query, Reply, Stray, set_id};
 use super::proxy::Proxy;
+use super::random::Random;
 
 /// Largest message over either transport.
 pub(super) const MAX_MESSAGE: usize = 65_535;
 
-/// Why there is no reply. Timeouts are the caller's.
+/// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("the server cannot be asked: {0}")]
     Io(#[from] io::Error),
     #[error("the server's reply cannot be read: {0}")]
     Malformed(Stray),
+    #[error("the server did not answer in time")]
+    Silence,
 }
 
 /// A reply as it came, but for the client's id.
@@ -37,45 +40,7 @@ pub(super) fn frames(stream: TcpStream) -> Frames {
     LengthDelimitedCodec::builder().length_field_length(2).max_frame_length(MAX_MESSAGE).new_framed(stream)
 }
 
-/// An id that nobody can guess.
-fn fresh_id() -> io::Result<u16> {
-    let mut id = [0; 2];
-    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut id)
-        .map_err(|_| io::Error::other("the kernel has no random numbers"))?;
-    Ok(u16::from_be_bytes(id))
-}
-
 impl Proxy {
-    /// Asks over UDP and waits for the reply; messages that answer something else are ignored.
-    pub(super) async fn ask_udp(
-        &self,
-        query: &Query,
-        message: &[u8],
-        client: SocketAddr,
-        server: SocketAddr,
-    ) -> Result<Replied, Failure> {
-        let socket = self.sockets.upstream_udp(client.ip(), server)?;
-        let id = fresh_id()?;
-        let mut sent = message.to_vec();
-        set_id(&mut sent, id);
-        socket.send(&sent).await?;
-        let mut received = Vec::with_capacity(4096);
-        loop {
-            received.clear();
-            received.reserve(MAX_MESSAGE);
-            socket.recv_buf(&mut received).await?;
-            match Reply::parse(query, id, &received) {
-                Ok(reply) => {
-                    let mut message = received.as_slice().to_vec();
-                    set_id(&mut message, query.id);
-                    return Ok(Replied { message, reply });
-                }
-                Err(Stray::Mismatch) => self.counters.stray_replies.add(),
-                Err(malformed) => return Err(Failure::Malformed(malformed)),
-            }
-        }
-    }
-
     /// Asks over a connection of its own. The second part is for what follows the first reply of a
     /// transfer.
     pub(super) async fn ask_tcp(
@@ -86,7 +51,7 @@ impl Proxy {
         server: SocketAddr,
     ) -> Result<(Replied, Rest), Failure> {
         let mut frames = frames(self.sockets.upstream_tcp(client.ip(), server).await?);
-        let id = fresh_id()?;
+        let id = Random::new()?.next();
         let mut sent = BytesMut::from(message);
         set_id(&mut sent, id);
         frames.send(sent.freeze()).await?;

@@ -5,6 +5,7 @@
 //! costs no more steps than it has bytes. Names come out as canonical text ([`Reader::name`]).
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fqdn::{Record, RecordData};
@@ -66,7 +67,7 @@ impl Header {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// Canonical text; empty is the root.
-    pub name: String,
+    pub name: Arc<str>,
     pub kind: u16,
     pub class: u16,
 }
@@ -74,7 +75,7 @@ pub struct Question {
 /// What stands before a record's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordHead {
-    pub owner: String,
+    pub owner: Arc<str>,
     pub kind: u16,
     /// Payload size in an OPT record.
     pub class: u16,
@@ -89,11 +90,13 @@ pub struct RecordHead {
 pub struct Reader<'a> {
     message: &'a [u8],
     at: usize,
+    /// The name behind the header: what most records point to.
+    first: Option<Arc<str>>,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(message: &'a [u8]) -> Reader<'a> {
-        Reader { message, at: 0 }
+        Reader { message, at: 0, first: None }
     }
 
     pub fn position(&self) -> usize {
@@ -132,7 +135,12 @@ impl<'a> Reader<'a> {
     }
 
     pub fn question(&mut self) -> Result<Question, Fault> {
-        Ok(Question { name: self.name()?, kind: self.u16()?, class: self.u16()? })
+        let is_first = self.at == HEADER;
+        let name = self.name()?;
+        if is_first {
+            self.first = Some(name.clone());
+        }
+        Ok(Question { name, kind: self.u16()?, class: self.u16()? })
     }
 
     /// Reads a record and steps over its data.
@@ -161,8 +169,8 @@ impl<'a> Reader<'a> {
                 RecordData::Address(IpAddr::from(bytes))
             }
             TYPE_CNAME => {
-                let mut inner = Reader { message: self.message, at: head.start };
-                let target = inner.name()?;
+                let mut inner = Reader { message: self.message, at: head.start, first: self.first.clone() };
+                let target = inner.name()?.to_string();
                 if inner.at != head.end {
                     return Err(Fault("CNAME record is not one name"));
                 }
@@ -178,8 +186,14 @@ impl<'a> Reader<'a> {
     /// A name as canonical text: lower case, dots between labels, none at the end. A dot, a
     /// backslash or a byte that is no visible ASCII inside a label is escaped as `\DDD`, so that a
     /// label can never look like two.
-    pub fn name(&mut self) -> Result<String, Fault> {
-        let mut text = String::new();
+    pub fn name(&mut self) -> Result<Arc<str>, Fault> {
+        if let (Some(first), Some([0xc0, place])) = (&self.first, self.message.get(self.at..self.at + 2))
+            && usize::from(*place) == HEADER
+        {
+            self.at += 2;
+            return Ok(first.clone());
+        }
+        let mut text = String::with_capacity(64);
         let mut length = 1;
         // Where the name began that is being read: pointers must lead to before it.
         let mut begin = self.at;
@@ -190,7 +204,7 @@ impl<'a> Reader<'a> {
             match first >> 6 {
                 0b00 if first == 0 => {
                     self.at = resume.unwrap_or(at + 1);
-                    return Ok(text);
+                    return Ok(text.into());
                 }
                 0b00 => {
                     let size = usize::from(first);
@@ -223,6 +237,13 @@ impl<'a> Reader<'a> {
 }
 
 fn push_label(text: &mut String, label: &[u8]) {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if let Some(plain) = str::from_utf8(label).ok().filter(|_| label.iter().all(is_plain)) {
+        let start = text.len();
+        text.push_str(plain);
+        text[start..].make_ascii_lowercase();
+        return;
+    }
     for byte in label {
         if byte.is_ascii_graphic() && !matches!(byte, b'.' | b'\\') {
             text.push(char::from(byte.to_ascii_lowercase()));
@@ -243,9 +264,9 @@ mod tests {
     use proptest::prelude::*;
 
     /// Reads a name behind an empty header; places are counted from there.
-    fn name_at(names: &[u8], at: usize) -> Result<(String, usize), Fault> {
+    fn name_at(names: &[u8], at: usize) -> Result<(Arc<str>, usize), Fault> {
         let message = [&[0; HEADER], names].concat();
-        let mut reader = Reader { message: &message, at: HEADER + at };
+        let mut reader = Reader { message: &message, at: HEADER + at, first: None };
         let name = reader.name()?;
         Ok((name, reader.at - HEADER))
     }
@@ -253,13 +274,13 @@ mod tests {
     #[test]
     fn a_name_is_lower_case_text_without_the_last_dot() {
         assert_eq!(name_at(b"\x03wWw\x07Example\x00", 0), Ok(("www.example".into(), 13)));
-        assert_eq!(name_at(b"\x00", 0), Ok((String::new(), 1)));
+        assert_eq!(name_at(b"\x00", 0), Ok(("".into(), 1)));
     }
 
     #[test]
     fn a_dot_inside_a_label_is_no_separator() {
-        assert_eq!(name_at(b"\x03a.b\x01c\x00", 0).unwrap().0, "a\\046b.c");
-        assert_eq!(name_at(b"\x03a\\\x00\x00", 0).unwrap().0, "a\\092\\000");
+        assert_eq!(&*name_at(b"\x03a.b\x01c\x00", 0).unwrap().0, "a\\046b.c");
+        assert_eq!(&*name_at(b"\x03a\\\x00\x00", 0).unwrap().0, "a\\092\\000");
     }
 
     #[test]
@@ -326,7 +347,7 @@ mod tests {
             let mut reader = Reader::new(&wire);
             prop_assert_eq!(reader.header().unwrap().id, message.metadata.id);
             let question = reader.question().unwrap();
-            prop_assert_eq!(question.name, labels.join(".").to_ascii_lowercase());
+            prop_assert_eq!(&*question.name, labels.join(".").to_ascii_lowercase());
             prop_assert_eq!(question.kind, u16::from(kind));
             prop_assert!(reader.is_at_end());
         }

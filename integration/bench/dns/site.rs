@@ -85,6 +85,7 @@ impl Site {
                 netns: Some(path_of(&pod.namespace).display().to_string()),
                 interface: Some("eth0".to_owned()),
                 host_interface: None,
+                device: Default::default(),
                 labels: Default::default(),
                 addresses: Vec::new(),
             })?;

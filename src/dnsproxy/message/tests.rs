@@ -185,3 +185,38 @@ proptest! {
         }
     }
 }
+
+/// Crafted answers (CVE-2025-23028 in a peer): each is refused or read, and opens nothing that was not asked for.
+#[test]
+fn crafted_answers_open_nothing_more() {
+    let query = Query::parse(&question("pay.example.", RecordType::A).to_vec().unwrap()).unwrap();
+    let mut asked = question("pay.example.", RecordType::A);
+    asked.metadata.id = 7;
+    let asked = asked.to_vec().unwrap();
+    let response = |flags: u8, answers: u16, rest: &[u8]| {
+        let mut message = asked.clone();
+        message[2] |= 0x80 | flags;
+        message[6..8].copy_from_slice(&answers.to_be_bytes());
+        message.extend(rest);
+        message
+    };
+    let record = |owner: &[u8], last: u8| [owner, &[0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, last]].concat();
+    let learned = |message: &[u8]| {
+        let reply = Reply::parse(&query, 7, message)?;
+        let learned = crate::fqdn::Learned::from_answer(&query.question.name, &reply.records);
+        Ok::<_, Stray>(learned.addresses.len())
+    };
+    let at = asked.len() as u8;
+    assert_eq!(learned(&response(0, 1, &record(&[0xc0, 12], 1))), Ok(1));
+    for looping in [[0xc0, at], [0xc0, at + 1], [0xff, 0xff]] {
+        assert!(matches!(learned(&response(0, 1, &record(&looping, 1))), Err(Stray::Malformed(_))));
+    }
+    let poison = record(b"\x04bank\x00", 66);
+    assert_eq!(learned(&response(0, 1, &poison)), Ok(0), "another name");
+    assert_eq!(learned(&response(0, 0, &record(&[0xc0, 12], 1))), Ok(0), "behind the answer section");
+    let giant: Vec<u8> = (0..3000).flat_map(|_| record(&[0xc0, 12], 1)).collect();
+    assert_eq!(learned(&response(0, 3000, &giant)), Ok(1), "the same address, again and again");
+    let cut = [record(&[0xc0, 12], 1), record(&[0xc0, 12], 2)[..9].to_vec()].concat();
+    assert!(matches!(learned(&response(0, 2, &cut)), Err(Stray::Malformed(_))));
+    assert_eq!(learned(&response(2, 2, &cut)), Ok(0), "truncated: the client asks again over TCP");
+}

@@ -51,7 +51,7 @@ impl World {
                     _ => return None,
                 };
                 let ttl = Duration::from_secs(u64::from(record.ttl));
-                Some(Record { owner: record.name.to_ascii(), ttl, data })
+                Some(Record { owner: record.name.to_ascii().into(), ttl, data })
             })
             .collect();
         let addresses = records.iter().filter_map(|record| match record.data {

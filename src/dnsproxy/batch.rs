@@ -1,0 +1,162 @@
+//! Datagrams by the dozen: one system call for all that wait, one for all that leave to one server's clients.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recvmmsg, sendmmsg,
+};
+
+use super::wire::HEADER;
+
+/// Datagrams of one call.
+const BATCH: usize = 32;
+/// Room for one query. Queries are short; one that is longer than this is answered FORMERR.
+const LONGEST: usize = 4096;
+
+/// A datagram, whence, and where it was sent to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Datagram<'a> {
+    pub message: &'a [u8],
+    pub client: SocketAddr,
+    pub server: SocketAddr,
+}
+
+/// Room for what one call receives.
+#[derive(Debug)]
+pub(super) struct Inbox(Vec<u8>);
+
+impl Inbox {
+    pub(super) fn new() -> Inbox {
+        Inbox(vec![0; BATCH * LONGEST])
+    }
+
+    /// Takes what waits at a listener, as far as there is room. Returns whether more may wait.
+    pub(super) fn receive(
+        &mut self,
+        socket: &UdpSocket,
+        mut take: impl FnMut(Datagram<'_>),
+    ) -> io::Result<bool> {
+        let mut slices: Vec<[io::IoSliceMut<'_>; 1]> =
+            self.0.chunks_exact_mut(LONGEST).map(|slot| [io::IoSliceMut::new(slot)]).collect();
+        // Made anew each time: the kernel shortens what the headers say about their room.
+        let space = nix::cmsg_space!(nix::libc::sockaddr_in6);
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(space));
+        let received =
+            match recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)
+            {
+                Ok(received) => received,
+                Err(nix::Error::EAGAIN | nix::Error::EINTR) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            };
+        let mut count = 0;
+        for message in received {
+            count += 1;
+            // A datagram without its addresses cannot be answered.
+            let Some((client, server)) = ends(&message)? else { continue };
+            let whole = message.iovs().next().unwrap_or_default();
+            let is_cut = message.flags.contains(MsgFlags::MSG_TRUNC);
+            let message = if is_cut { whole.get(..HEADER).unwrap_or(whole) } else { whole };
+            take(Datagram { message, client, server });
+        }
+        Ok(count == BATCH)
+    }
+}
+
+fn ends(message: &RecvMsg<'_, '_, SockaddrStorage>) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
+    let mut original = None;
+    for control in message.cmsgs()? {
+        original = match control {
+            ControlMessageOwned::Ipv4OrigDstAddr(address) => Some(SocketAddr::from((
+                Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr)),
+                u16::from_be(address.sin_port),
+            ))),
+            ControlMessageOwned::Ipv6OrigDstAddr(address) => Some(SocketAddr::from((
+                Ipv6Addr::from(address.sin6_addr.s6_addr),
+                u16::from_be(address.sin6_port),
+            ))),
+            _ => original,
+        };
+    }
+    let source = message.address.as_ref().and_then(|address| {
+        let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::from((v4.ip(), v4.port())));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::from((v6.ip(), v6.port()))))
+    });
+    Ok(source.zip(original))
+}
+
+/// A message and the client that it is for.
+type Answer = (SocketAddr, Vec<u8>);
+
+/// Answers that leave together.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    /// By the server that the clients had asked. Few at a time.
+    servers: Vec<(SocketAddr, Vec<Answer>)>,
+}
+
+impl Outbox {
+    pub(super) fn put(&mut self, server: SocketAddr, client: SocketAddr, message: Vec<u8>) {
+        match self.servers.iter_mut().find(|(known, _)| *known == server) {
+            Some((_, answers)) => answers.push((client, message)),
+            None => self.servers.push((server, vec![(client, message)])),
+        }
+    }
+
+    /// Sends everything. `lost` hears of each answer that could not be sent: as with every datagram, who misses
+    /// it asks again.
+    pub(super) fn flush<S: AsRef<UdpSocket>>(
+        &mut self,
+        socket_of: impl Fn(SocketAddr) -> io::Result<S>,
+        mut lost: impl FnMut(SocketAddr, io::Error),
+    ) {
+        // A server that nobody asked this time is forgotten.
+        self.servers.retain(|(_, answers)| !answers.is_empty());
+        for (server, answers) in &mut self.servers {
+            match socket_of(*server) {
+                Ok(socket) => send_all(socket.as_ref(), answers, &mut lost),
+                Err(error) => {
+                    let kind = error.kind();
+                    answers.iter().for_each(|(client, _)| lost(*client, kind.into()));
+                }
+            }
+            answers.clear();
+        }
+    }
+}
+
+fn send_all(socket: &UdpSocket, mut answers: &[Answer], lost: &mut impl FnMut(SocketAddr, io::Error)) {
+    while let [(client, message), rest @ ..] = answers {
+        if rest.is_empty() {
+            if let Err(error) = socket.send_to(message, client) {
+                lost(*client, error);
+            }
+            return;
+        }
+        let now = &answers[..answers.len().min(BATCH)];
+        let slices: Vec<[io::IoSlice<'_>; 1]> =
+            now.iter().map(|(_, message)| [io::IoSlice::new(message)]).collect();
+        let addresses: Vec<Option<SockaddrStorage>> =
+            now.iter().map(|(client, _)| Some(SockaddrStorage::from(*client))).collect();
+        let mut headers = MultiHeaders::preallocate(now.len(), None);
+        let sent = sendmmsg(
+            socket.as_raw_fd(),
+            &mut headers,
+            slices.iter(),
+            addresses.as_slice(),
+            [] as [ControlMessage<'_>; 0],
+            MsgFlags::MSG_DONTWAIT,
+        )
+        .map(Iterator::count);
+        match sent {
+            // The kernel says what is wrong with an answer when it is the first of a call.
+            Ok(sent) if sent > 0 => answers = &answers[sent..],
+            Ok(_) => return,
+            Err(error) => {
+                lost(*client, error.into());
+                answers = rest;
+            }
+        }
+    }
+}
