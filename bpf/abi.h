@@ -35,6 +35,8 @@
 #define SLUICE_MAX_NAT 131072
 #define SLUICE_MAX_RULE_SETS 262144
 #define SLUICE_EVENTS_BYTES 8388608
+#define SLUICE_MAX_DROP_TUPLES 65536
+#define SLUICE_MAX_ALLOWANCES 8192
 #define SLUICE_PROXY_PLACES 8 /* sl_proxy_listeners: SOCKMAP; {HTTP, TLS, DNS/TCP, DNS/UDP} x {IPv4, IPv6} */
 
 /* ---- well-known identities ------------------------------------------------------------------ */
@@ -186,7 +188,8 @@ struct node_config { /* sl_config: ARRAY[1] */
 	__u16 nat_port_max;
 	__u8 router_mac[6]; /* source MAC towards pods */
 	__u16 tunnel_port; /* UDP port of the VXLAN device: its outer packets are not the node's own traffic */
-	__u32 pad;
+	__u32 drop_repeats; /* identical drops (see drop_tuple) told in a second; 0: every drop is told */
+	__u32 drop_events;  /* drops told in a second for one device and reason, when drop_repeats is not 0 */
 };
 
 struct ipcache_entry { /* sl_ipcache_exact: HASH by sluice_addr; sl_ipcache_lpm: LPM_TRIE */
@@ -277,6 +280,14 @@ struct ct_key {
 /* With CT_PROXY: which listener took the connection, 1 + its kind in sl_proxy_listeners; 0: the proxy's own leg. */
 #define SLUICE_CT_LISTENER_SHIFT 13
 #define SLUICE_CT_LISTENER 0x6000u
+
+/* Seconds without a packet after which an entry is as good as gone. */
+#define SLUICE_CT_SECONDS_TCP 21600
+#define SLUICE_CT_SECONDS_TCP_CLOSING 10 /* reset, or closed by both ends */
+#define SLUICE_CT_SECONDS_SCTP 3600
+#define SLUICE_CT_SECONDS_ICMP 30
+#define SLUICE_CT_SECONDS_ANSWERED 180 /* UDP and others */
+#define SLUICE_CT_SECONDS_OPENING 60   /* nobody answered yet, TCP included */
 
 struct ct_side {
 	__u32 epoch;	   /* policy_info.epoch under which this side's policy allowed the flow; 0 for the
@@ -433,9 +444,48 @@ struct flow_event { /* sl_events: RINGBUF */
 	__u8 action;	/* SLUICE_ACTION_* */
 	__u8 observation; /* SLUICE_OBS_* */
 	__u8 flags;		  /* SLUICE_EVF_* */
-	__u8 pad[6];
+	__u8 pad[2];
+	__u32 repeats; /* drops like this one that were not told since the last that was */
 };
 
-/* sl_event_lost: PERCPU_ARRAY[1] of __u64: events that found the ring full. */
+/* sl_event_lost: PERCPU_ARRAY[SLUICE_LOST_CAUSES] of __u64: events that nobody was told, by cause. Counters
+ * (sl_metrics, sl_ep_stats) know every packet all the same. */
+#define SLUICE_LOST_DROP 0	   /* a drop found the ring full */
+#define SLUICE_LOST_VERDICT 1  /* a verdict found it full, or fuller than leaves room for drops */
+#define SLUICE_LOST_TRACE 2	   /* a trace did */
+#define SLUICE_LOST_REPEATED 3 /* a drop was like others of the same second; `repeats` of the next tells, if one comes */
+#define SLUICE_LOST_LIMIT 4	   /* a drop was beyond the limit of its device and reason */
+#define SLUICE_LOST_CAUSES 5
+
+/* What makes two drops identical. */
+struct drop_tuple { /* sl_drops: LRU_HASH */
+	struct sluice_addr saddr;
+	struct sluice_addr daddr;
+	__u32 ifindex;
+	__u16 dport; /* type of an ICMP message */
+	__u8 protocol;
+	__u8 reason;
+};
+
+struct drop_told {
+	__u32 second; /* that `told` is about */
+	__u32 told;
+	__u32 repeats;
+};
+
+/* How much of a second's allowance a device has used, for one purpose: a drop reason (events), or
+ * SLUICE_ALLOW_ICMP (errors that we send, RFC 4443 section 2.4 f). */
+#define SLUICE_ALLOW_ICMP 0x100u
+#define SLUICE_ICMP_PER_SECOND 1000
+
+struct allowance_key { /* sl_allowances: LRU_HASH */
+	__u32 ifindex;
+	__u32 purpose;
+};
+
+struct allowance_used {
+	__u32 second;
+	__u32 used;
+};
 
 #endif

@@ -102,7 +102,14 @@ INLINE int is_tunnel_packet(const struct work *w)
 		(w->pkt.flags & PKT_PORTS) && w->pkt.dport == config->tunnel_port;
 }
 
-/* Ingress of the uplink. */
+INLINE int is_uplink(const struct __sk_buff *skb)
+{
+	const struct node_config *config = node_config();
+
+	return config && config->uplink_ifindex == skb->ifindex;
+}
+
+/* Ingress of the uplink, and of the node's other devices where the host firewall is wanted. */
 SEC("classifier")
 int from_network(struct __sk_buff *skb)
 {
@@ -124,12 +131,15 @@ int from_network(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	if (reason)
 		return drop(skb, w, reason);
-	party_resolve(&w->dst, &w->pkt.daddr);
-	if (!(w->dst.flags & (PARTY_LOCAL | PARTY_HOST)))
-		return TC_ACT_OK;
 	if (w->pkt.flags & PKT_NEIGHBOUR)
 		return TC_ACT_OK;
+	party_resolve(&w->dst, &w->pkt.daddr);
+	arrives_at_host(skb, w);
+	if (!(w->dst.flags & (PARTY_LOCAL | PARTY_HOST)))
+		return TC_ACT_OK;
 	if (w->dst.flags & PARTY_HOST) {
+		if (node_needs(w))
+			return TC_ACT_OK;
 		reason = fragment_of_node(w);
 		if (reason)
 			return reason < SLUICE_FIRST_DROP_REASON ? TC_ACT_OK : drop(skb, w, reason);
@@ -146,7 +156,7 @@ int from_network(struct __sk_buff *skb)
 	return flow(skb, w);
 }
 
-/* Egress of the uplink. */
+/* Egress of the same devices. */
 SEC("classifier")
 int to_network(struct __sk_buff *skb)
 {
@@ -177,12 +187,18 @@ int to_network(struct __sk_buff *skb)
 		w->reply = 0;
 	}
 	party_resolve(&w->src, &w->pkt.saddr);
+	leaves_host(skb, w);
+	if ((w->src.flags & PARTY_HOST) && node_needs(w))
+		return TC_ACT_OK;
 	if (w->src.flags & (PARTY_LOCAL | PARTY_HOST)) {
 		reason = fragment_of_node(w);
 		if (reason)
 			return reason < SLUICE_FIRST_DROP_REASON ? TC_ACT_OK : drop(skb, w, reason);
 	}
 	if (w->src.flags & PARTY_LOCAL) {
+		/* The address to masquerade with is the uplink's. */
+		if (!is_uplink(skb))
+			return TC_ACT_OK;
 		reason = masquerade(skb, w);
 		return reason ? drop(skb, w, reason) : TC_ACT_OK;
 	}

@@ -10,15 +10,6 @@
 #include "parse.h"
 #include "work.h"
 
-/* Seconds without a packet after which an entry is as good as gone. */
-#define CT_TCP_ESTABLISHED 21600
-#define CT_TCP_OPENING 60
-#define CT_TCP_CLOSING 10
-#define CT_SCTP 3600
-#define CT_OPENING 60 /* UDP and others that nobody answered */
-#define CT_ANSWERED 180
-#define CT_ICMP 30
-
 #define CT_FIN_BOTH (SLUICE_CT_FIN_LO | SLUICE_CT_FIN_HI)
 
 /* The key of a tuple; says whether its source is the lower end. */
@@ -63,15 +54,15 @@ INLINE __u32 ct_timeout(__u8 protocol, __u16 flags)
 	switch (protocol) {
 	case IPPROTO_TCP:
 		if (ct_closing(flags))
-			return CT_TCP_CLOSING;
-		return flags & SLUICE_CT_SYN_ONLY ? CT_TCP_OPENING : CT_TCP_ESTABLISHED;
+			return SLUICE_CT_SECONDS_TCP_CLOSING;
+		return flags & SLUICE_CT_SYN_ONLY ? SLUICE_CT_SECONDS_OPENING : SLUICE_CT_SECONDS_TCP;
 	case IPPROTO_SCTP:
-		return flags & SLUICE_CT_SEEN_REPLY ? CT_SCTP : CT_OPENING;
+		return flags & SLUICE_CT_SEEN_REPLY ? SLUICE_CT_SECONDS_SCTP : SLUICE_CT_SECONDS_OPENING;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		return CT_ICMP;
+		return SLUICE_CT_SECONDS_ICMP;
 	}
-	return flags & SLUICE_CT_SEEN_REPLY ? CT_ANSWERED : CT_OPENING;
+	return flags & SLUICE_CT_SEEN_REPLY ? SLUICE_CT_SECONDS_ANSWERED : SLUICE_CT_SECONDS_OPENING;
 }
 
 INLINE int ct_alive(const struct ct_entry *e, __u8 protocol, __u32 now)

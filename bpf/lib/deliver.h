@@ -19,12 +19,13 @@ INLINE int to_stack(struct __sk_buff *skb)
 {
 	set_mark(skb, SLUICE_MARK_VERDICT);
 	/* The sender may have addressed the gateway by a MAC that the device does not have. */
-	if (skb->pkt_type != PACKET_HOST)
+	if (skb->pkt_type == PACKET_OTHERHOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
 	return TC_ACT_OK;
 }
 
-/* Router's duty on a packet that leaves by another device. Returns 0 or a drop reason. */
+/* A router's duty on a packet that leaves by another device. That its life is over is noticed before, in forward(),
+ * where the sender can still be told; here it is the last line. Returns 0 or a drop reason. */
 INLINE int decrement_ttl(struct __sk_buff *skb, const struct packet *p)
 {
 	if (p->flags & PKT_V6) {
@@ -120,7 +121,8 @@ GLOBAL int deliver_tunnel(struct __sk_buff *skb, struct work *w, const struct sl
 	 * it (vxlan_set_mac): the sender is another. */
 	mac_copy(source, config->router_mac);
 	source[5] ^= 1;
-	reason = decrement_ttl(skb, &w->pkt);
+	/* What the node's stack sends has left a router already, or begins its way here. */
+	reason = w->observation == SLUICE_OBS_TO_NETWORK ? 0 : decrement_ttl(skb, &w->pkt);
 	if (!reason)
 		reason = set_macs(skb, source, config->router_mac);
 	if (reason)

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
  *
- * Counters and events. A drop is always counted and always told to user space; when the ring is full,
- * the loss is counted.
+ * Counters and events. A drop is always counted, and told to user space unless limit.h says that it is one
+ * too many of its kind. Verdicts and traces leave a quarter of the ring to drops. What is not told is
+ * counted by cause.
  */
 #ifndef SLUICE_EVENT_H
 #define SLUICE_EVENT_H
 
-#include "work.h"
+#include "limit.h"
 
 INLINE void count_packet(__u32 direction, __u32 reason, __u32 bytes)
 {
@@ -41,17 +42,25 @@ INLINE void count_dropped(__u32 endpoint_id, __u32 direction, __u32 bytes)
 
 GLOBAL int event(struct __sk_buff *skb, struct work *w, __u32 type, __u32 reason)
 {
+	const struct node_config *config = node_config();
 	struct flow_event *e;
-	__u32 zero = 0;
+	__u32 repeats = 0;
 
-	if (!w)
+	if (!w || !config)
 		return 0;
+	if (type == SLUICE_EVENT_DROP) {
+		if (config->drop_repeats && !worth_telling(skb->ifindex, w, config, reason, &repeats))
+			return 0;
+	} else if (bpf_ringbuf_query(&sl_events, BPF_RB_AVAIL_DATA) >
+			   bpf_ringbuf_query(&sl_events, BPF_RB_RING_SIZE) / 4 * 3) {
+		count_lost(type == SLUICE_EVENT_VERDICT ? SLUICE_LOST_VERDICT : SLUICE_LOST_TRACE);
+		return 0;
+	}
 	e = bpf_ringbuf_reserve(&sl_events, sizeof(*e), 0);
 	if (!e) {
-		__u64 *lost = bpf_map_lookup_elem(&sl_event_lost, &zero);
-
-		if (lost)
-			*lost += 1;
+		count_lost(type == SLUICE_EVENT_DROP	? SLUICE_LOST_DROP :
+				   type == SLUICE_EVENT_VERDICT ? SLUICE_LOST_VERDICT :
+												  SLUICE_LOST_TRACE);
 		return 0;
 	}
 	__builtin_memset(e, 0, sizeof(*e));
@@ -81,6 +90,7 @@ GLOBAL int event(struct __sk_buff *skb, struct work *w, __u32 type, __u32 reason
 	e->direction = w->decision.action ? w->decision.direction : w->direction;
 	e->action = w->decision.action;
 	e->observation = w->observation;
+	e->repeats = repeats;
 	e->flags |= w->event_flags | (w->reply ? SLUICE_EVF_REPLY : 0) |
 		(w->decision.default_deny ? SLUICE_EVF_DEFAULT_DENY : 0);
 	bpf_ringbuf_submit(e, 0);

@@ -51,6 +51,19 @@ INLINE int tunnelled(const struct work *w, const struct node_config *config)
 	return (config->flags & SLUICE_CFG_TUNNEL) && (w->ct_flags & SLUICE_CT_TUNNEL);
 }
 
+/* The packet goes on to another device without the help of the stack. */
+INLINE int we_route(const struct work *w, const struct node_config *config, __u32 ifindex)
+{
+	switch (w->observation) {
+	case SLUICE_OBS_FROM_CONTAINER:
+		return !(w->ct_flags & SLUICE_CT_PROXY) && (ifindex || tunnelled(w, config));
+	case SLUICE_OBS_FROM_NETWORK:
+	case SLUICE_OBS_FROM_OVERLAY:
+		return !(w->ct_flags & SLUICE_CT_PROXY) && ifindex;
+	}
+	return 0;
+}
+
 INLINE int to_remote_pod(struct __sk_buff *skb, struct work *w)
 {
 	const struct ipcache_entry *remote = ipcache_lookup(&w->pkt.daddr);
@@ -88,6 +101,11 @@ INLINE int forward(struct __sk_buff *skb, struct work *w, const struct node_conf
 				   __u32 ifindex, const __u8 *mac)
 {
 	int to_backend = w->rewrite.flags & REWRITE_DST;
+
+	/* Before anything is rewritten: the sender is to recognize its packet. The stack does the same for what it
+	 * forwards itself. */
+	if (unlikely(w->pkt.ttl <= 1) && we_route(w, config, ifindex))
+		return refuse(skb, w, SLUICE_DROP_TTL_EXCEEDED);
 
 	if (w->rewrite.flags) {
 		int reason = rewrite_apply(skb, w);

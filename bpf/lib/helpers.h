@@ -49,6 +49,7 @@ struct icmphdr {
 
 /* linux/if_packet.h, which drags in sockets */
 #define PACKET_HOST 0
+#define PACKET_OTHERHOST 3
 
 /* Actions of tc are small numbers, drop reasons are not. */
 #define SLUICE_FIRST_DROP_REASON 128

@@ -9,6 +9,7 @@
 
 #include "conntrack.h"
 #include "event.h"
+#include "host.h"
 #include "ipcache.h"
 #include "policy.h"
 
@@ -193,6 +194,7 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 		party_resolve(&w->src, &w->pkt.saddr);
 	if (!(w->dst.flags & PARTY_KNOWN))
 		party_resolve(&w->dst, &w->pkt.daddr);
+	resolve_host(skb, w, config);
 	reason = plausible(skb, w, config);
 	if (reason)
 		return reason;

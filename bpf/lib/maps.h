@@ -45,12 +45,16 @@ SLUICE_MAP(sl_frags, BPF_MAP_TYPE_LRU_HASH, struct frag_key, struct frag_entry, 
 SLUICE_MAP(sl_nat, BPF_MAP_TYPE_LRU_HASH, struct nat_key, struct nat_entry, SLUICE_MAX_NAT, 0);
 SLUICE_MAP(sl_affinity, BPF_MAP_TYPE_LRU_HASH, struct affinity_key, struct affinity_entry,
 		   SLUICE_MAX_AFFINITY, 0);
+SLUICE_MAP(sl_drops, BPF_MAP_TYPE_LRU_HASH, struct drop_tuple, struct drop_told,
+		   SLUICE_MAX_DROP_TUPLES, 0);
+SLUICE_MAP(sl_allowances, BPF_MAP_TYPE_LRU_HASH, struct allowance_key, struct allowance_used,
+		   SLUICE_MAX_ALLOWANCES, 0);
 
 /* What user space reads. */
 SLUICE_MAP(sl_metrics, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 2 * SLUICE_MAX_METRIC, 0);
 SLUICE_MAP(sl_ep_stats, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct ep_counter, SLUICE_MAX_ENDPOINTS, 0);
 SLUICE_MAP(sl_rule_hits, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, SLUICE_MAX_RULE_SETS, 0);
-SLUICE_MAP(sl_event_lost, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, 1, 0);
+SLUICE_MAP(sl_event_lost, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, SLUICE_LOST_CAUSES, 0);
 
 /* Listening sockets of the proxies, put here by themselves. */
 SLUICE_MAP(sl_proxy_listeners, BPF_MAP_TYPE_SOCKMAP, __u32, __u32, SLUICE_PROXY_PLACES, 0);

@@ -4,8 +4,11 @@
  * prohibited", or "port unreachable" for a Service without backends). The packet itself becomes the
  * answer and goes back where it came from, in the name of the address that it was sent to.
  *
+ * A packet whose life ends here (RFC 792, RFC 4443 section 3.3) is answered in the name of the node: it is a
+ * hop, and traceroute shows it.
+ *
  * Nobody answers resets, ICMP errors, fragments other than the first, and what was sent to many
- * (RFC 1122 section 3.2.2).
+ * (RFC 1122 section 3.2.2). ICMP errors are limited by device.
  */
 #ifndef SLUICE_REJECT_H
 #define SLUICE_REJECT_H
@@ -18,12 +21,19 @@
 #define ICMP_ADMIN_PROHIBITED 13
 #define ICMPV6_ADMIN_PROHIBITED 1
 #define ICMPV6_PORT_UNREACHABLE 4
+#define ICMPV6_TIME_EXCEEDED 3
 
 #define TCP_BYTES 20
 #define ICMP_BYTES 8
 #define QUOTED_V4 28 /* header and eight bytes */
 #define QUOTED_V6 48
 #define ANSWER_HOPS 64
+
+/* A connection is reset, but not because of a packet that did not get through to its end. */
+INLINE int is_reset(const struct work *w, __u32 reason)
+{
+	return w->pkt.protocol == IPPROTO_TCP && reason != SLUICE_DROP_TTL_EXCEEDED;
+}
 
 INLINE __sum16 fold(__s64 sum)
 {
@@ -88,9 +98,10 @@ INLINE __u32 answer_v4(struct __sk_buff *skb, struct work *w, __u32 reason)
 	__u8 *l4 = w->answer + sizeof(*ip);
 	struct icmphdr *icmp = (void *)l4;
 	__u32 length = sizeof(*ip) + ICMP_BYTES + QUOTED_V4;
-	int tcp = w->pkt.protocol == IPPROTO_TCP;
+	const struct node_config *config = node_config();
+	int tcp = is_reset(w, reason);
 
-	if (bpf_skb_load_bytes(skb, w->pkt.l3_offset, l4 + ICMP_BYTES, QUOTED_V4))
+	if (!config || bpf_skb_load_bytes(skb, w->pkt.l3_offset, l4 + ICMP_BYTES, QUOTED_V4))
 		return 0;
 	if (tcp)
 		length = sizeof(*ip) + TCP_BYTES;
@@ -103,15 +114,18 @@ INLINE __u32 answer_v4(struct __sk_buff *skb, struct work *w, __u32 reason)
 	ip->protocol = tcp ? IPPROTO_TCP : IPPROTO_ICMP;
 	ip->saddr = ((struct iphdr *)(l4 + ICMP_BYTES))->daddr;
 	ip->daddr = ((struct iphdr *)(l4 + ICMP_BYTES))->saddr;
+	if (reason == SLUICE_DROP_TTL_EXCEEDED)
+		ip->saddr = addr_to_v4(&config->node_v4);
 	ip->check = fold(bpf_csum_diff(NULL, 0, (__be32 *)ip, sizeof(*ip), 0));
-	/* To many: 224.0.0.0/4 and broadcast; or from nobody. */
-	if (w->answer[12] >= 224 || !ip->daddr)
+	/* To many: 224.0.0.0/4 and broadcast; or from nobody; or a node without an address of the family. */
+	if (w->answer[12] >= 224 || !ip->daddr || !ip->saddr)
 		return 0;
 	if (tcp)
 		return answer_tcp(skb, w, l4) ? length : 0;
-	icmp->type = ICMP_DEST_UNREACH;
-	icmp->code = reason == SLUICE_DROP_NO_SERVICE_BACKEND ? ICMP_PORT_UNREACHABLE :
-															ICMP_ADMIN_PROHIBITED;
+	icmp->type = reason == SLUICE_DROP_TTL_EXCEEDED ? ICMP_TIME_EXCEEDED : ICMP_DEST_UNREACH;
+	icmp->code = reason == SLUICE_DROP_TTL_EXCEEDED	  ? 0 :
+		reason == SLUICE_DROP_NO_SERVICE_BACKEND ? ICMP_PORT_UNREACHABLE :
+												   ICMP_ADMIN_PROHIBITED;
 	icmp->checksum = 0;
 	*(word32 *)&icmp->id = 0;
 	icmp->checksum = fold(bpf_csum_diff(NULL, 0, (__be32 *)l4, ICMP_BYTES + QUOTED_V4, 0));
@@ -124,10 +138,11 @@ INLINE __u32 answer_v6(struct __sk_buff *skb, struct work *w, __u32 reason)
 	struct ipv6hdr *ip = (void *)w->answer;
 	__u8 *l4 = w->answer + sizeof(*ip);
 	struct icmphdr *icmp = (void *)l4;
-	int tcp = w->pkt.protocol == IPPROTO_TCP;
+	const struct node_config *config = node_config();
+	int tcp = is_reset(w, reason);
 	__u32 length = tcp ? TCP_BYTES : ICMP_BYTES + QUOTED_V6;
 
-	if (bpf_skb_load_bytes(skb, w->pkt.l3_offset, l4 + ICMP_BYTES, QUOTED_V6))
+	if (!config || bpf_skb_load_bytes(skb, w->pkt.l3_offset, l4 + ICMP_BYTES, QUOTED_V6))
 		return 0;
 	__builtin_memset(ip, 0, 8);
 	ip->version = 6;
@@ -138,14 +153,17 @@ INLINE __u32 answer_v6(struct __sk_buff *skb, struct work *w, __u32 reason)
 			   (struct sluice_addr *)&((struct ipv6hdr *)(l4 + ICMP_BYTES))->daddr);
 	addr_copy4((struct sluice_addr *)&ip->daddr,
 			   (struct sluice_addr *)&((struct ipv6hdr *)(l4 + ICMP_BYTES))->saddr);
+	if (reason == SLUICE_DROP_TTL_EXCEEDED)
+		addr_copy4((struct sluice_addr *)&ip->saddr, &config->node_v6);
 	if (w->answer[offsetof(struct ipv6hdr, saddr)] == 0xff ||
-		addr_is_zero((struct sluice_addr *)&ip->daddr))
+		addr_is_zero((struct sluice_addr *)&ip->daddr) || addr_is_zero((struct sluice_addr *)&ip->saddr))
 		return 0;
 	if (tcp)
 		return answer_tcp(skb, w, l4) ? sizeof(*ip) + length : 0;
-	icmp->type = ICMPV6_DEST_UNREACH;
-	icmp->code = reason == SLUICE_DROP_NO_SERVICE_BACKEND ? ICMPV6_PORT_UNREACHABLE :
-															ICMPV6_ADMIN_PROHIBITED;
+	icmp->type = reason == SLUICE_DROP_TTL_EXCEEDED ? ICMPV6_TIME_EXCEEDED : ICMPV6_DEST_UNREACH;
+	icmp->code = reason == SLUICE_DROP_TTL_EXCEEDED	  ? 0 :
+		reason == SLUICE_DROP_NO_SERVICE_BACKEND ? ICMPV6_PORT_UNREACHABLE :
+												   ICMPV6_ADMIN_PROHIBITED;
 	icmp->checksum = 0;
 	*(word32 *)&icmp->id = 0;
 	icmp->checksum = fold(bpf_csum_diff(NULL, 0, (__be32 *)l4, ICMP_BYTES + QUOTED_V6,
@@ -212,7 +230,7 @@ INLINE int answer_send(struct __sk_buff *skb, struct work *w)
 
 INLINE int answerable(const struct work *w, const struct node_config *config, __u32 reason)
 {
-	if (reason != SLUICE_DROP_NO_SERVICE_BACKEND &&
+	if (reason != SLUICE_DROP_NO_SERVICE_BACKEND && reason != SLUICE_DROP_TTL_EXCEEDED &&
 		!((config->flags & SLUICE_CFG_REJECT) &&
 		  (reason == SLUICE_DROP_POLICY_DENIED || reason == SLUICE_DROP_POLICY_DENY)))
 		return 0;
@@ -229,6 +247,9 @@ GLOBAL int refuse(struct __sk_buff *skb, struct work *w, __u32 reason)
 	if (!w || !config)
 		return TC_ACT_SHOT;
 	if (!answerable(w, config, reason))
+		return drop(skb, w, reason);
+	if (!is_reset(w, reason) &&
+		!allowance_take(skb->ifindex, SLUICE_ALLOW_ICMP, w->now, SLUICE_ICMP_PER_SECOND))
 		return drop(skb, w, reason);
 	length = w->pkt.flags & PKT_V6 ? answer_v6(skb, w, reason) : answer_v4(skb, w, reason);
 	if (!length || !answer_write(skb, w, length))

@@ -139,6 +139,15 @@ INLINE struct work *work_begin(struct __sk_buff *skb, __u8 observation, __u8 dir
 	w->observation = observation;
 	w->direction = direction;
 	w->pkt.length = skb->len;
+	/* A packet that is dropped before its addresses are read has none, not those of the last one. */
+	((word64 *)&w->pkt.saddr)[0] = 0;
+	((word64 *)&w->pkt.saddr)[1] = 0;
+	((word64 *)&w->pkt.daddr)[0] = 0;
+	((word64 *)&w->pkt.daddr)[1] = 0;
+	w->pkt.flags = 0;
+	w->pkt.sport = 0;
+	w->pkt.dport = 0;
+	w->pkt.protocol = 0;
 	w->rewrite.flags = 0;
 	w->src.flags = 0;
 	w->src.identity = 0;

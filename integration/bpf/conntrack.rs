@@ -174,16 +174,6 @@ fn the_node_reaches_its_pods_and_their_answers_reach_the_stack() {
 }
 
 #[test]
-fn the_last_hop_of_the_ttl_is_not_ours_to_give() {
-    let mut node = client_and_server();
-    for family in FAMILIES {
-        let mut frame = node.frame(family, Who::Alice, Who::Bob, syn(80));
-        frame.ttl = 1;
-        assert_dropped(&node.send_from(Who::Alice, &frame), DropReason::TtlExceeded);
-    }
-}
-
-#[test]
 fn traffic_to_the_world_and_other_nodes_goes_to_the_stack_under_egress_policy() {
     let mut node = client_and_server();
     for family in FAMILIES {

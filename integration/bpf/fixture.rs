@@ -1,6 +1,8 @@
 //! A node with two pods, a remote node with a pod, and the world, in the maps of a loaded object.
 
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::process::{Command, Stdio};
 
 use sluice::datapath::abi::{self, Addr};
 use sluice::datapath::testrun::{Action, Context, Frame, Hook, Kernel, L4, Outcome, TcpFlags};
@@ -161,6 +163,22 @@ impl Node {
             node.policy(policy, [0, 0], &[]);
         }
         node
+    }
+
+    /// Addresses and routes in the kernel, for verdicts that depend on them: the uplink has a second address, and
+    /// everything that is not here is behind it.
+    pub fn routes(&self) {
+        let script = "link set bpf-alice up\nlink set bpf-bob up\nlink set bpf-up up\nlink set bpf-up-p up\n\
+            addr add 172.18.0.2/16 brd + dev bpf-up\naddr add 172.18.0.99/16 dev bpf-up\n\
+            addr add fd00:18::2/64 dev bpf-up nodad\naddr add fd00:18::99/64 dev bpf-up nodad\n\
+            route add default via 172.18.0.1 dev bpf-up\nroute add ::/0 via fd00:18::1 dev bpf-up\n";
+        for switch in ["ipv4/ip_forward", "ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{switch}"), "1").expect(switch);
+        }
+        let mut ip =
+            Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("iproute2");
+        ip.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        assert!(ip.wait().unwrap().success(), "ip -batch");
     }
 
     /// Switches on top of redirect_peer.

@@ -87,6 +87,7 @@ fn other_protocols_get_an_icmp_error_that_quotes_the_packet() {
 #[test]
 fn every_place_answers() {
     let mut node = node();
+    node.routes();
     node.set_flags(abi::CFG_REJECT | abi::CFG_HOST_FIREWALL);
     for family in FAMILIES {
         for (from, to) in [

@@ -180,6 +180,7 @@ impl Core {
             .into_iter()
             .map(|connection| {
                 let state = match connection {
+                    _ if connection.expired => "expired",
                     _ if connection.denied => "denied",
                     _ if connection.closing => "closing",
                     _ if connection.seen_reply => "established",
@@ -231,6 +232,22 @@ impl Core {
             });
             return Ok(lines.collect());
         }
+        let untold = inspector.untold()?;
+        let untold = [
+            ("drop events lost: ring full", untold.drops),
+            ("verdict events lost: ring full", untold.verdicts),
+            ("trace events lost: ring full", untold.traces),
+            ("drop events not told: like others of the second", untold.repeated),
+            ("drop events not told: over the device's limit", untold.over_limit),
+        ];
+        let untold = untold.into_iter().filter(|(_, events)| *events > 0).map(|(what, events)| {
+            row([
+                ("direction", Value::Null),
+                ("what", json!(what)),
+                ("packets", json!(events)),
+                ("bytes", Value::Null),
+            ])
+        });
         Ok(inspector
             .metrics()?
             .into_iter()
@@ -245,6 +262,7 @@ impl Core {
                     ("bytes", json!(metric.count.bytes)),
                 ])
             })
+            .chain(untold)
             .collect())
     }
 }

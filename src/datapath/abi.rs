@@ -50,7 +50,7 @@ c_structs! {
     LpmKey = 20 { prefix_len: u32, addr: Addr }
 
     /// `node_config`: the one element of `sl_config`.
-    NodeConfig = 68 {
+    NodeConfig = 72 {
         flags: u32,
         uplink_ifindex: u32,
         tunnel_ifindex: u32,
@@ -62,7 +62,8 @@ c_structs! {
         nat_port_max: u16,
         router_mac: [u8; 6],
         tunnel_port: u16,
-        pad: u32,
+        drop_repeats: u32,
+        drop_events: u32,
     }
 
     /// `ipcache_entry`: value of `sl_ipcache_exact` and `sl_ipcache_lpm`.
@@ -205,6 +206,19 @@ c_structs! {
         action: u8,
         observation: u8,
         flags: u8,
-        pad: [u8; 6],
+        pad: [u8; 2],
+        repeats: u32,
     }
+
+    /// `drop_tuple`: key of `sl_drops`.
+    DropTuple = 40 { saddr: Addr, daddr: Addr, ifindex: u32, dport: u16, protocol: u8, reason: u8 }
+
+    /// `drop_told`: value of `sl_drops`.
+    DropTold = 12 { second: u32, told: u32, repeats: u32 }
+
+    /// `allowance_key`: key of `sl_allowances`.
+    AllowanceKey = 8 { ifindex: u32, purpose: u32 }
+
+    /// `allowance_used`: value of `sl_allowances`.
+    AllowanceUsed = 8 { second: u32, used: u32 }
 }

@@ -1,6 +1,7 @@
 //! What the agent tells the datapath once, at start.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -53,6 +54,24 @@ pub enum Trace {
     Sampled(u32),
 }
 
+/// How often the kernel says the same about drops. Counters count every packet all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropLimits {
+    /// Drops with the same addresses, destination port, protocol and reason that are told in a second; 0 tells
+    /// every drop.
+    pub repeats: u32,
+    /// Drops told in a second about one device and one reason.
+    pub per_device: u32,
+}
+
+impl Default for DropLimits {
+    /// Every retry of a person or a program is told; a flood is told once a tenth of a second. Half a CPU
+    /// names about as many events in a second as two devices may tell.
+    fn default() -> DropLimits {
+        DropLimits { repeats: 10, per_device: 32768 }
+    }
+}
+
 /// Elements that maps have room for. The defaults are those of `bpf/abi.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -81,6 +100,10 @@ pub struct DatapathConfig {
     pub bpffs: PathBuf,
     /// Device towards other nodes and the world.
     pub uplink: Option<String>,
+    /// Further devices with traffic of the node itself, for the host firewall.
+    pub host_devices: BTreeSet<String>,
+    /// Addresses of the node beside those that the cluster knows.
+    pub host_addresses: BTreeSet<IpAddr>,
     pub mode: Mode,
     /// Families whose pod traffic to the outside gets the node's address.
     pub masquerade: BTreeSet<Family>,
@@ -90,6 +113,7 @@ pub struct DatapathConfig {
     pub router_mac: [u8; 6],
     pub local_delivery: LocalDelivery,
     pub trace: Trace,
+    pub drop_limits: DropLimits,
     pub attach: AttachMode,
     pub capacity: Capacity,
 }
@@ -103,12 +127,15 @@ impl DatapathConfig {
         DatapathConfig {
             bpffs: bpffs.into(),
             uplink: None,
+            host_devices: BTreeSet::new(),
+            host_addresses: BTreeSet::new(),
             mode: Mode::Routes,
             masquerade: BTreeSet::new(),
             nat_ports: 32768..=60999,
             router_mac: ROUTER_MAC,
             local_delivery: LocalDelivery::default(),
             trace: Trace::default(),
+            drop_limits: DropLimits::default(),
             attach: AttachMode::default(),
             capacity: Capacity::default(),
         }

@@ -1,14 +1,20 @@
 //! Flow events: from the kernel's ring to model types.
 //!
-//! The ring is pinned: what happened while no agent ran is still there when the next one reads. A
-//! full ring loses events, and counts them ([`EventReader::lost`]). A record that is too short, or that
-//! holds a number that this version does not know, is counted as undecodable and skipped.
+//! The ring is pinned: what happened while no agent ran is still there when the next one reads. What the
+//! kernel did not tell (a full ring, too much of the same) is counted by cause ([`EventReader::untold`]). A
+//! record that is too short, or that holds a number that this version does not know, is counted as
+//! undecodable and skipped.
+//!
+//! The kernel wakes a reader only when it makes a record that the reader would have to wait for, that is when
+//! everything before it was read. So a reader that comes back at once after every record is woken for every
+//! record, and one that lets [`PACE`] pass between two visits is woken once for all that came meanwhile. A
+//! lone event wakes the reader at once.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aya::maps::{Map, MapData, RingBuf};
 use tokio::io::unix::AsyncFd;
@@ -84,6 +90,41 @@ pub struct FlowEvent {
     pub fragment: bool,
     /// The sender was told (RST, ICMP).
     pub rejected: bool,
+    /// Drops like this one that were not told, since the last that was.
+    pub repeats: u32,
+}
+
+/// Events that the kernel did not tell, by cause. Its counters of packets know them all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Untold {
+    /// Drops, verdicts and traces that found the ring full; the latter two leave a quarter of it to drops.
+    pub drops: u64,
+    pub verdicts: u64,
+    pub traces: u64,
+    /// Drops like others of the same second ([`FlowEvent::repeats`] says how many, with the next that is told).
+    pub repeated: u64,
+    /// Drops beyond what one device may tell in a second about one reason.
+    pub over_limit: u64,
+}
+
+impl Untold {
+    /// From the elements of `sl_event_lost`.
+    pub(super) fn read(
+        mut cause: impl FnMut(u32) -> Result<u64, DatapathError>,
+    ) -> Result<Untold, DatapathError> {
+        Ok(Untold {
+            drops: cause(LOST_DROP)?,
+            verdicts: cause(LOST_VERDICT)?,
+            traces: cause(LOST_TRACE)?,
+            repeated: cause(LOST_REPEATED)?,
+            over_limit: cause(LOST_LIMIT)?,
+        })
+    }
+
+    /// What a slow reader cost: it should have been told, and was not.
+    pub fn lost(self) -> u64 {
+        self.drops + self.verdicts + self.traces
+    }
 }
 
 /// Policy id -> subject identity, shared with the writer.
@@ -185,6 +226,7 @@ pub fn decode(record: &[u8], clock: Clock, subjects: &PolicySubjects) -> Option<
         established: has(EVF_ESTABLISHED),
         fragment: has(EVF_FRAGMENT),
         rejected: has(EVF_REJECTED),
+        repeats: raw.repeats,
     })
 }
 
@@ -195,6 +237,8 @@ pub struct EventReader {
     cpus: usize,
     subjects: PolicySubjects,
     undecodable: u64,
+    /// When the ring was found empty after records had been read.
+    emptied: Option<Instant>,
 }
 
 impl std::fmt::Debug for EventReader {
@@ -204,7 +248,11 @@ impl std::fmt::Debug for EventReader {
 }
 
 /// Events handed over at a time at most.
-const BATCH: usize = 1024;
+const BATCH: usize = 4096;
+
+/// Between the end of one visit to the ring and the next: what an event may have to wait, and what saves a
+/// wakeup for each.
+pub const PACE: Duration = Duration::from_millis(1);
 
 fn failed(operation: &'static str, source: std::io::Error) -> DatapathError {
     DatapathError::Syscall { operation, object: format!("map {}", name::EVENTS), source }
@@ -222,12 +270,22 @@ impl EventReader {
         let ring = unsafe { AsyncFd::register_with_interest(ring, tokio::io::Interest::READABLE) };
         let ring = ring.map_err(|e| failed("epoll_ctl", e.into_parts().1))?;
         let cpus = sys::possible_cpus().map_err(|e| failed("read possible CPUs", e))?;
-        Ok(EventReader { ring, lost: pins.open_map(name::EVENT_LOST)?, cpus, subjects, undecodable: 0 })
+        Ok(EventReader {
+            ring,
+            lost: pins.open_map(name::EVENT_LOST)?,
+            cpus,
+            subjects,
+            undecodable: 0,
+            emptied: None,
+        })
     }
 
     /// Waits for events and appends them to `events` (at least one record was read; undecodable ones
     /// append nothing).
     pub async fn read(&mut self, events: &mut Vec<FlowEvent>) -> Result<(), DatapathError> {
+        if let Some(emptied) = self.emptied.take() {
+            tokio::time::sleep_until((emptied + PACE).into()).await;
+        }
         loop {
             let mut ready = self.ring.readable_mut().await.map_err(|e| failed("epoll_wait", e))?;
             let clock = Clock::now()?;
@@ -242,6 +300,7 @@ impl EventReader {
             }
             if records < BATCH {
                 ready.clear_ready();
+                self.emptied = Some(Instant::now());
             }
             if records > 0 {
                 return Ok(());
@@ -249,11 +308,13 @@ impl EventReader {
         }
     }
 
-    /// Events that found the ring full, since the map was made.
-    pub fn lost(&self) -> Result<u64, DatapathError> {
-        let counts: Option<Vec<u64>> = sys::lookup_per_cpu(&self.lost, &0_u32, self.cpus)
-            .map_err(|e| failed("BPF_MAP_LOOKUP_ELEM", e))?;
-        Ok(counts.unwrap_or_default().iter().sum())
+    /// Events that were not told, since the map was made.
+    pub fn untold(&self) -> Result<Untold, DatapathError> {
+        Untold::read(|cause| {
+            let counts: Option<Vec<u64>> = sys::lookup_per_cpu(&self.lost, &cause, self.cpus)
+                .map_err(|e| failed("BPF_MAP_LOOKUP_ELEM", e))?;
+            Ok(counts.unwrap_or_default().iter().sum())
+        })
     }
 
     /// Records that were too short or not understood, since this reader was opened.

@@ -18,6 +18,13 @@ pub struct MapSpec {
     pub max_entries: u32,
 }
 
+impl MapSpec {
+    /// The maps differ in nothing but their room.
+    pub fn same_elements(&self, other: &MapSpec) -> bool {
+        MapSpec { max_entries: 0, ..*self } == MapSpec { max_entries: 0, ..*other }
+    }
+}
+
 impl std::fmt::Display for MapSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let MapSpec { kind, key_size, value_size, max_entries, .. } = self;
@@ -57,6 +64,8 @@ pub mod name {
     pub const FRAGS: &str = "sl_frags";
     pub const NAT: &str = "sl_nat";
     pub const AFFINITY: &str = "sl_affinity";
+    pub const DROPS: &str = "sl_drops";
+    pub const ALLOWANCES: &str = "sl_allowances";
     pub const METRICS: &str = "sl_metrics";
     pub const EP_STATS: &str = "sl_ep_stats";
     pub const RULE_HITS: &str = "sl_rule_hits";
@@ -82,10 +91,12 @@ pub fn specs(capacity: &Capacity) -> Vec<MapSpec> {
         spec::<FragKey, FragValue>(name::FRAGS, LRU_HASH, MAX_FRAGS),
         spec::<NatKey, NatValue>(name::NAT, LRU_HASH, MAX_NAT),
         spec::<AffinityKey, AffinityValue>(name::AFFINITY, LRU_HASH, MAX_AFFINITY),
+        spec::<DropTuple, DropTold>(name::DROPS, LRU_HASH, MAX_DROP_TUPLES),
+        spec::<AllowanceKey, AllowanceUsed>(name::ALLOWANCES, LRU_HASH, MAX_ALLOWANCES),
         spec::<u32, Counter>(name::METRICS, PERCPU_ARRAY, 2 * MAX_METRIC),
         spec::<u32, EndpointCounter>(name::EP_STATS, PERCPU_ARRAY, MAX_ENDPOINTS),
         spec::<u32, u64>(name::RULE_HITS, PERCPU_ARRAY, MAX_RULE_SETS),
-        spec::<u32, u64>(name::EVENT_LOST, PERCPU_ARRAY, 1),
+        spec::<u32, u64>(name::EVENT_LOST, PERCPU_ARRAY, LOST_CAUSES),
         spec::<u32, u32>(super::proxy::LISTENERS, SOCKMAP, PROXY_PLACES),
         MapSpec {
             name: name::EVENTS,

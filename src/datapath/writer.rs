@@ -9,6 +9,9 @@
 //! A failure after step 1 leaves a mixture that passes only what the old or the new state passes; the
 //! caller applies the same delta again.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use hashbrown::HashMap;
 
 use super::DatapathError;
@@ -36,6 +39,8 @@ pub struct Writer {
     /// What does not come with deltas: devices, modes, ports.
     pub(super) base: NodeConfig,
     settings: Option<NodeSettings>,
+    /// Addresses of the node beside those of the settings.
+    host_addresses: BTreeSet<IpAddr>,
 }
 
 /// Flags of `sl_config` that come with deltas.
@@ -48,8 +53,15 @@ impl Writer {
         AddressPlan::missing_defaults(&tables)?.apply(&tables)?;
         let policies = Policies::read_back(&tables)?;
         let services = Services::read_back(&tables)?;
-        let mut writer =
-            Writer { tables, policies, services, endpoints: Endpoints::default(), base, settings: None };
+        let mut writer = Writer {
+            tables,
+            policies,
+            services,
+            endpoints: Endpoints::default(),
+            base,
+            settings: None,
+            host_addresses: BTreeSet::new(),
+        };
         writer.write_config()?;
         Ok(writer)
     }
@@ -125,6 +137,11 @@ impl Writer {
     /// Subject identities with their policy ids.
     pub fn subjects(&self) -> impl Iterator<Item = (Identity, u32)> {
         self.policies.subjects()
+    }
+
+    /// Addresses of the node that the cluster does not know; written with the next [`NodeSettings`].
+    pub fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.host_addresses = addresses;
     }
 
     /// What does not come with deltas.
@@ -223,7 +240,7 @@ impl Writer {
             let loaded = host.and_then(|id| self.policies.state(id)).is_some_and(|state| state.is_live());
             config.host_policy_id = host.unwrap_or(0);
             firewall = if settings.host_firewall && loaded { CFG_HOST_FIREWALL } else { 0 };
-            let addresses = settings.addresses.clone();
+            let addresses = settings.addresses.iter().chain(&self.host_addresses).copied();
             self.endpoints.set_host(&self.tables, config.host_policy_id, addresses)?;
         }
         // What is on stays on through this write; what comes on waits for the next.

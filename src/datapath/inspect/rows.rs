@@ -48,6 +48,8 @@ pub struct Connection {
     pub rules: RuleSetId,
     /// Seconds since boot.
     pub last_seen: u32,
+    /// No packet for so long that the entry vouches for nothing any more.
+    pub expired: bool,
 }
 
 /// Which connections to list. `None` members match everything.

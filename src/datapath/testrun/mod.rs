@@ -144,6 +144,7 @@ impl Kernel {
             ("sl_events", 1 << 20),
             ("sl_affinity", 1024),
             ("sl_frags", 1024),
+            ("sl_drops", 4096),
         ] {
             loader.map_max_entries(map, entries);
         }
@@ -285,7 +286,7 @@ impl Kernel {
     }
 
     /// An element of a per-CPU array, all CPUs.
-    pub fn per_cpu<V: Pod>(&mut self, map: &str, index: u32) -> Vec<V> {
+    pub fn per_cpu<V: Pod>(&self, map: &str, index: u32) -> Vec<V> {
         let array: PerCpuArray<_, V> =
             PerCpuArray::try_from(self.ebpf.map(map).expect("map")).unwrap_or_else(|e| panic!("{map}: {e}"));
         array.get(&index, 0).unwrap_or_else(|e| panic!("{map}: {e}")).iter().copied().collect()
