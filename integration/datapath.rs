@@ -4,14 +4,18 @@
 //! gone when it ends, however it ends.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use sluice::cluster::delta::{AddressKind, Delta, EndpointChange, IpcacheEntry};
-use sluice::datapath::config::ROUTER_MAC;
+use sluice::datapath::attach::Mechanism;
+use sluice::datapath::config::{Capacity, ROUTER_MAC};
 use sluice::datapath::inspect::ConnectionFilter;
 use sluice::datapath::net::pod::{PodNetwork, create};
 use sluice::datapath::net::watch::{DeviceEvent, DeviceWatch};
@@ -216,11 +220,15 @@ impl Bench {
 
     /// What an agent does when it starts.
     fn start(&self) -> KernelDatapath {
+        self.start_with(&self.state())
+    }
+
+    fn start_with(&self, state: &Delta) -> KernelDatapath {
         let mut datapath = KernelDatapath::open(self.config.clone()).unwrap();
         for pod in [&self.client, &self.server] {
             datapath.attach_endpoint(pod.name, pod.device).unwrap();
         }
-        datapath.reconcile(&self.state()).unwrap();
+        datapath.reconcile(state).unwrap();
         datapath.attach_node().unwrap();
         datapath
     }
@@ -276,6 +284,70 @@ fn what_policy_allows_passes_and_the_rest_is_dropped_and_told() {
         let hits = inspector.rule_hits(&[RuleSetId(7)]).unwrap();
         assert!(hits[0].1 >= 2, "{hits:?}");
         assert!(inspector.endpoint_stats(2).unwrap().dropped[Direction::Ingress as usize].packets >= 2);
+    });
+}
+
+#[test]
+fn a_flood_of_drops_hides_no_other_and_is_counted_whole() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let datapath = bench.start();
+        let mut reader = datapath.events().unwrap();
+        let server = bench.server.addresses[0];
+        let socket = || bench.client.namespace.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+        let (flood, quiet) = (socket(), socket());
+        let stop = Arc::new(AtomicBool::new(false));
+        let flooding = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                let mut sent = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    sent += u64::from(flood.send_to(b"x", (server, DENIED)).is_ok());
+                }
+                sent
+            }
+        });
+        let mut events = Vec::new();
+        let dropped = |event: &sluice::datapath::FlowEvent| {
+            event.kind == FlowEventKind::Dropped(DropReason::PolicyDenied)
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // The flood is cut when it was told that there is more than is told.
+        while !events.iter().any(|event: &sluice::datapath::FlowEvent| event.repeats > 1000) {
+            assert!(Instant::now() < deadline, "{} events", events.len());
+            let _ = tokio::time::timeout(PATIENCE, reader.read(&mut events)).await;
+        }
+        let others = 9000..9100_u16;
+        let asked = std::time::SystemTime::now();
+        for port in others.clone() {
+            quiet.send_to(b"x", (server, port)).unwrap();
+        }
+        let missing = |events: &[sluice::datapath::FlowEvent]| {
+            let told = |port: &u16| events.iter().any(|e| dropped(e) && e.destination_port == *port);
+            others.clone().filter(|port| !told(port)).collect::<Vec<_>>()
+        };
+        while !missing(&events).is_empty() {
+            assert!(Instant::now() < deadline, "hidden by the flood: {:?}", missing(&events));
+            let _ = tokio::time::timeout(PATIENCE, reader.read(&mut events)).await;
+        }
+        for event in events.iter().filter(|event| others.contains(&event.destination_port)) {
+            let late = event.time.duration_since(asked).unwrap_or_default();
+            assert!(late < Duration::from_secs(1), "{late:?}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        let sent = flooding.join().unwrap();
+        while tokio::time::timeout(PATIENCE, reader.read(&mut events)).await.is_ok() {}
+        let told = events.iter().filter(|event| dropped(event)).count() as u64;
+        let untold = reader.untold().unwrap();
+        let counted = datapath.inspect().unwrap().metrics().unwrap();
+        let counted = counted
+            .iter()
+            .find(|row| (row.direction, row.reason) == (Direction::Ingress, Some(DropReason::PolicyDenied)));
+        let counted = counted.unwrap().count.packets;
+        println!("{sent} sent, {counted} dropped, {told} told, {untold:?}");
+        assert_eq!((untold.lost(), untold.over_limit), (0, 0));
+        assert_eq!(counted, told + untold.repeated);
+        assert!(counted >= sent);
     });
 }
 
@@ -391,9 +463,20 @@ fn a_relabelled_client_loses_its_connections() {
 fn clsact_enforces_like_tcx_and_survives_a_restart() {
     isolated(|bpffs| async move {
         let bench = Bench::new(&bpffs, AttachMode::Clsact).await;
-        drop(bench.start());
-        bench.expect_policy();
         let datapath = bench.start();
+        assert_eq!(datapath.mechanism(), Mechanism::Clsact);
+        drop(datapath);
+        // What a kernel before 6.6 has: filters, and no links.
+        for side in ["ingress", "egress"] {
+            let shown = Command::new("tc").args(["filter", "show", "dev", "dp-2", side]).output().unwrap();
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            assert!(shown.contains("_container"), "{side}: {shown}");
+        }
+        assert_eq!(std::fs::read_dir(bpffs.join(pin_version()).join("links")).unwrap().count(), 0);
+        bench.expect_policy();
+        let mut established = bench.client.connect(bench.server.addresses[0], ALLOWED).unwrap();
+        let datapath = bench.start();
+        ping(&mut established).unwrap();
         bench.expect_policy();
         datapath.uninstall().unwrap();
         ping(&mut bench.client.connect(bench.server.addresses[0], DENIED).unwrap()).unwrap();
@@ -412,12 +495,166 @@ fn a_detached_endpoint_is_not_judged_and_an_uninstall_leaves_nothing() {
     });
 }
 
+/// A connection on which the server may speak first: nobody may call the client.
+struct OneSided {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl OneSided {
+    fn open(bench: &Bench, server: IpAddr) -> OneSided {
+        let listener = bench.server.namespace.run(|| TcpListener::bind((server, 0)).unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = bench.client.connect(server, port).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        OneSided { client, server }
+    }
+
+    /// The server's word reaches the client, whose policy would not let it in as a call.
+    fn server_speaks(&mut self) -> std::io::Result<()> {
+        self.server.write_all(b"x")?;
+        self.client.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.client.read_exact(&mut [0])
+    }
+}
+
+/// Nobody may call the client, and anybody the server.
+fn closed_client(bench: &Bench) -> Delta {
+    let mut state = bench.state();
+    state.policies = vec![
+        subject(CLIENT, default_deny_ingress(), Vec::new()),
+        subject(SERVER, PolicyInfo::default(), Vec::new()),
+    ];
+    state
+}
+
+/// The directory of this ABI version.
+fn pin_version() -> String {
+    format!("v{}", sluice::datapath::abi::ABI_VERSION)
+}
+
+fn connections_carried(datapath: &KernelDatapath) -> Result<usize, String> {
+    let carried = datapath.carried().iter().find(|carried| carried.map == "sl_ct");
+    carried.expect("something is said about connections").outcome.clone()
+}
+
+#[test]
+fn an_upgrade_across_abi_versions_costs_no_connection() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let state = closed_client(&bench);
+        drop(bench.start_with(&state));
+        let mut connections: Vec<OneSided> =
+            bench.server.addresses.iter().map(|address| OneSided::open(&bench, *address)).collect();
+        std::fs::rename(bpffs.join(pin_version()), bpffs.join("v1")).unwrap();
+
+        let mut datapath = KernelDatapath::open(bench.config.clone()).unwrap();
+        for pod in [&bench.client, &bench.server] {
+            datapath.attach_endpoint(pod.name, pod.device).unwrap();
+        }
+        // The new maps hold no policy yet: the old programs still judge.
+        for connection in &mut connections {
+            connection.server_speaks().unwrap();
+        }
+        connections.push(OneSided::open(&bench, bench.server.addresses[0]));
+        datapath.reconcile(&state).unwrap();
+        datapath.attach_node().unwrap();
+        assert!(!bpffs.join("v1").exists());
+        for connection in &mut connections {
+            connection.server_speaks().unwrap();
+        }
+        assert!(connections_carried(&datapath).unwrap() >= 3);
+
+        // Judged again under the policies of today: what they forbid ends.
+        drop(datapath);
+        std::fs::rename(bpffs.join(pin_version()), bpffs.join("v1")).unwrap();
+        drop(bench.start_with(&bench.state()));
+        for connection in &mut connections {
+            assert!(is_timeout(&connection.server_speaks().unwrap_err()));
+        }
+    });
+}
+
+#[test]
+fn connections_of_an_unknown_layout_stay_behind_and_it_is_said() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let state = closed_client(&bench);
+        drop(bench.start_with(&state));
+        let mut connection = OneSided::open(&bench, bench.server.addresses[0]);
+        std::fs::rename(bpffs.join(pin_version()), bpffs.join("v99")).unwrap();
+        let datapath = bench.start_with(&state);
+        assert!(!bpffs.join("v99").exists());
+        assert!(connections_carried(&datapath).is_err());
+        // The server's word is nobody's answer now; the client's makes it one.
+        assert!(is_timeout(&connection.server_speaks().unwrap_err()));
+        connection.client.write_all(b"x").unwrap();
+        connection.server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        connection.server.read_exact(&mut [0]).unwrap();
+        connection.client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        connection.client.read_exact(&mut [0]).unwrap();
+    });
+}
+
+#[test]
+fn a_map_of_another_size_is_replaced_and_costs_no_connection() {
+    isolated(|bpffs| async move {
+        let mut bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let state = closed_client(&bench);
+        let datapath = bench.start_with(&state);
+        let epochs = |datapath: &KernelDatapath| -> Vec<u32> {
+            datapath.inspect().unwrap().policies(None).unwrap().iter().map(|row| row.epoch).collect()
+        };
+        let before = epochs(&datapath);
+        drop(datapath);
+        let mut connection = OneSided::open(&bench, bench.server.addresses[0]);
+        for factor in [2, 1] {
+            bench.config.capacity = Capacity {
+                connections: 65536 * factor,
+                policy_entries: 4096 * factor,
+                ipcache: 4096 * factor,
+                event_bytes: (1 << 20) * factor,
+            };
+            let datapath = bench.start_with(&state);
+            assert_eq!(epochs(&datapath), before, "no flow is judged again");
+            connection.server_speaks().unwrap();
+            let inspector = datapath.inspect().unwrap();
+            assert_eq!(inspector.diff(&state).unwrap(), []);
+            let pressure = inspector.pressure().unwrap();
+            let ct = pressure.iter().find(|row| row.map == "sl_ct").unwrap();
+            assert_eq!(ct.max_entries, 65536 * factor);
+            assert!(connections_carried(&datapath).unwrap() >= 1);
+            let maps = std::fs::read_dir(bpffs.join(pin_version()).join("maps")).unwrap().flatten();
+            let left: Vec<_> = maps.map(|map| map.file_name().into_string().unwrap()).collect();
+            assert!(!left.iter().any(|name| name.ends_with("_before")), "{left:?}");
+        }
+    });
+}
+
+#[test]
+fn an_agent_killed_while_it_replaces_a_map_loses_nothing() {
+    isolated(|bpffs| async move {
+        let mut bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        let state = closed_client(&bench);
+        drop(bench.start_with(&state));
+        let mut connection = OneSided::open(&bench, bench.server.addresses[0]);
+        // Twice in the middle, with another size each time.
+        for connections in [4096, 8192] {
+            bench.config.capacity.connections = connections;
+            drop(KernelDatapath::open(bench.config.clone()).unwrap());
+            connection.server_speaks().unwrap();
+        }
+        drop(bench.start_with(&state));
+        connection.server_speaks().unwrap();
+    });
+}
+
 #[test]
 fn links_of_another_abi_version_are_taken_over_and_their_maps_removed() {
     isolated(|bpffs| async move {
         let bench = Bench::new(&bpffs, AttachMode::Auto).await;
         drop(bench.start());
-        let (current, other) = (bpffs.join("v1"), bpffs.join("v0"));
+        let (current, other) = (bpffs.join(pin_version()), bpffs.join("v0"));
         std::fs::rename(&current, &other).unwrap();
         bench.expect_policy();
         let datapath = bench.start();
@@ -478,14 +715,35 @@ fn a_large_state_is_applied_and_taken_over_in_time() {
 }
 
 #[test]
-fn a_pinned_map_of_another_size_is_refused_and_enforcement_goes_on() {
+fn a_size_that_would_not_hold_what_is_in_use_is_refused_and_enforcement_goes_on() {
     isolated(|bpffs| async move {
         let bench = Bench::new(&bpffs, AttachMode::Auto).await;
         drop(bench.start());
         let mut config = bench.config.clone();
         config.capacity.connections /= 2;
+        config.capacity.ipcache = 2;
         let error = KernelDatapath::open(config).unwrap_err();
-        assert!(matches!(error, DatapathError::MapShape { map: "sl_ct", .. }), "{error}");
+        assert!(
+            matches!(error, DatapathError::MapFull { map: "sl_ipcache_exact", entries: 2, .. }),
+            "{error}"
+        );
+        bench.expect_policy();
+        let datapath = bench.start();
+        assert_eq!(datapath.carried(), [], "nothing was set aside");
+        bench.expect_policy();
+    });
+}
+
+#[test]
+fn a_pinned_map_of_another_shape_is_refused_and_enforcement_goes_on() {
+    isolated(|bpffs| async move {
+        let bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        drop(bench.start());
+        let maps = bpffs.join(pin_version()).join("maps");
+        std::fs::rename(maps.join("sl_nat"), maps.join("aside")).unwrap();
+        std::fs::rename(maps.join("sl_frags"), maps.join("sl_nat")).unwrap();
+        let error = KernelDatapath::open(bench.config.clone()).unwrap_err();
+        assert!(matches!(error, DatapathError::MapShape { map: "sl_nat", .. }), "{error}");
         bench.expect_policy();
     });
 }
@@ -496,7 +754,7 @@ fn a_directory_outside_bpffs_is_refused_and_left_clean() {
         let elsewhere = tempfile::tempdir().unwrap();
         let error = KernelDatapath::open(DatapathConfig::new(elsewhere.path().join("sluice"))).unwrap_err();
         assert!(error.to_string().contains("BPF file system"), "{error}");
-        assert!(!elsewhere.path().join("sluice/v1").exists());
+        assert!(!elsewhere.path().join("sluice").join(pin_version()).exists());
     });
 }
 

@@ -13,7 +13,7 @@ use crate::cluster::delta::Delta;
 use crate::config::{AgentConfig, FlowEvents, Routing};
 use crate::datapath::config::ROUTER_MAC;
 use crate::datapath::net::pod::{self, PodNetwork};
-use crate::datapath::net::{Device, Namespace, NetError, Netlink, divert, sysctl, tunnel};
+use crate::datapath::net::{Device, Namespace, NetError, Netlink, divert, own, sysctl, tunnel};
 use crate::datapath::{
     Datapath, DatapathConfig, DatapathError, EndpointDevice, EventReader, Inspector, KernelDatapath,
     LinkLayer, Mode, ProxyState, Reconciled, Trace, preflight,
@@ -94,7 +94,27 @@ impl LinuxKernel {
             datapath.masquerade =
                 addresses.iter().map(|address| Family::of(*address)).collect::<BTreeSet<_>>();
         }
+        for own in own::devices(&netlink).await.map_err(failed)? {
+            datapath.host_addresses.extend(&own.addresses);
+            if config.host_firewall.is_on() && own.name != "lo" && config.uplink.as_ref() != Some(&own.name) {
+                datapath.host_devices.insert(own.name);
+            }
+        }
+        if config.host_firewall.is_on() {
+            let devices: Vec<&str> =
+                config.uplink.iter().chain(&datapath.host_devices).map(String::as_str).collect();
+            features.push(feature("host firewall", "on", format!("devices {}", devices.join(", "))));
+        }
         let datapath = KernelDatapath::open(datapath)?;
+        for carried in datapath.carried() {
+            let (map, from) = (carried.map, carried.from.display());
+            match &carried.outcome {
+                Ok(elements) => tracing::info!(map, %from, elements, "taken over into a new map"),
+                Err(reason) => {
+                    tracing::warn!(map, %from, reason, "not taken over: these flows are judged anew")
+                }
+            }
+        }
         features.push(feature(
             "attachment",
             &format!("{:?}", datapath.mechanism()).to_lowercase(),
@@ -243,7 +263,7 @@ impl Kernel for LinuxKernel {
     }
 
     fn lost_events(&mut self) -> u64 {
-        self.datapath.inspect().and_then(|inspector| inspector.lost_events()).unwrap_or(0)
+        self.datapath.inspect().and_then(|inspector| inspector.untold()).unwrap_or_default().lost()
     }
 
     fn pressure(&mut self) -> Vec<(String, u64, u64)> {

@@ -173,6 +173,15 @@ impl Attacher {
         Ok(())
     }
 
+    /// A program of another ABI version is on this hook of the device, in a pinned link.
+    pub fn judged_by_other_version(&self, hook: Hook, ifindex: u32) -> bool {
+        self.pins.other_versions().iter().any(|version| {
+            let pin = version.join("links").join(hook.pin_name(ifindex));
+            let judges = |fd| sys::link_info(&fd).is_ok_and(|info| info.ifindex == ifindex);
+            sys::open_pin(&pin).ok().flatten().is_some_and(judges)
+        })
+    }
+
     /// Replaces the program inside a pinned link. `false`: there is no link, or it is of a device that
     /// is gone (then the pin goes too).
     fn replace(&mut self, hook: Hook, ifindex: u32, pin: &Path) -> Result<bool, DatapathError> {

@@ -7,6 +7,7 @@
 
 use super::abi::*;
 use super::attach::{Attacher, Hook, Mechanism, device_index};
+use super::carry::{Carried, Carry};
 use super::config::{DatapathConfig, LocalDelivery, Mode, Trace};
 use super::endpoints::EndpointDevice;
 use super::events::{EventReader, PolicySubjects};
@@ -36,6 +37,9 @@ pub struct KernelDatapath {
     pins: Pins,
     config: DatapathConfig,
     subjects: PolicySubjects,
+    carry: Carry,
+    /// The first full state is in place.
+    settled: bool,
     failures: u64,
     revision: u64,
 }
@@ -79,6 +83,8 @@ fn base_config(config: &DatapathConfig) -> Result<NodeConfig, DatapathError> {
         nat_port_max: *config.nat_ports.end(),
         router_mac: config.router_mac,
         tunnel_port,
+        drop_repeats: config.drop_limits.repeats,
+        drop_events: config.drop_limits.per_device,
         ..Default::default()
     })
 }
@@ -92,17 +98,27 @@ impl KernelDatapath {
     pub fn open(config: DatapathConfig) -> Result<KernelDatapath, DatapathError> {
         let base = base_config(&config)?;
         let pins = Pins::at(&config.bpffs);
-        let mut ebpf = loader::load(&pins, &config.capacity)?;
+        let (mut ebpf, mut carry) = loader::load(&pins, &config.capacity)?;
         let tables = Tables::from_kernel(|name| pins.open_map(name))?;
         // Proxies outlive the agent: what they serve must not stop while it starts.
         let proxy = tables.config.get(&0)?.map_or(0, |config| config.flags & CFG_PROXY);
-        let writer = Writer::take_over(tables, NodeConfig { flags: base.flags | proxy, ..base })?;
+        let mut writer = Writer::take_over(tables, NodeConfig { flags: base.flags | proxy, ..base })?;
+        writer.set_host_addresses(config.host_addresses.clone());
         sockets::attach(&mut ebpf, &pins)?;
         let mut attacher = Attacher::new(ebpf, pins.clone(), config.attach);
         attacher.replace_all()?;
-        let subjects = PolicySubjects::default();
-        let mut datapath =
-            KernelDatapath { writer, attacher, pins, config, subjects, failures: 0, revision: 0 };
+        carry.catch_up(&pins)?;
+        let mut datapath = KernelDatapath {
+            writer,
+            attacher,
+            pins,
+            config,
+            subjects: PolicySubjects::default(),
+            carry,
+            settled: false,
+            failures: 0,
+            revision: 0,
+        };
         datapath.publish_subjects();
         Ok(datapath)
     }
@@ -111,7 +127,18 @@ impl KernelDatapath {
     pub fn attach_endpoint(&mut self, pod: &str, device: EndpointDevice) -> Result<(), DatapathError> {
         // The map first: a program that judges packets of an unknown endpoint drops them.
         self.writer.set_device(pod, device)?;
-        Hook::POD.into_iter().try_for_each(|hook| self.attacher.attach(hook, device.ifindex))
+        self.attach_pod(device.ifindex)
+    }
+
+    /// A program of another ABI version judges by its own maps, which are whole; ours are not yet. It goes on until
+    /// [`KernelDatapath::attach_node`].
+    fn attach_pod(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        for hook in Hook::POD {
+            if self.settled || !self.attacher.judged_by_other_version(hook, ifindex) {
+                self.attacher.attach(hook, ifindex)?;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets a pod's device and takes the programs off it.
@@ -126,6 +153,15 @@ impl KernelDatapath {
     /// Judges the uplink and the VXLAN device from now on. To be called when the first full state is
     /// in place; calling it again is harmless, and needed when a device was made anew.
     pub fn attach_node(&mut self) -> Result<(), DatapathError> {
+        self.settled = true;
+        let pods: Vec<u32> = self.writer.devices().map(|(_, device)| device.ifindex).collect();
+        for ifindex in pods {
+            for hook in Hook::POD {
+                if self.attacher.judged_by_other_version(hook, ifindex) {
+                    self.attacher.attach(hook, ifindex)?;
+                }
+            }
+        }
         let base = base_config(&self.config)?;
         let proxy = self.writer.base().flags & CFG_PROXY;
         self.writer.set_base(NodeConfig { flags: base.flags | proxy, ..base })?;
@@ -133,10 +169,20 @@ impl KernelDatapath {
             let ifindex = device_index(uplink)?;
             Hook::UPLINK.into_iter().try_for_each(|hook| self.attacher.attach(hook, ifindex))?;
         }
+        for device in &self.config.host_devices {
+            let ifindex = device_index(device)?;
+            Hook::UPLINK.into_iter().try_for_each(|hook| self.attacher.attach(hook, ifindex))?;
+        }
         if let Mode::Tunnel { device, .. } = &self.config.mode {
             self.attacher.attach(Hook::FromOverlay, device_index(device)?)?;
         }
+        self.carry.finish(&self.pins)?;
         self.attacher.retire_other_versions()
+    }
+
+    /// What was carried over from maps of another size or ABI version.
+    pub fn carried(&self) -> &[Carried] {
+        self.carry.carried()
     }
 
     /// Says whether proxies listen.
@@ -190,15 +236,17 @@ impl KernelDatapath {
         for (_, device) in writer.devices() {
             attacher.detach(&Hook::POD, device.ifindex)?;
         }
-        let node = [
-            (config.uplink.as_deref(), &Hook::UPLINK[..]),
-            match &config.mode {
-                Mode::Tunnel { device, .. } => (Some(device.as_str()), &[Hook::FromOverlay][..]),
-                Mode::Routes => (None, &[][..]),
-            },
-        ];
+        let mut node: Vec<(&str, &[Hook])> = config
+            .uplink
+            .iter()
+            .chain(&config.host_devices)
+            .map(|d| (d.as_str(), &Hook::UPLINK[..]))
+            .collect();
+        if let Mode::Tunnel { device, .. } = &config.mode {
+            node.push((device, &[Hook::FromOverlay]));
+        }
         for (device, hooks) in node {
-            if let Some(ifindex) = device.and_then(|device| device_index(device).ok()) {
+            if let Ok(ifindex) = device_index(device) {
                 attacher.detach(hooks, ifindex)?;
             }
         }

@@ -5,9 +5,10 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::DatapathError;
 use super::attach::Hook;
+use super::carry::Carry;
 use super::config::Capacity;
 use super::pins::Pins;
-use super::tables::{name, specs};
+use super::tables::{MapSpec, name, specs};
 
 /// `bpf/datapath.c`, compiled by build.rs.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.bpf.o"));
@@ -23,18 +24,29 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Loads maps and programs. Maps are taken from `pins` where they are there and fit, else made and
-/// pinned.
+/// pinned; those that take the place of others are filled from them.
 ///
 /// # Errors
-/// A pinned map of another shape; anything that the kernel refuses, with its verifier's words.
-pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Ebpf, DatapathError> {
+/// A pinned map of another shape; anything that the kernel refuses, with its verifier's words. The pins are
+/// then as they were.
+pub fn load(pins: &Pins, capacity: &Capacity) -> Result<(Ebpf, Carry), DatapathError> {
     let specs = specs(capacity);
     pins.create()?;
-    pins.check(&specs)?;
+    let mut carry = Carry::plan(pins, &specs)?;
+    match load_object(pins, capacity, &specs).and_then(|ebpf| carry.fill(pins).map(|()| ebpf)) {
+        Ok(ebpf) => Ok((ebpf, carry)),
+        Err(error) => {
+            carry.undo(pins)?;
+            Err(error)
+        }
+    }
+}
+
+fn load_object(pins: &Pins, capacity: &Capacity, specs: &[MapSpec]) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
     // The object uses no kernel types: reading the kernel's BTF would cost time and memory.
     loader.btf(None);
-    for spec in &specs {
+    for spec in specs {
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
     loader
@@ -48,7 +60,7 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<Ebpf, DatapathError> {
     })?;
     verify(&mut ebpf)?;
     // Checked after loading too: what was just made must be what we think we made.
-    pins.check(&specs)?;
+    pins.check(specs)?;
     Ok(ebpf)
 }
 

@@ -4,7 +4,7 @@
 //! - [`writer`], [`transition`], [`reconcile`]: in which order a change reaches the maps.
 //! - `policies`, `addresses`, `services`, `endpoints`: what each kind of change means in maps.
 //! - [`table`], [`tables`], `sys`: typed maps over bpf(2). [`abi`]: what they hold.
-//! - `loader`, `pins`, [`attach`], `sockets`: programs and what outlives the agent.
+//! - `loader`, `pins`, [`attach`], [`carry`], `sockets`: programs and what outlives the agent.
 //! - [`events`], [`inspect`]: what the kernel tells. [`proxy`]: what proxies need of it.
 //! - [`testrun`]: the programs on hand-made packets, for tests and benchmarks.
 //! - [`net`]: devices, namespaces, routes. [`preflight`]: is this machine fit.
@@ -12,6 +12,7 @@
 pub mod abi;
 mod addresses;
 pub mod attach;
+pub mod carry;
 pub mod config;
 mod endpoints;
 pub mod events;
@@ -39,7 +40,7 @@ pub mod writer;
 
 pub use config::{AttachMode, DatapathConfig, LocalDelivery, Mode, Trace};
 pub use endpoints::{EndpointDevice, LinkLayer};
-pub use events::{EventReader, FlowEvent, FlowEventKind, ObservationPoint};
+pub use events::{EventReader, FlowEvent, FlowEventKind, ObservationPoint, Untold};
 pub use inspect::Inspector;
 pub use kernel::{KernelDatapath, ProxyState};
 pub use memory::MemoryDatapath;

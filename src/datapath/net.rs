@@ -2,6 +2,7 @@
 //!
 //! - [`netns`]: a namespace by path; running code inside it on a thread of its own.
 //! - [`link`]: devices, addresses, routes and neighbours over rtnetlink.
+//! - [`own`]: the node's own addresses.
 //! - [`pod`]: a pod's veth pair with everything that belongs to it.
 //! - [`tunnel`]: the VXLAN device.
 //! - [`divert`]: local delivery for proxies.
@@ -11,6 +12,7 @@
 pub mod divert;
 pub mod link;
 pub mod netns;
+pub mod own;
 pub mod pod;
 pub mod sysctl;
 pub mod tunnel;

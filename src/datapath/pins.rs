@@ -2,7 +2,8 @@
 //!
 //! What is pinned outlives the agent: programs go on judging packets with the maps that they were
 //! loaded with. A map is taken over only when its shape is exactly what this version creates; nothing
-//! in the kernel checks that. Two ABI versions have two directories and never share a map.
+//! in the kernel checks that. Two ABI versions have two directories and never share a map; what goes over
+//! from one to the other, or from a map to one of another size, is [`super::carry`]'s.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -87,8 +88,35 @@ impl Pins {
             .map_err(|e| failed("BPF_OBJ_GET", &path, e))
     }
 
+    /// Where a map of this version is kept while another of another size takes its place.
+    pub fn before(&self, name: &str) -> PathBuf {
+        self.map(&format!("{name}_before"))
+    }
+
     /// Checks every pinned map against what this version would create. Absent pins are fine.
     pub fn check(&self, specs: &[MapSpec]) -> Result<(), DatapathError> {
+        match self.differing(specs)?.first() {
+            Some((spec, found)) => Err(self.misfit(spec, found)),
+            None => Ok(()),
+        }
+    }
+
+    /// The refusal of a pinned map that cannot be used.
+    pub fn misfit(&self, spec: &MapSpec, found: &MapSpec) -> DatapathError {
+        DatapathError::MapShape {
+            map: spec.name,
+            expected: spec.to_string(),
+            found: format!(
+                "{found} in {}; stop the agent, remove that directory and start again \
+                 (enforcement stops between the two)",
+                self.version(ABI_VERSION).display()
+            ),
+        }
+    }
+
+    /// Pinned maps that are not as this version would create them: wanted, and found.
+    pub fn differing<'a>(&self, specs: &'a [MapSpec]) -> Result<Vec<(&'a MapSpec, MapSpec)>, DatapathError> {
+        let mut differing = Vec::new();
         for spec in specs {
             let path = self.map(spec.name);
             let Some(fd) = sys::open_pin(&path).map_err(|e| failed("BPF_OBJ_GET", &path, e))? else {
@@ -103,18 +131,10 @@ impl Pins {
                 max_entries: info.max_entries,
             };
             if found != *spec {
-                return Err(DatapathError::MapShape {
-                    map: spec.name,
-                    expected: spec.to_string(),
-                    found: format!(
-                        "{found} in {}; stop the agent, remove that directory and start again \
-                         (enforcement stops between the two)",
-                        self.version(ABI_VERSION).display()
-                    ),
-                });
+                differing.push((spec, found));
             }
         }
-        Ok(())
+        Ok(differing)
     }
 
     /// Shape of a pinned map; `None` when there is no such pin.

@@ -23,6 +23,8 @@ const BPF_MAP_UPDATE_BATCH: u32 = 26;
 const BPF_MAP_DELETE_BATCH: u32 = 27;
 const BPF_LINK_UPDATE: u32 = 29;
 const BPF_LINK_DETACH: u32 = 34;
+/// Flag of an update.
+const BPF_NOEXIST: u64 = 1;
 
 /// `union bpf_attr` for element commands.
 #[derive(Default)]
@@ -164,6 +166,18 @@ pub fn update<K: Pod, V: Pod>(fd: impl AsFd, key: &K, value: &V) -> io::Result<(
     let mut attr = element(fd, key);
     attr.value_or_next = address(value);
     bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Inserts; `false` when the key is there already.
+pub fn insert<K: Pod, V: Pod>(fd: impl AsFd, key: &K, value: &V) -> io::Result<bool> {
+    let mut attr = element(fd, key);
+    attr.value_or_next = address(value);
+    attr.flags = BPF_NOEXIST;
+    match bpf(BPF_MAP_UPDATE_ELEM, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Deletes; an absent key is no error.
