@@ -31,7 +31,7 @@ const PING: Duration = Duration::from_secs(15);
 const HEALTH: [&str; 3] = ["hubble.server.Observer", "observer.Observer", ""];
 
 /// A connection with its place in the count.
-pub struct Counted<T> {
+struct Counted<T> {
     io: T,
     _place: OwnedSemaphorePermit,
 }
