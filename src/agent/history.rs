@@ -70,6 +70,14 @@ impl Recorder {
     pub fn status(&self) -> Status {
         self.status.lock().clone()
     }
+
+    /// Has everything written that is in the ring, within a time; blocks.
+    pub fn flush(&self) {
+        let (told, wait) = sync_channel(1);
+        if self.flush.lock().try_send(told).is_ok() {
+            wait.recv_timeout(FLUSH).ok();
+        }
+    }
 }
 
 struct Writer {

@@ -207,7 +207,7 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     let stop = tokio_util::sync::CancellationToken::new();
     hub.note(crate::flow::journal::AgentEvent::Started);
     observer::serve(&config, Arc::clone(&hub), observed.clone(), stop.clone()).await?;
-    let backend = Arc::new(AgentBackend { core: core.clone(), hub, history: observed });
+    let backend = Arc::new(AgentBackend { core: core.clone(), hub, history: observed.clone() });
     let socket = config.run_dir.join("admin.sock");
     let listener = api::unix::bind(&socket).await?;
     tracing::info!(node = config.node_name, socket = %socket.display(), "ready");
@@ -221,6 +221,9 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     stop.cancel();
     std::fs::remove_file(config.run_dir.join(api::hubble::SOCKET)).ok();
     std::fs::remove_file(&socket).ok();
+    if let Some(history) = observed {
+        tokio::task::spawn_blocking(move || history.flush()).await.ok();
+    }
     drop(core);
     drop(thread);
     Ok(())
