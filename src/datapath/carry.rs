@@ -113,7 +113,7 @@ impl Carry {
             let outcome = copy_sized(name, &before, &pins.map(name))?;
             self.tell(name, before, Ok(outcome));
         }
-        self.from_versions(pins)
+        self.take_versions(pins)
     }
 
     /// Brings what the old programs wrote since. The new programs run everywhere.
@@ -121,7 +121,7 @@ impl Carry {
         for (name, before) in self.resized.iter().filter(|(name, _)| *name == name::CT) {
             copy_sized(name, before, &pins.map(name))?;
         }
-        self.from_versions(pins)
+        self.take_versions(pins)
     }
 
     /// The last word: nobody writes the old maps any more. Those of other versions go with their directories.
@@ -148,7 +148,7 @@ impl Carry {
         }
     }
 
-    fn from_versions(&mut self, pins: &Pins) -> Result<(), DatapathError> {
+    fn take_versions(&mut self, pins: &Pins) -> Result<(), DatapathError> {
         for (version, dir) in self.versions.clone() {
             let pin = |name| dir.join("maps").join(name);
             if (CONNTRACK_SINCE..=ABI_VERSION).contains(&version) {

@@ -37,8 +37,11 @@ impl From<u64> for Cell {
     }
 }
 
-/// Names of the columns and how a flow fills them. Columns are only ever added.
-pub const COLUMNS: &[(&str, fn(&pb::Flow) -> Cell)] = &[
+/// A column's name, and how a flow fills it.
+pub type Column = (&'static str, fn(&pb::Flow) -> Cell);
+
+/// Columns are only ever added.
+pub const COLUMNS: &[Column] = &[
     ("time", |f| f.time.as_ref().map(rfc3339).unwrap_or_default().into()),
     ("time_ns", |f| f.time.as_ref().and_then(nanoseconds).unwrap_or(0).into()),
     ("node", |f| f.node_name.as_str().into()),

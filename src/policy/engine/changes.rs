@@ -62,7 +62,7 @@ impl Engine {
                 let covered = selector.wide.covered;
                 let reached = |groups: GroupSet| groups.is_empty() || !(covered & groups).is_empty();
                 let inherits = !covered.is_empty()
-                    && !(old_groups.is_empty() && new_groups.is_empty())
+                    && (!old_groups.is_empty() || !new_groups.is_empty())
                     && reached(old_groups)
                     && reached(new_groups);
                 has_names || !inherits

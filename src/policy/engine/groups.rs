@@ -95,7 +95,7 @@ fn is_every_pod(selector: &LabelSelector) -> bool {
 
 fn every_address(set: &CidrSet) -> Option<Family> {
     let all = set.cidr.prefix_len() == 0 && set.except.is_empty();
-    all.then(|| match set.cidr {
+    all.then_some(match set.cidr {
         IpNet::V4(_) => Family::IPv4,
         IpNet::V6(_) => Family::IPv6,
     })
