@@ -124,8 +124,9 @@ GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opene
 					  struct party *responder)
 {
 	const struct node_config *config = node_config();
+	struct decision first = {}, second = {};
 	struct question q = {};
-	int reason;
+	int reason, tell_first = 0, tell_second = 0;
 
 	if (!w || !opener || !responder || !config)
 		return SLUICE_DROP_INTERNAL;
@@ -157,8 +158,8 @@ GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opene
 			reason = redirect(w, config);
 		if (reason)
 			return reason;
-		if (config->flags & SLUICE_CFG_TRACE || w->decision.audited)
-			event(skb, w, SLUICE_EVENT_VERDICT, 0);
+		first = w->decision;
+		tell_first = (config->flags & SLUICE_CFG_TRACE) || first.audited;
 	}
 	if (has_policy(responder, config)) {
 		reason = policy_decide(&w->decision, responder, opener, &q, SLUICE_DIR_INGRESS);
@@ -166,7 +167,18 @@ GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opene
 			reason = redirect(w, config);
 		if (reason)
 			return reason;
-		if (config->flags & SLUICE_CFG_TRACE || w->decision.audited)
+		second = w->decision;
+		tell_second = (config->flags & SLUICE_CFG_TRACE) || second.audited;
+	}
+	/* Told when both sides let the flow pass: one that the other side refuses comes again and again, and its drops
+	 * are limited, where verdicts are not. */
+	if (tell_first) {
+		w->decision = first;
+		event(skb, w, SLUICE_EVENT_VERDICT, 0);
+	}
+	if (has_policy(responder, config)) {
+		w->decision = second;
+		if (tell_second)
 			event(skb, w, SLUICE_EVENT_VERDICT, 0);
 	}
 	return 0;
