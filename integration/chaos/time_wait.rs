@@ -45,7 +45,9 @@ pub struct Reuse {
     /// SYNs that needed a second try.
     pub sent_again: u64,
     /// The longest and the median of all requests.
+    #[expect(dead_code, reason = "printed")]
     pub longest: Duration,
+    #[expect(dead_code, reason = "printed")]
     pub median: Duration,
 }
 

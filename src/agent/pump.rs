@@ -81,7 +81,7 @@ impl Event for FlowEvent {
             service: known.service,
             decision: known.decision,
             length: self.length,
-            count: event.repeats.saturating_add(1),
+            count: self.repeats.saturating_add(1),
             observation: match self.observation {
                 ObservationPoint::FromContainer => Observation::FromEndpoint,
                 ObservationPoint::ToContainer => Observation::ToEndpoint,

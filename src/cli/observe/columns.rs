@@ -38,10 +38,10 @@ impl From<u64> for Cell {
 }
 
 /// A column's name, and how a flow fills it.
-pub type Column = (&'static str, fn(&pb::Flow) -> Cell);
+pub type NamedColumn = (&'static str, fn(&pb::Flow) -> Cell);
 
 /// Columns are only ever added.
-pub const COLUMNS: &[Column] = &[
+pub const COLUMNS: &[NamedColumn] = &[
     ("time", |f| f.time.as_ref().map(rfc3339).unwrap_or_default().into()),
     ("time_ns", |f| f.time.as_ref().and_then(nanoseconds).unwrap_or(0).into()),
     ("node", |f| f.node_name.as_str().into()),
