@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::service::{Routes, RoutesBuilder};
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
@@ -30,10 +30,18 @@ const PING: Duration = Duration::from_secs(15);
 /// Names under which clients ask for our health: Hubble's, the service's, and the whole.
 const HEALTH: [&str; 3] = ["hubble.server.Observer", "observer.Observer", ""];
 
-/// A connection with its place in the count.
+/// A connection with its place in the count. It ends when the server is told to stop: calls that follow flows
+/// would not end by themselves.
 struct Counted<T> {
     io: T,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: OwnedSemaphorePermit,
+}
+
+impl<T> Counted<T> {
+    fn new(io: T, place: OwnedSemaphorePermit, stop: &CancellationToken) -> Counted<T> {
+        Counted { io, stopped: Box::pin(stop.clone().cancelled_owned()), _place: place }
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
@@ -42,6 +50,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }
@@ -110,12 +121,13 @@ pub async fn unix(
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (sender, incoming) = mpsc::channel(16);
+    let ends = stop.clone();
     let accept = async move {
         loop {
             match listener.accept().await {
                 Ok((io, _)) => {
                     let Some(place) = places.take() else { continue };
-                    if sender.send(Ok::<_, io::Error>(Counted { io, _place: place })).await.is_err() {
+                    if sender.send(Ok::<_, io::Error>(Counted::new(io, place, &ends))).await.is_err() {
                         return;
                     }
                 }
@@ -134,6 +146,7 @@ pub async fn tcp(
     places: Places,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let ends = stop.clone();
     match credentials {
         None => {
             let (sender, incoming) = mpsc::channel(16);
@@ -143,7 +156,7 @@ pub async fn tcp(
                         Ok((io, _)) => {
                             io.set_nodelay(true).ok();
                             let Some(place) = places.take() else { continue };
-                            if sender.send(Ok::<_, io::Error>(Counted { io, _place: place })).await.is_err() {
+                            if sender.send(Ok::<_, io::Error>(Counted::new(io, place, &ends))).await.is_err() {
                                 return;
                             }
                         }
@@ -167,12 +180,12 @@ pub async fn tcp(
                     io.set_nodelay(true).ok();
                     let Some(place) = places.take() else { continue };
                     let acceptor = tokio_rustls::TlsAcceptor::from(credentials.current());
-                    let sender = sender.clone();
+                    let (sender, ends) = (sender.clone(), ends.clone());
                     // A client that takes its time keeps nobody else waiting.
                     tokio::spawn(async move {
                         match tokio::time::timeout(HANDSHAKE, acceptor.accept(io)).await {
                             Ok(Ok(io)) => {
-                                let connection = Counted { io, _place: place };
+                                let connection = Counted::new(io, place, &ends);
                                 sender.send(Ok::<_, io::Error>(connection)).await.ok();
                             }
                             Ok(Err(error)) => tracing::info!(%peer, %error, "a TLS handshake failed"),
