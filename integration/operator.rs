@@ -370,6 +370,8 @@ fn flows_are_counted_exported_and_remembered_and_a_full_disk_stops_history_alone
         });
         assert!(scrape(9962).contains("sluice_history_stopped 1\n"));
         assert!(machine.fetch("http://10.244.0.10:8080/") && !machine.fetch("http://10.244.0.10:9090/"));
+        // Space comes back when nobody has the file open any more.
+        drop(file);
         std::fs::remove_file(&filler).unwrap();
         eventually("history goes on", || {
             machine.fetch("http://10.244.0.10:8080/");

@@ -128,7 +128,8 @@ INLINE void resolve_host(struct __sk_buff *skb, struct work *w, const struct nod
 {
 	switch (w->observation) {
 	case SLUICE_OBS_TO_CONTAINER:
-		if (!(w->src.flags & PARTY_PLACED) && own_packet(skb)) {
+		/* An address of the cluster's ranges that nobody has is not the node's either: it stays unknown. */
+		if (!(w->src.flags & (PARTY_PLACED | PARTY_CLUSTER)) && own_packet(skb)) {
 			party_is_host(&w->src, config);
 			w->src.identity = SLUICE_ID_HOST;
 		}

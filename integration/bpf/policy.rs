@@ -144,10 +144,11 @@ fn a_group_is_everybody_of_a_scope_and_nobody_else() {
     ];
     let groups = [abi::GROUP_PODS, abi::GROUP_REMOTE_NODES, abi::GROUP_WORLD_IPV4, abi::GROUP_WORLD_IPV6];
     for group in groups {
-        let cell = Cell::normal(group, 6, abi::PORT_EXACT | 80, slot(abi::ACTION_ALLOW, 10, 3));
-        node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, cell)]);
         for (identity, v4, v6) in scopes {
             for (family, wanted) in [(Family::IPv4, v4), (Family::IPv6, v6)] {
+                // Loaded anew for each, so that no connection of the last one is known.
+                let cell = Cell::normal(group, 6, abi::PORT_EXACT | 80, slot(abi::ACTION_ALLOW, 10, 3));
+                node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, cell)]);
                 node.know(
                     Who::Carol.address(family),
                     identity,

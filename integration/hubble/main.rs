@@ -300,7 +300,7 @@ fn a_relay_over_three_agents_survives_one_of_them() {
     let mut command = bench.exec("node:node1");
     command.arg(env!("CARGO_BIN_EXE_sluice")).arg("relay").arg("--run-dir").arg(&home);
     command.arg("--credentials-dir").arg(home.join("state/server"));
-    command.args(["--listen-address", "127.0.0.1:4246", "--disable-server-tls"]);
+    command.args(["--listen-address", "127.0.0.1:4255", "--disable-server-tls"]);
     let _relay = Follower::start(command, bench.directory().join("relay.out"));
     let server = format!("unix://{}", home.join("relay.sock").display());
     let status = || -> Result<Value, String> {

@@ -165,15 +165,20 @@ pub fn first_packet(flow: &Flow, port: u16) -> L4 {
 /// The packet met what the compiled policy says, side by side.
 pub fn agree(view: &View, flow: &Flow, way: Way, outcome: &Outcome) -> Result<(), Disagreement> {
     let sides = view.decide(flow.source, flow.destination, l4(flow));
-    let mut wanted = Vec::new();
+    let mut judged: Vec<(Side, &SideDecision)> = Vec::new();
     for side in sides.iter().filter(|side| side.because != Because::Hairpin) {
-        let is_last = wanted_side(view, flow, side);
-        let ends = is_last.reason.is_some();
-        wanted.push(is_last);
+        let wanted = wanted_side(view, flow, side);
+        let ends = wanted.reason.is_some();
+        // Of a flow that is dropped only the drop is told.
+        if ends {
+            judged.clear();
+        }
+        judged.push((wanted, side));
         if ends {
             break;
         }
     }
+    let wanted: Vec<Side> = judged.iter().map(|(side, _)| side.clone()).collect();
     let seen: Vec<Side> = outcome.events.iter().map(seen_side).collect();
     let dropped = wanted.last().and_then(|side| side.reason);
     let fits = match (outcome.action, dropped) {
@@ -197,7 +202,7 @@ pub fn agree(view: &View, flow: &Flow, way: Way, outcome: &Outcome) -> Result<()
     if !fits || seen != wanted {
         return Err(differ(format!("{wanted:?}"), format!("{:?} {seen:?}", outcome.action)));
     }
-    for (event, side) in outcome.events.iter().zip(sides.iter()) {
+    for (event, (_, side)) in outcome.events.iter().zip(&judged) {
         let rules = view.engine().rules_of(RuleSetId(event.rule_set));
         let same = match &side.because {
             Because::Rules(all) => !rules.is_empty() && rules.iter().all(|rule| all.contains(rule)),

@@ -156,7 +156,8 @@ pub async fn tcp(
                         Ok((io, _)) => {
                             io.set_nodelay(true).ok();
                             let Some(place) = places.take() else { continue };
-                            if sender.send(Ok::<_, io::Error>(Counted::new(io, place, &ends))).await.is_err() {
+                            if sender.send(Ok::<_, io::Error>(Counted::new(io, place, &ends))).await.is_err()
+                            {
                                 return;
                             }
                         }
