@@ -64,7 +64,7 @@ impl Target for Packets {
         }
         let hook = HOOKS[usize::from(*first) % HOOKS.len()];
         let ifindex = if hook == Hook::FromContainer { self.node.alice } else { self.node.uplink };
-        let outcome = self.node.kernel.run(hook, frame, Context { ifindex, mark: 0 });
+        let outcome = self.node.kernel.run(hook, frame, Context { ifindex, mark: 0, arrived_by: 0 });
         let is_dropped = matches!(outcome.action, Action::Drop(_));
         if let Some(why) = forbidden(hook, frame)
             && !is_dropped

@@ -95,7 +95,7 @@ impl Bed {
     }
 
     fn context(&self) -> Context {
-        Context { ifindex: self.device, mark: 0 }
+        Context { ifindex: self.device, mark: 0, arrived_by: 0 }
     }
 
     /// Nanoseconds of a run that ends before it looks at the packet.

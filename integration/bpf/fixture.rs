@@ -270,7 +270,7 @@ impl Node {
     }
 
     pub fn run(&mut self, hook: Hook, ifindex: u32, frame: &Frame) -> Outcome {
-        self.kernel.run(hook, &frame.bytes(), Context { ifindex, mark: 0 })
+        self.kernel.run(hook, &frame.bytes(), Context { ifindex, mark: 0, arrived_by: 0 })
     }
 
     pub fn send(&mut self, family: Family, from: Who, to: Who, l4: L4) -> Outcome {

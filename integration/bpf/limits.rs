@@ -37,7 +37,7 @@ fn dropped(node: &Node) -> u64 {
 fn a_flood_of_one_drop_is_told_a_few_times_a_second_and_counted_whole() {
     let mut node = node();
     let frame = node.frame(Family::IPv4, Who::Alice, Who::Bob, udp(40000, 53)).bytes();
-    let context = Context { ifindex: node.alice, mark: 0 };
+    let context = Context { ifindex: node.alice, mark: 0, arrived_by: 0 };
     let (mut sent, mut told, mut repeats) = (0_u64, 0_u64, 0_u64);
     let deadline = Instant::now() + Duration::from_secs(60);
     // Until a later second has told how many of an earlier one were not.
@@ -105,13 +105,18 @@ fn traces_leave_room_for_drops() {
     node.config.router_mac = Who::Bob.mac();
     node.set_flags(abi::CFG_TRACE);
     passing.ttl = 255;
-    let context = Context { ifindex: node.bob, mark: 0 };
+    let context = Context { ifindex: node.bob, mark: 0, arrived_by: 0 };
     for _ in 0..200 {
         node.kernel.time(Hook::FromContainer, &passing.bytes(), context, 250);
     }
     assert!(untold(&node, abi::LOST_TRACE) > 0, "the ring is smaller than 50,000 events");
     let drop = node.frame(Family::IPv4, Who::Alice, Who::Bob, udp(40000, 53));
-    node.kernel.time(Hook::FromContainer, &drop.bytes(), Context { ifindex: node.alice, mark: 0 }, 250);
+    node.kernel.time(
+        Hook::FromContainer,
+        &drop.bytes(),
+        Context { ifindex: node.alice, mark: 0, arrived_by: 0 },
+        250,
+    );
     assert_eq!((dropped(&node), untold(&node, abi::LOST_DROP)), (250, 0));
 }
 
@@ -121,7 +126,8 @@ fn a_drop_before_the_addresses_are_read_does_not_tell_those_of_the_packet_before
     assert_dropped(&node.send(Family::IPv4, Who::Alice, Who::Bob, udp(40000, 53)), DropReason::PolicyDenied);
     let mut frame = node.frame(Family::IPv4, Who::Alice, Who::Bob, udp(40000, 53)).bytes();
     frame[12..14].copy_from_slice(&[0x81, 0x00]);
-    let outcome = node.kernel.run(Hook::FromContainer, &frame, Context { ifindex: node.alice, mark: 0 });
+    let outcome =
+        node.kernel.run(Hook::FromContainer, &frame, Context { ifindex: node.alice, mark: 0, arrived_by: 0 });
     assert_dropped(&outcome, DropReason::VlanFiltered);
     let event = outcome.events[0];
     assert_eq!((event.saddr, event.daddr, event.dport), (abi::Addr::NONE, abi::Addr::NONE, 0));

@@ -7,7 +7,7 @@ use crate::fixture::*;
 
 fn send(node: &mut Node, bytes: &[u8]) -> Outcome {
     let ifindex = node.alice;
-    node.kernel.run(Hook::FromContainer, bytes, Context { ifindex, mark: 0 })
+    node.kernel.run(Hook::FromContainer, bytes, Context { ifindex, mark: 0, arrived_by: 0 })
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn arp(mac: [u8; 6], operation: u16, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<
 
 fn send(node: &mut Node, bytes: &[u8]) -> Outcome {
     let ifindex = node.alice;
-    node.kernel.run(Hook::FromContainer, bytes, Context { ifindex, mark: 0 })
+    node.kernel.run(Hook::FromContainer, bytes, Context { ifindex, mark: 0, arrived_by: 0 })
 }
 
 fn v4(who: Who) -> Ipv4Addr {

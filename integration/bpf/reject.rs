@@ -113,7 +113,11 @@ fn answers_pass_the_programs_on_their_way() {
     for family in FAMILIES {
         let frame = node.frame(family, Who::World, Who::Bob, syn(80)).bytes();
         for hook in [Hook::FromContainer, Hook::ToContainer, Hook::FromNetwork, Hook::ToNetwork] {
-            let context = sluice::datapath::testrun::Context { ifindex: node.bob, mark: abi::MARK_ANSWER };
+            let context = sluice::datapath::testrun::Context {
+                ifindex: node.bob,
+                mark: abi::MARK_ANSWER,
+                arrived_by: 0,
+            };
             assert_passed(&node.kernel.run(hook, &frame, context));
         }
     }

@@ -121,7 +121,7 @@ fn a_node_without_an_address_of_the_family_is_silent() {
 fn a_flood_of_dying_packets_is_not_answered_one_by_one() {
     let mut node = Node::new();
     let frame = at_its_end(&node, Family::IPv4, Who::Alice, Who::Bob, udp(1, 2)).bytes();
-    let context = sluice::datapath::testrun::Context { ifindex: node.alice, mark: 0 };
+    let context = sluice::datapath::testrun::Context { ifindex: node.alice, mark: 0, arrived_by: 0 };
     // The second may turn over meanwhile, more than once on a busy machine: the flood goes on until it is noticed.
     let mut sent = 0;
     let silenced = loop {

@@ -133,10 +133,13 @@ impl KernelJudge {
         let ways = node.ways(view, flow, self.uplink);
         let port = node.fresh_port();
         let kernel = &mut node.kernel;
+        let is_own = view.resolve(flow.source).identity == Identity::HOST;
         let mut send = |way: Way, frame: &Frame| {
             *self.judged.borrow_mut() += 1;
+            // What the node's stack sends to a pod is the node's own, or came from somewhere.
+            let arrived_by = if way.hook == Hook::ToContainer && !is_own { self.uplink } else { 0 };
             let frame = Frame { src_mac: way.source_mac, dst_mac: ROUTER_MAC, ..frame.clone() };
-            kernel.run(way.hook, &frame.bytes(), Context { ifindex: way.ifindex, mark: 0 })
+            kernel.run(way.hook, &frame.bytes(), Context { ifindex: way.ifindex, mark: 0, arrived_by })
         };
         visit(&mut send, &ways, port)
     }

@@ -77,6 +77,8 @@ impl Outcome {
 pub struct Context {
     pub ifindex: u32,
     pub mark: u32,
+    /// Device by which the packet came in; 0: the node's stack made it.
+    pub arrived_by: u32,
 }
 
 /// A loaded object with its own maps.
@@ -98,6 +100,7 @@ const TC_ACT_REDIRECT: u32 = 7;
 /// `struct __sk_buff`, and where its members are.
 const SK_BUFF_BYTES: usize = 192;
 const SK_BUFF_MARK: usize = 8;
+const SK_BUFF_INGRESS_IFINDEX: usize = 36;
 const SK_BUFF_IFINDEX: usize = 40;
 const LARGEST_FRAME: usize = 4096;
 
@@ -202,6 +205,7 @@ impl Kernel {
         self.verify(hook);
         let mut ctx = [0u8; SK_BUFF_BYTES];
         ctx[SK_BUFF_MARK..][..4].copy_from_slice(&context.mark.to_ne_bytes());
+        ctx[SK_BUFF_INGRESS_IFINDEX..][..4].copy_from_slice(&context.arrived_by.to_ne_bytes());
         ctx[SK_BUFF_IFINDEX..][..4].copy_from_slice(&context.ifindex.to_ne_bytes());
         let mut ctx_out = [0u8; SK_BUFF_BYTES];
         let mut out = vec![0u8; LARGEST_FRAME];
