@@ -67,6 +67,23 @@ struct Side {
     default_deny: bool,
 }
 
+/// The node forwards: with its firewall on, it matters whether the stack would keep a packet.
+fn route_everything(uplink: &str) {
+    for switch in ["ipv4/ip_forward", "ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{switch}"), "1").expect("forwarding");
+    }
+    for command in [
+        format!("link set {uplink} up"),
+        format!("addr add 172.31.255.1/30 dev {uplink}"),
+        format!("-6 addr add fd00:ffff::1/126 dev {uplink} nodad"),
+        format!("route add default via 172.31.255.2 dev {uplink}"),
+        format!("-6 route add default via fd00:ffff::2 dev {uplink}"),
+    ] {
+        let status = std::process::Command::new("ip").args(command.split(' ')).status().expect("iproute2");
+        assert!(status.success(), "ip {command}");
+    }
+}
+
 impl KernelJudge {
     /// Moves the thread into a network namespace of its own.
     pub fn new() -> KernelJudge {
@@ -74,6 +91,7 @@ impl KernelJudge {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut devices = Kernel::isolate(&names);
         let uplink = devices.pop().expect("the uplink");
+        route_everything(names.last().expect("the uplink"));
         KernelJudge {
             nodes: RefCell::default(),
             devices,
