@@ -228,6 +228,7 @@ fn a_new_process_takes_over_without_a_failed_lookup() {
         text(&sluice(&arguments))
     });
     let mut last = pid();
+    let mut children = Vec::new();
     for _ in 0..5 {
         let line = std::fs::read(format!("/proc/{last}/cmdline")).unwrap();
         let words: Vec<String> = line
@@ -249,9 +250,13 @@ fn a_new_process_takes_over_without_a_failed_lookup() {
             std::fs::read_to_string(format!("/proc/{before}/stat")).map_or(true, |stat| stat.contains(") Z "))
         });
         last = next;
+        children.push(child);
     }
     let load = load.join().unwrap();
     assert!(load.contains("Queries lost:         0 "), "{load}");
     assert!(!load.contains("SERVFAIL") && load.contains("NOERROR"), "{load}");
     kill(Pid::from_raw(last), Signal::SIGTERM).unwrap();
+    for mut child in children {
+        child.wait().unwrap();
+    }
 }

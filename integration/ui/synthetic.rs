@@ -121,7 +121,8 @@ impl Synthetic {
                 let mut flow = connection(pod(from), pod(to), port, step);
                 if let Some(method) = method {
                     flow.kind = EventKind::L7;
-                    let path = if team == 0 && step % 3 == 0 { HOSTILE } else { "/api/v1/items?page=2" };
+                    let path =
+                        if team == 0 && step.is_multiple_of(3) { HOSTILE } else { "/api/v1/items?page=2" };
                     flow.l7 = Some(Box::new(L7::Http {
                         method: method.into(),
                         path: path.into(),
