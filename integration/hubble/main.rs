@@ -58,12 +58,13 @@ struct Bench {
 
 impl Bench {
     fn up(name: &'static str) -> Bench {
-        succeed(
+        let said = succeed(
             sluice()
                 .args(["lab", "up", "--name", name])
                 .arg(source().join("integration/hubble/cluster.yaml")),
         );
         let bench = Bench { name };
+        assert!(said.contains(&format!("sluice observe --follow --server {}", bench.relay())), "{said}");
         for node in ["node1", "node2", "node3"] {
             succeed(
                 sluice()
@@ -84,6 +85,11 @@ impl Bench {
 
     fn server(&self, node: &str) -> String {
         format!("unix://{}", self.node(node).join("hubble.sock").display())
+    }
+
+    /// The relay that a lab has of its own.
+    fn relay(&self) -> String {
+        format!("unix://{}", self.directory().join("relay/relay.sock").display())
     }
 
     fn exec(&self, site: &str) -> Command {
@@ -226,8 +232,27 @@ fn the_real_hubble_command_line_shows_the_right_flows() {
         succeed(Command::new(hubble()).args(["observe", "agent-events", "--server", &server, "--all"]));
     assert!(events.contains("AGENT_STARTED") || events.contains("Agent"), "{events}");
 
+    a_lab_has_a_relay_over_all_of_its_nodes(&bench);
     follow_shows_what_comes(&bench, &server);
     ours_has_the_same_flags_and_more(&bench);
+}
+
+fn a_lab_has_a_relay_over_all_of_its_nodes(bench: &Bench) {
+    let status = succeed(sluice().args(["lab", "status", bench.name]));
+    assert!(status.contains("3 of 3 nodes answer") && status.contains(&bench.relay()), "{status}");
+    let nodes = succeed(Command::new(hubble()).args(["list", "nodes", "--server", &bench.relay()]));
+    assert!(["node1", "node2", "node3"].iter().all(|node| nodes.contains(node)), "{nodes}");
+    let ours = || succeed(sluice().args(["observe", "--all", "-o", "jsonpb", "--server", &bench.relay()]));
+    eventually("flows of more than one node", || {
+        let lines = ours();
+        let nodes: std::collections::BTreeSet<String> = lines
+            .lines()
+            .filter_map(|line| {
+                serde_json::from_str::<Value>(line).ok()?["flow"]["node_name"].as_str().map(Into::into)
+            })
+            .collect();
+        if nodes.len() > 1 { Ok(()) } else { Err(format!("{nodes:?}")) }
+    });
 }
 
 /// A client in the background whose output is read at the end.
