@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 pub use self::dns::{DnsConfig, DnsRefusal, default_workers};
 pub use self::flows::{ExportConfig, MetricsConfig};
-pub use self::ui::{UiConfig, UiTls};
+pub use self::ui::{UiConfig, UiSettings, UiTls};
 use crate::api::hubble::tls::{Clients, TlsFiles};
 use crate::cluster::delta::DenyResponse;
 use crate::httpproxy::options::Options;
@@ -482,7 +482,7 @@ impl AgentConfig {
             settings.log_format.as_deref(),
             &[("text", LogFormat::Text), ("json", LogFormat::Json)],
         );
-        let ui = ui::resolve(&settings, &mut p.0);
+        let ui = ui::resolve(&settings.ui(), ui::AGENT_DEFAULT, &mut p.0);
         let history = flows::history(&settings, &mut p.0);
         let export = flows::export(&settings, &mut p.0);
         let metrics = flows::metrics(&settings, &mut p.0);

@@ -218,10 +218,18 @@ fn layer7(flow: &Flow, l7: &L7) -> Option<pb::Layer7> {
 }
 
 /// IANA's DNS RCODEs by the names that the DNS proxy reports.
+const RESPONSE_CODES: [&str; 8] =
+    ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET"];
+
 fn response_code(name: &str) -> u32 {
-    let known = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET"];
     let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_uppercase();
-    known.iter().position(|known| *known == plain).and_then(|code| u32::try_from(code).ok()).unwrap_or(2)
+    let code = RESPONSE_CODES.iter().position(|known| *known == plain);
+    code.and_then(|code| u32::try_from(code).ok()).unwrap_or(2)
+}
+
+/// The name of a DNS RCODE; those that no proxy reports are `SERVFAIL`.
+pub fn response_name(code: u32) -> &'static str {
+    usize::try_from(code).ok().and_then(|code| RESPONSE_CODES.get(code)).unwrap_or(&RESPONSE_CODES[2])
 }
 
 /// Numbers of Cilium's monitor messages.
