@@ -39,7 +39,7 @@ pub enum OpenError {
     Tls(#[from] TlsError),
     #[error("{path}: {source}", path = .path.display())]
     Token { path: PathBuf, source: std::io::Error },
-    #[error("{0}: the token is too short: 16 characters at least", .0.display())]
+    #[error("{path}: the token is too short: 16 characters at least", path = .0.display())]
     ShortToken(PathBuf),
     #[error("listen on {listen}: {source}")]
     Listen { listen: SocketAddr, source: std::io::Error },
