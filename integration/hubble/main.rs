@@ -233,6 +233,7 @@ fn the_real_hubble_command_line_shows_the_right_flows() {
     assert!(events.contains("AGENT_STARTED") || events.contains("Agent"), "{events}");
 
     a_lab_has_a_relay_over_all_of_its_nodes(&bench);
+    our_json_is_the_real_client_s(&bench, &server);
     follow_shows_what_comes(&bench, &server);
     ours_has_the_same_flags_and_more(&bench);
 }
@@ -253,6 +254,40 @@ fn a_lab_has_a_relay_over_all_of_its_nodes(bench: &Bench) {
             .collect();
         if nodes.len() > 1 { Ok(()) } else { Err(format!("{nodes:?}")) }
     });
+}
+
+/// Every flow that both print, member by member; what Hubble has no place for is ours alone.
+fn our_json_is_the_real_client_s(bench: &Bench, server: &str) {
+    let by_uuid = |flows: Vec<Value>| -> std::collections::BTreeMap<String, Value> {
+        let name = |line: &Value| line["flow"]["uuid"].as_str().unwrap().to_owned();
+        flows.into_iter().map(|line| (name(&line), line)).collect()
+    };
+    let theirs = by_uuid(observe(server, &["--all"]).unwrap());
+    let socket = bench.node("node2").join("admin.sock");
+    let lines = [
+        succeed(sluice().args(["observe", "--all", "-o", "jsonpb", "--server", server])),
+        succeed(
+            Command::new("curl").arg("-sf").arg("--unix-socket").arg(socket).arg("http://agent/v1/flows"),
+        ),
+    ];
+    for lines in lines {
+        let mut ours = Vec::new();
+        for line in lines.lines() {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            if let Some(flow) = line["flow"].as_object_mut() {
+                flow.remove("sluice");
+                ours.push(line);
+            }
+        }
+        let ours = by_uuid(ours);
+        let mut kinds = std::collections::BTreeSet::new();
+        for (uuid, line) in &theirs {
+            let Some(mine) = ours.get(uuid) else { continue };
+            assert_eq!(mine, line);
+            kinds.insert(line["flow"]["event_type"]["type"].as_i64());
+        }
+        assert!([Some(1), Some(5), Some(129)].iter().all(|kind| kinds.contains(kind)), "{kinds:?}");
+    }
 }
 
 /// A client in the background whose output is read at the end.

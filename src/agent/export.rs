@@ -52,7 +52,7 @@ fn write(mut file: Rotating, mut tail: Tail, config: &ExportConfig, counters: &E
         let is_idle = flows.is_empty();
         let mut failed = None;
         for flow in flows.iter().filter(|flow| config.filter.matches(flow)) {
-            match file.write(&line(flow, &config.fields)) {
+            match file.write(&line(flow, tail.naming(), &config.fields)) {
                 Ok(()) => counters.written.fetch_add(1, Ordering::Relaxed),
                 Err(error) => {
                     failed = Some(error);
@@ -92,7 +92,8 @@ async fn send(
         }
         let wanted: Vec<_> = flows.iter().filter(|flow| config.filter.matches(flow)).collect();
         for flows in wanted.chunks(RECORDS) {
-            let records: Vec<_> = flows.iter().map(|flow| record(flow, &config.fields)).collect();
+            let records: Vec<_> =
+                flows.iter().map(|flow| record(flow, tail.naming(), &config.fields)).collect();
             let request = request(&node, records);
             let mut pause = PAUSE;
             loop {

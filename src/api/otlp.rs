@@ -10,6 +10,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 
 use super::export::{Mask, line};
+use super::hubble::convert::Naming;
 use crate::flow::{Flow, L7, Verdict};
 use crate::model::Protocol;
 
@@ -116,7 +117,7 @@ fn number(key: &str, value: impl Into<i64>) -> KeyValue {
 }
 
 /// A flow as a record.
-pub fn record(flow: &Flow, mask: &Mask) -> LogRecord {
+pub fn record(flow: &Flow, naming: &Naming, mask: &Mask) -> LogRecord {
     let is_bad = !matches!(flow.verdict, Verdict::Forwarded | Verdict::Redirected);
     let mut attributes = vec![
         text("sluice.verdict", flow.verdict.to_string()),
@@ -166,7 +167,7 @@ pub fn record(flow: &Flow, mask: &Mask) -> LogRecord {
         observed_time_unix_nano: flow.time_ns,
         severity_number: if is_bad { WARN } else { INFO },
         severity_text: if is_bad { "WARN" } else { "INFO" }.to_owned(),
-        body: Some(AnyValue { value: Some(Any::String(line(flow, mask))) }),
+        body: Some(AnyValue { value: Some(Any::String(line(flow, naming, mask))) }),
         attributes,
     }
 }
@@ -219,9 +220,13 @@ mod tests {
     use super::*;
     use crate::flow::tests::flow;
 
+    fn naming() -> Naming {
+        Naming { cluster: "default".into() }
+    }
+
     #[test]
     fn a_record_has_the_numbers_of_opentelemetry() {
-        let bytes = request("node1", vec![record(&flow(80), &Mask::default())]).encode_to_vec();
+        let bytes = request("node1", vec![record(&flow(80), &naming(), &Mask::default())]).encode_to_vec();
         // resource_logs (1), its resource (1), an attribute (1), its key (1).
         assert_eq!(bytes[0], 0x0a);
         let back = ExportRequest::decode(&bytes[..]).unwrap();

@@ -13,7 +13,8 @@ use super::pb::flow::layer7::Record;
 use super::pb::sluice::flow::v1 as detail;
 use super::reasons;
 use crate::flow::{
-    DecidedBy, Decision, EventKind, Flow, Interface, L7, Observation, Party, PolicyPart, ServiceRef, Verdict,
+    DecidedBy, Decision, EventKind, Flow, HttpVersion, Interface, L7, Observation, Party, PolicyPart,
+    ServiceRef, Verdict,
 };
 use crate::model::{Direction, DropReason, Identity, Kind, ObjectRef, Protocol, Workload};
 
@@ -203,7 +204,12 @@ fn decision(message: &pb::Flow, ours: &detail::FlowDetail) -> Decision {
             DecidedBy::Rules(parts.collect())
         }
     };
-    Decision { by, revision: named().map(|policy| policy.revision).max().unwrap_or_default() }
+    Decision {
+        matched: super::convert::match_type(message.policy_match_type)
+            .filter(|_| matches!(by, DecidedBy::Rules(_))),
+        revision: named().map(|policy| policy.revision).max().unwrap_or_default(),
+        by,
+    }
 }
 
 fn layer7(message: &pb::Flow, ours: &detail::FlowDetail) -> Option<L7> {
@@ -219,6 +225,11 @@ fn layer7(message: &pb::Flow, ours: &detail::FlowDetail) -> Option<L7> {
                 host: host.into(),
                 status: u16::try_from(http.code).unwrap_or_default(),
                 latency_us,
+                version: match http.protocol.as_str() {
+                    "HTTP/1.0" => HttpVersion::Http10,
+                    version if version.starts_with("HTTP/2") => HttpVersion::Http2,
+                    _ => HttpVersion::Http11,
+                },
             }
         }
         Some(Record::Dns(dns)) => L7::Dns {
@@ -252,7 +263,11 @@ mod tests {
         let rules = vec![PolicyPart { object: policy(), rules: vec!["spec.egress[0]".into()] }];
         let plain = Flow {
             sequence: 77,
-            decision: Arc::new(Decision { by: DecidedBy::Rules(rules), revision: 9 }),
+            decision: Arc::new(Decision {
+                by: DecidedBy::Rules(rules),
+                revision: 9,
+                matched: Some(crate::policy::rule::RuleMatch::L3Only),
+            }),
             interface: Some(Arc::new(Interface { index: 4, name: Some("lxc4".into()) })),
             service: Some(Arc::new(ServiceRef {
                 name: Some("shop/web".into()),
@@ -266,7 +281,11 @@ mod tests {
             kind: EventKind::Drop,
             verdict: Verdict::Dropped(DropReason::SniDenied),
             direction: Direction::Ingress,
-            decision: Arc::new(Decision { by: DecidedBy::DefaultDeny(vec![policy()]), revision: 9 }),
+            decision: Arc::new(Decision {
+                by: DecidedBy::DefaultDeny(vec![policy()]),
+                revision: 9,
+                matched: None,
+            }),
             ..example(443)
         };
         let ping = Flow {
@@ -294,6 +313,7 @@ mod tests {
             host: "web:80".into(),
             status: 404,
             latency_us: 12,
+            version: HttpVersion::Http2,
         };
         let dns = L7::Dns {
             query: "api.example.".into(),

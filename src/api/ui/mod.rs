@@ -150,6 +150,7 @@ fn question(parameters: &[(String, String)]) -> Result<Question, String> {
             host: text("http-host").into(),
             status: 0,
             latency_us: 0,
+            version: crate::flow::HttpVersion::default(),
         }),
         (_, Some(query), _) => Some(L7::Dns {
             query: query.into(),

@@ -391,7 +391,7 @@ mod tests {
         let line = line(&Flow {
             kind: EventKind::Drop,
             verdict: Verdict::Dropped(DropReason::PolicyDenied),
-            decision: Decided { by: DecidedBy::DefaultDeny(objects), revision: 3 }.into(),
+            decision: Decided { by: DecidedBy::DefaultDeny(objects), revision: 3, matched: None }.into(),
             ..example(80)
         });
         assert!(

@@ -97,7 +97,7 @@ mod tests {
         let object = |name: &str| ObjectRef::new(Kind::NetworkPolicy, "shop", name);
         let rules = |rule: &str| {
             let part = PolicyPart { object: object("web"), rules: vec![rule.into()] };
-            Arc::new(Decision { by: DecidedBy::Rules(vec![part]), revision: 1 })
+            Arc::new(Decision { by: DecidedBy::Rules(vec![part]), revision: 1, matched: None })
         };
         let allowed = Flow { decision: rules("spec.egress[0]"), count: 2, ..flow(80) };
         let established = Flow { kind: EventKind::Trace, ..allowed.clone() };
@@ -105,7 +105,11 @@ mod tests {
             kind: EventKind::Drop,
             verdict: Verdict::Dropped(DropReason::PolicyDenied),
             direction: Direction::Ingress,
-            decision: Arc::new(Decision { by: DecidedBy::DefaultDeny(vec![object("deny")]), revision: 1 }),
+            decision: Arc::new(Decision {
+                by: DecidedBy::DefaultDeny(vec![object("deny")]),
+                revision: 1,
+                matched: None,
+            }),
             ..flow(81)
         };
         let uses = of(&[allowed, established, denied, flow(82)].map(Arc::new));

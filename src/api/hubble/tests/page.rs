@@ -70,7 +70,7 @@ async fn a_relay_says_what_flows_say_of_policies_and_who_knows_the_rest() {
     let double = Double::new("node1", 1000);
     let object = ObjectRef::new(Kind::NetworkPolicy, "shop", "web");
     let part = PolicyPart { object: object.clone(), rules: vec!["spec.egress[0]".into()] };
-    let decision = Arc::new(Decision { by: DecidedBy::Rules(vec![part]), revision: 4 });
+    let decision = Arc::new(Decision { by: DecidedBy::Rules(vec![part]), revision: 4, matched: None });
     double.push([Flow { decision, ..example(80) }]);
     let (page, _gone) = page(&bench, &[double]).await;
     let _live = page.follow();
