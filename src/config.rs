@@ -178,6 +178,9 @@ pub struct AgentSettings {
     /// Send flows as OpenTelemetry logs (OTLP/gRPC) to this collector, such as http://127.0.0.1:4317
     #[arg(long, env = "SLUICE_EXPORT_OTLP", value_name = "URL")]
     pub export_otlp: Option<String>,
+    /// Authority of an https collector (PEM)
+    #[arg(long, env = "SLUICE_EXPORT_OTLP_CA_FILE", value_name = "FILE")]
+    pub export_otlp_ca_file: Option<PathBuf>,
     /// Where the agent's metrics (cilium_*) are served: IP:PORT or off [default: 127.0.0.1:9962]
     #[arg(long, env = "SLUICE_METRICS_LISTEN", value_name = "IP:PORT|off")]
     pub metrics_listen: Option<String>,
@@ -393,6 +396,7 @@ impl AgentSettings {
             export_filter,
             export_fields,
             export_otlp,
+            export_otlp_ca_file,
             metrics_listen,
             hubble_metrics_listen,
             metrics_context,

@@ -36,8 +36,8 @@ pub fn start(config: &ExportConfig, node: &str, hub: &Arc<Hub>) -> anyhow::Resul
         let thread = std::thread::Builder::new().name("sluice-export".into());
         thread.spawn(move || write(file, tail, &config, &counters))?;
     }
-    if let Some(url) = &config.collector {
-        let collector = Collector::new(url)?;
+    if let Some(address) = &config.collector {
+        let collector = Collector::new(address)?;
         let (tail, config, counters) = (Tail::new(Arc::clone(hub)), config.clone(), Arc::clone(&counters));
         tokio::spawn(send(collector, tail, config, node.to_owned(), counters));
     }
