@@ -244,8 +244,11 @@ impl UiSource for Synthetic {
     }
 
     fn pods(&self) -> Answer<'_, Vec<KnownPod>> {
-        let known =
-            |pod: &Pod| KnownPod { namespace: Arc::clone(&pod.namespace), name: Arc::clone(&pod.name) };
+        let known = |pod: &Pod| KnownPod {
+            namespace: Arc::clone(&pod.namespace),
+            name: Arc::clone(&pod.name),
+            workload: Arc::clone(&pod.name),
+        };
         ready(self.pods.iter().map(known).collect())
     }
 

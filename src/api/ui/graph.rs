@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::source::KnownPod;
 use crate::flow::{EventKind, Flow, L7, Party, Verdict};
 use crate::model::{Identity, LabelSource, Protocol};
 
@@ -107,11 +108,11 @@ impl Graph {
     }
 
     /// A pod that exists, whether it talks or not.
-    pub fn know_pod(&mut self, namespace: &Arc<str>, pod: &Arc<str>) {
+    pub fn know_pod(&mut self, pod: &KnownPod) {
         self.version += 1;
-        let key = NodeKey::Workload(Arc::clone(namespace), workload_of(pod));
+        let key = NodeKey::Workload(Arc::clone(&pod.namespace), Arc::clone(&pod.workload));
         if let Some(id) = self.node(key) {
-            self.instance(id, pod);
+            self.instance(id, &pod.name);
         }
     }
 
@@ -327,7 +328,8 @@ impl Edge {
 
 fn key_of(party: &Party, used: Option<&Arc<str>>) -> NodeKey {
     if let (Some(namespace), Some(pod)) = (&party.namespace, &party.pod) {
-        return NodeKey::Workload(Arc::clone(namespace), workload_of(pod));
+        let workload = party.workload.as_ref().map_or(pod, |workload| &workload.name);
+        return NodeKey::Workload(Arc::clone(namespace), Arc::clone(workload));
     }
     if let Some(node) = &party.node {
         return NodeKey::Machine(Arc::clone(node));
@@ -343,33 +345,6 @@ fn key_of(party: &Party, used: Option<&Arc<str>>) -> NodeKey {
         (None, Some("world-ipv4" | "world-ipv6") | None) => NodeKey::Reserved("world"),
         (None, Some("unknown")) if party.identity == Identity::UNKNOWN => NodeKey::Reserved("unknown"),
         (None, Some(name)) => NodeKey::Reserved(name),
-    }
-}
-
-/// The name that instances of one Deployment, DaemonSet or StatefulSet share, as their names are made
-/// (`apimachinery` `SafeEncodeString`: the random parts have no vowels and no `0`, `1`, `3`).
-fn workload_of(pod: &Arc<str>) -> Arc<str> {
-    let is_random = |part: &str| {
-        part.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte))
-            && part.bytes().any(|byte| byte.is_ascii_digit())
-    };
-    let Some((rest, last)) = pod.rsplit_once('-').filter(|(rest, _)| !rest.is_empty()) else {
-        return Arc::clone(pod);
-    };
-    if last.bytes().all(|byte| byte.is_ascii_digit()) {
-        return rest.into();
-    }
-    let is_suffix =
-        |part: &str| part.len() == 5 && part.bytes().all(|b| b"bcdfghjklmnpqrstvwxz2456789".contains(&b));
-    if !is_suffix(last) {
-        return Arc::clone(pod);
-    }
-    match rest.rsplit_once('-') {
-        Some((name, hash)) if (8..=10).contains(&hash.len()) && is_random(hash) && !name.is_empty() => {
-            name.into()
-        }
-        _ if last.bytes().any(|byte| byte.is_ascii_digit()) => rest.into(),
-        _ => Arc::clone(pod),
     }
 }
 
