@@ -344,11 +344,25 @@ fn ours_has_the_same_flags_and_more(bench: &Bench) {
     assert!(csv.starts_with("time,") && csv.lines().count() > 1, "{csv}");
     let stats = observe(&["--stats", "--since", "1h"]);
     assert!(stats.contains("sluice policy explain other/stranger shop/backend:8080"), "{stats}");
+    parquet_keeps_its_zero_bytes(bench);
     let not = observe(&["--not", "--to-port", "8080", "--all", "-o", "csv"]);
     assert!(!not.contains(",8080,"), "{not}");
     let mut wrong = sluice();
     wrong.args(["observe", "--http-path", "(", "--socket"]).arg(bench.node("node2").join("admin.sock"));
     assert_eq!(wrong.output().unwrap().status.code(), Some(2));
+}
+
+/// They were taken for a terminal's control characters and left out of what was redirected.
+fn parquet_keeps_its_zero_bytes(bench: &Bench) {
+    let mut command = sluice();
+    command.args(["observe", "--all", "-o", "parquet", "--server", &bench.server("node2")]);
+    let file = command.output().unwrap().stdout;
+    let (footer, end) = file.split_at(file.len() - 8);
+    let length = u32::from_le_bytes(end[..4].try_into().unwrap()) as usize;
+    assert!(end.ends_with(b"PAR1") && length < footer.len(), "{length} of {}", file.len());
+    // `FileMetaData.version`, and the end of the structure.
+    let metadata = &footer[footer.len() - length..];
+    assert!(metadata.starts_with(&[0x15, 0x02]) && metadata.ends_with(&[0]));
 }
 
 #[test]

@@ -83,6 +83,8 @@ async fn send(
     node: String,
     counters: Arc<ExportCounters>,
 ) {
+    // What was said last: a trouble that goes on is told once, another one is told again.
+    let mut told = String::new();
     loop {
         let (flows, lost) = tail.next();
         counters.lost.fetch_add(lost, Ordering::Relaxed);
@@ -104,11 +106,14 @@ async fn send(
                             Ordering::Relaxed,
                         );
                         counters.lost.fetch_add(rejected, Ordering::Relaxed);
+                        told.clear();
                         break;
                     }
                     Err(error) => {
-                        if counters.errors.fetch_add(1, Ordering::Relaxed) == 0 {
-                            tracing::error!(%error, "flows are not exported to the collector yet");
+                        counters.errors.fetch_add(1, Ordering::Relaxed);
+                        if told != error.message() {
+                            told = error.message().to_owned();
+                            tracing::error!(error = told, "flows are not exported to the collector yet");
                         }
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(Duration::from_secs(10));

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::source::KnownPod;
 use crate::flow::{EventKind, Flow, L7, Party, Verdict};
-use crate::model::{Identity, LabelSource, Protocol};
+use crate::model::{Direction, Identity, LabelSource, Protocol};
 
 pub const MAX_NODES: usize = 10_000;
 pub const MAX_EDGES: usize = 20_000;
@@ -62,7 +62,8 @@ struct Edge {
     key: EdgeKey,
     /// Connections and requests let pass, as each end saw them: a connection between two observed pods is one.
     passed: [u64; 2],
-    dropped: u64,
+    /// As each end saw them.
+    dropped: [u64; 2],
     /// Of the newest drop.
     reason: &'static str,
     last_ns: u64,
@@ -141,7 +142,7 @@ impl Graph {
         edge.last_ns = edge.last_ns.max(flow.time_ns);
         let count = u64::from(flow.count);
         edge.passed[flow.direction as usize] += if passed { count } else { 0 };
-        edge.dropped += if dropped { count } else { 0 };
+        edge.dropped[flow.direction as usize] += if dropped { count } else { 0 };
         if let Verdict::Dropped(reason) = flow.verdict {
             edge.reason = reason.text();
         }
@@ -207,7 +208,7 @@ impl Graph {
         self.edges.push(Edge {
             key,
             passed: [0; 2],
-            dropped: 0,
+            dropped: [0; 2],
             reason: "",
             last_ns: 0,
             l7: Vec::new(),
@@ -308,7 +309,9 @@ impl Edge {
 
     fn json(&self, id: usize) -> Value {
         let (from, to, protocol, port) = self.key;
-        let passed = self.passed[0].max(self.passed[1]);
+        // What the caller's side let go and the called side did not take is not allowed.
+        let [left, arrived] = [Direction::Egress, Direction::Ingress].map(|side| self.passed[side as usize]);
+        let passed = arrived.max(left.saturating_sub(self.dropped[Direction::Ingress as usize]));
         let l7: Vec<Value> =
             self.l7.iter().map(|(what, passed, refused)| json!([&**what, passed, refused])).collect();
         json!([
@@ -318,7 +321,7 @@ impl Edge {
             protocol.to_string(),
             port,
             passed,
-            self.dropped,
+            self.dropped.iter().sum::<u64>(),
             self.last_ns / 1_000_000,
             self.reason,
             l7

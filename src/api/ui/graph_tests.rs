@@ -71,6 +71,19 @@ fn drops_are_counted_with_their_reason_and_a_sample() {
 }
 
 #[test]
+fn what_one_side_lets_go_and_the_other_drops_is_not_allowed() {
+    let dropped = Flow {
+        kind: EventKind::Drop,
+        verdict: Verdict::Dropped(DropReason::PolicyDenied),
+        direction: Direction::Ingress,
+        ..from_to("a", "b", 80)
+    };
+    let arrived = Flow { direction: Direction::Ingress, ..from_to("a", "b", 80) };
+    let graph = graph([from_to("a", "b", 80), dropped, from_to("a", "b", 80), arrived]);
+    assert_eq!((&edges(&graph)[0][5], &edges(&graph)[0][6]), (&json!(1), &json!(1)));
+}
+
+#[test]
 fn a_reader_gets_what_changed_and_the_whole_map_after_another_epoch() {
     let mut graph = graph([from_to("a", "b", 80), from_to("c", "d", 80)]);
     let cursor = graph.cursor();
