@@ -13,6 +13,9 @@
 #   INSTALL_SLUICE_SYSTEMD_DIR    [/etc/systemd/system]
 #   INSTALL_SLUICE_SKIP_ENABLE, INSTALL_SLUICE_SKIP_START
 #   SLUICE_*                      kept for the service, see `sluice agent --help`
+#
+# On a node with an agent the unit of `sluice relay` is written too; `systemctl enable --now sluice-relay` starts it
+# (settings: /etc/sluice/relay.env, see `sluice relay --help`).
 set -eu
 
 fatal() { echo "error: $*" >&2; exit 1; }
@@ -115,13 +118,52 @@ NoNewPrivileges=yes
 WantedBy=multi-user.target
 UNIT
 
+# The flows of all nodes in one place: wanted on some nodes only, so it is written and neither enabled nor started.
+if [ "$role" = agent ]; then
+	cat >"$systemd_dir/sluice-relay.service" <<RELAY_UNIT
+[Unit]
+Description=sluice relay
+After=network-online.target sluice-agent.service
+Wants=network-online.target
+
+[Service]
+Type=notify
+EnvironmentFile=-$etc_dir/relay.env
+ExecStart=$bin_dir/sluice relay
+Restart=always
+RestartSec=1
+LimitNOFILE=65536
+StateDirectory=sluice
+StateDirectoryMode=0700
+RuntimeDirectory=sluice
+RuntimeDirectoryMode=0700
+RuntimeDirectoryPreserve=yes
+CapabilityBoundingSet=
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=read-only
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+RestrictNamespaces=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+SystemCallArchitectures=native
+MemoryDenyWriteExecute=yes
+
+[Install]
+WantedBy=multi-user.target
+RELAY_UNIT
+fi
+
 cat >"$bin_dir/sluice-uninstall.sh" <<UNINSTALL
 #!/bin/sh
 # Removes the sluice services and binary. State (/var/lib/sluice) stays unless --purge is given.
 # The programs in the kernel are taken off: NOTHING IS ENFORCED ANY MORE.
 set -eu
 [ "\$(id -u)" = 0 ] || { echo "run as root" >&2; exit 1; }
-for unit in sluice-agent.service sluice-server.service; do
+for unit in sluice-agent.service sluice-server.service sluice-relay.service; do
 	if [ -e "$systemd_dir/\$unit" ]; then
 		systemctl disable --now "\$unit" 2>/dev/null || true
 		rm -f "$systemd_dir/\$unit"

@@ -8,6 +8,7 @@ use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use sluice::api::admin;
 use sluice::api::backend::{Answer, ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
+use sluice::api::hubble::convert::Naming;
 use sluice::api::types::*;
 use sluice::flow::Flow;
 use sluice::flow::ring::Batch;
@@ -31,6 +32,10 @@ fn empty<T: Default + Send + 'static>() -> Answer<'static, T> {
 }
 
 impl Backend for Nobody {
+    fn naming(&self) -> Naming {
+        Naming { cluster: "default".into() }
+    }
+
     fn status(&self) -> Answer<'_, Status> {
         empty()
     }

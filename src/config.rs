@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 pub use self::dns::{DnsConfig, DnsRefusal, default_workers};
 pub use self::flows::{ExportConfig, MetricsConfig};
-pub use self::ui::{UiConfig, UiTls};
+pub use self::ui::{UiConfig, UiSettings, UiTls};
 use crate::api::hubble::tls::{Clients, TlsFiles};
 use crate::cluster::delta::DenyResponse;
 use crate::httpproxy::options::Options;
@@ -178,6 +178,9 @@ pub struct AgentSettings {
     /// Send flows as OpenTelemetry logs (OTLP/gRPC) to this collector, such as http://127.0.0.1:4317
     #[arg(long, env = "SLUICE_EXPORT_OTLP", value_name = "URL")]
     pub export_otlp: Option<String>,
+    /// Authority of an https collector (PEM)
+    #[arg(long, env = "SLUICE_EXPORT_OTLP_CA_FILE", value_name = "FILE")]
+    pub export_otlp_ca_file: Option<PathBuf>,
     /// Where the agent's metrics (cilium_*) are served: IP:PORT or off [default: 127.0.0.1:9962]
     #[arg(long, env = "SLUICE_METRICS_LISTEN", value_name = "IP:PORT|off")]
     pub metrics_listen: Option<String>,
@@ -393,6 +396,7 @@ impl AgentSettings {
             export_filter,
             export_fields,
             export_otlp,
+            export_otlp_ca_file,
             metrics_listen,
             hubble_metrics_listen,
             metrics_context,
@@ -482,7 +486,7 @@ impl AgentConfig {
             settings.log_format.as_deref(),
             &[("text", LogFormat::Text), ("json", LogFormat::Json)],
         );
-        let ui = ui::resolve(&settings, &mut p.0);
+        let ui = ui::resolve(&settings.ui(), ui::AGENT_DEFAULT, &mut p.0);
         let history = flows::history(&settings, &mut p.0);
         let export = flows::export(&settings, &mut p.0);
         let metrics = flows::metrics(&settings, &mut p.0);

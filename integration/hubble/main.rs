@@ -58,12 +58,13 @@ struct Bench {
 
 impl Bench {
     fn up(name: &'static str) -> Bench {
-        succeed(
+        let said = succeed(
             sluice()
                 .args(["lab", "up", "--name", name])
                 .arg(source().join("integration/hubble/cluster.yaml")),
         );
         let bench = Bench { name };
+        assert!(said.contains(&format!("sluice observe --follow --server {}", bench.relay())), "{said}");
         for node in ["node1", "node2", "node3"] {
             succeed(
                 sluice()
@@ -84,6 +85,11 @@ impl Bench {
 
     fn server(&self, node: &str) -> String {
         format!("unix://{}", self.node(node).join("hubble.sock").display())
+    }
+
+    /// The relay that a lab has of its own.
+    fn relay(&self) -> String {
+        format!("unix://{}", self.directory().join("relay/relay.sock").display())
     }
 
     fn exec(&self, site: &str) -> Command {
@@ -226,8 +232,62 @@ fn the_real_hubble_command_line_shows_the_right_flows() {
         succeed(Command::new(hubble()).args(["observe", "agent-events", "--server", &server, "--all"]));
     assert!(events.contains("AGENT_STARTED") || events.contains("Agent"), "{events}");
 
+    a_lab_has_a_relay_over_all_of_its_nodes(&bench);
+    our_json_is_the_real_client_s(&bench, &server);
     follow_shows_what_comes(&bench, &server);
     ours_has_the_same_flags_and_more(&bench);
+}
+
+fn a_lab_has_a_relay_over_all_of_its_nodes(bench: &Bench) {
+    let status = succeed(sluice().args(["lab", "status", bench.name]));
+    assert!(status.contains("3 of 3 nodes answer") && status.contains(&bench.relay()), "{status}");
+    let nodes = succeed(Command::new(hubble()).args(["list", "nodes", "--server", &bench.relay()]));
+    assert!(["node1", "node2", "node3"].iter().all(|node| nodes.contains(node)), "{nodes}");
+    let ours = || succeed(sluice().args(["observe", "--all", "-o", "jsonpb", "--server", &bench.relay()]));
+    eventually("flows of more than one node", || {
+        let lines = ours();
+        let nodes: std::collections::BTreeSet<String> = lines
+            .lines()
+            .filter_map(|line| {
+                serde_json::from_str::<Value>(line).ok()?["flow"]["node_name"].as_str().map(Into::into)
+            })
+            .collect();
+        if nodes.len() > 1 { Ok(()) } else { Err(format!("{nodes:?}")) }
+    });
+}
+
+/// Every flow that both print, member by member; what Hubble has no place for is ours alone.
+fn our_json_is_the_real_client_s(bench: &Bench, server: &str) {
+    let by_uuid = |flows: Vec<Value>| -> std::collections::BTreeMap<String, Value> {
+        let name = |line: &Value| line["flow"]["uuid"].as_str().unwrap().to_owned();
+        flows.into_iter().map(|line| (name(&line), line)).collect()
+    };
+    let theirs = by_uuid(observe(server, &["--all"]).unwrap());
+    let socket = bench.node("node2").join("admin.sock");
+    let lines = [
+        succeed(sluice().args(["observe", "--all", "-o", "jsonpb", "--server", server])),
+        succeed(
+            Command::new("curl").arg("-sf").arg("--unix-socket").arg(socket).arg("http://agent/v1/flows"),
+        ),
+    ];
+    for lines in lines {
+        let mut ours = Vec::new();
+        for line in lines.lines() {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            if let Some(flow) = line["flow"].as_object_mut() {
+                flow.remove("sluice");
+                ours.push(line);
+            }
+        }
+        let ours = by_uuid(ours);
+        let mut kinds = std::collections::BTreeSet::new();
+        for (uuid, line) in &theirs {
+            let Some(mine) = ours.get(uuid) else { continue };
+            assert_eq!(mine, line);
+            kinds.insert(line["flow"]["event_type"]["type"].as_i64());
+        }
+        assert!([Some(1), Some(5), Some(129)].iter().all(|kind| kinds.contains(kind)), "{kinds:?}");
+    }
 }
 
 /// A client in the background whose output is read at the end.
@@ -284,11 +344,25 @@ fn ours_has_the_same_flags_and_more(bench: &Bench) {
     assert!(csv.starts_with("time,") && csv.lines().count() > 1, "{csv}");
     let stats = observe(&["--stats", "--since", "1h"]);
     assert!(stats.contains("sluice policy explain other/stranger shop/backend:8080"), "{stats}");
+    parquet_keeps_its_zero_bytes(bench);
     let not = observe(&["--not", "--to-port", "8080", "--all", "-o", "csv"]);
     assert!(!not.contains(",8080,"), "{not}");
     let mut wrong = sluice();
     wrong.args(["observe", "--http-path", "(", "--socket"]).arg(bench.node("node2").join("admin.sock"));
     assert_eq!(wrong.output().unwrap().status.code(), Some(2));
+}
+
+/// They were taken for a terminal's control characters and left out of what was redirected.
+fn parquet_keeps_its_zero_bytes(bench: &Bench) {
+    let mut command = sluice();
+    command.args(["observe", "--all", "-o", "parquet", "--server", &bench.server("node2")]);
+    let file = command.output().unwrap().stdout;
+    let (footer, end) = file.split_at(file.len() - 8);
+    let length = u32::from_le_bytes(end[..4].try_into().unwrap()) as usize;
+    assert!(end.ends_with(b"PAR1") && length < footer.len(), "{length} of {}", file.len());
+    // `FileMetaData.version`, and the end of the structure.
+    let metadata = &footer[footer.len() - length..];
+    assert!(metadata.starts_with(&[0x15, 0x02]) && metadata.ends_with(&[0]));
 }
 
 #[test]

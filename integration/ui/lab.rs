@@ -1,4 +1,5 @@
-//! A real cluster for the browser: `sluice lab up` with policies, and `sluice lab ui` in front of its agents.
+//! A real cluster for the browser: `sluice lab up` with policies, and `sluice lab ui` in front of its agents and its
+//! relay.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
@@ -34,7 +35,7 @@ spec:
 pub struct Lab {
     name: String,
     relay: Option<Child>,
-    /// URL of each node's page, in order.
+    /// URL of each node's page, in order, and of the relay's.
     pub pages: Vec<String>,
 }
 
@@ -51,8 +52,8 @@ impl Lab {
             .expect("start sluice lab ui");
         let output = relay.stdout.take().expect("its output");
         lab.relay = Some(relay);
-        for line in BufReader::new(output).lines().take(2) {
-            let line = line.expect("a line for each node");
+        for line in BufReader::new(output).lines().take(3) {
+            let line = line.expect("a line for each page");
             let url = line.split_whitespace().next_back().expect("a URL").trim_end_matches('/');
             lab.pages.push(url.to_owned());
         }

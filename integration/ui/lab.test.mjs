@@ -21,9 +21,14 @@ let browser;
 before(async () => { browser = await launch(); });
 after(async () => { await browser.close(); });
 
-test('a denied connection of a real lab is explained, and the suggested policy opens it', async () => {
+/** The IPv4 address of pod shop/backend. */
+async function backendAddress() {
   const topology = JSON.parse((await run(['lab', 'status', lab, '-o', 'json'])).text);
-  const backend = topology.pods.find((pod) => pod.name === 'backend').addresses.find((address) => address.includes('.'));
+  return topology.pods.find((pod) => pod.name === 'backend').addresses.find((address) => address.includes('.'));
+}
+
+test('a denied connection of a real lab is explained, and the suggested policy opens it', async () => {
+  const backend = await backendAddress();
   const fetches = () => run(['lab', 'exec', '--name', lab, 'shop/db', '--', 'curl', '-s', '-o', '/dev/null', '-m', '1', `http://${backend}:8080/`]);
   assert.notEqual((await fetches()).code, 0);
   // Pods db and backend live on the second node.
@@ -44,6 +49,37 @@ test('a denied connection of a real lab is explained, and the suggested policy o
   await page.getByRole('link', { name: 'Policies' }).click();
   await page.getByRole('button', { name: /shop\/allow-db-to-backend-8080/ }).click();
   await page.getByRole('cell', { name: 'spec.egress[0]' }).waitFor();
+  assert.deepEqual(errors, []);
+  await close();
+});
+
+test('a relay shows the flows of all nodes, and says who knows what it does not', async () => {
+  const { page, errors, close } = await open(browser, { at: pages.split(' ').at(-1) });
+  const backend = await backendAddress();
+  const call = () => run(['lab', 'exec', '--name', lab, 'shop/frontend', '--', 'curl', '-s', '-o', '/dev/null', '-m', '2', `http://${backend}:8080/`]);
+  await page.getByText('2 nodes', { exact: true }).waitFor();
+  await page.getByRole('link', { name: 'Flows' }).click();
+  assert.equal((await call()).code, 0);
+  // Pod frontend lives on the first node, backend on the second: both tell of the connection.
+  const rows = page.getByRole('row').filter({ hasText: 'shop/frontend' }).filter({ hasText: 'shop/backend' });
+  for (const node of ['node1', 'node2']) await rows.filter({ has: page.getByRole('gridcell', { name: node, exact: true }) }).first().waitFor();
+  await page.getByLabel('Node', { exact: true }).selectOption('node2');
+  await page.waitForFunction(() => {
+    const rows = [...document.querySelectorAll('.row')];
+    return rows.length > 0 && rows.every((row) => row.children[1].textContent === 'node2');
+  });
+  await rows.first().click();
+  const details = page.getByRole('complementary', { name: 'Details' });
+  await details.getByText(/The agent of node2 knows/).waitFor();
+  await page.keyboard.press('Escape');
+  await page.getByRole('link', { name: 'Policies' }).click();
+  await page.getByText(/what the flows in its memory tell of policies/).waitFor();
+  await page.getByRole('button', { name: /shop\/backend-in/ }).click();
+  await page.getByRole('cell', { name: 'spec.ingress[0]' }).waitFor();
+  await page.getByRole('link', { name: 'Map' }).click();
+  await page.waitForFunction(() => [...globalThis.sluiceScene.model.pairs.values()].some((pair) =>
+    pair.from.name === 'frontend' && pair.to.name === 'backend' && pair.passed > 0));
+  assert.deepEqual(await page.evaluate(() => globalThis.violations), []);
   assert.deepEqual(errors, []);
   await close();
 });

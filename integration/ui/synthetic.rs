@@ -12,7 +12,9 @@ use sluice::api::ui::source::{
     About, Governed, KnownPod, PolicyUse, Question, RuleUse, Suggestion, UiSource, Why,
 };
 use sluice::flow::ring::Ring;
-use sluice::flow::{DecidedBy, Decision, EventKind, Flow, L7, Observation, Party, PolicyPart, Verdict};
+use sluice::flow::{
+    DecidedBy, Decision, EventKind, Flow, HttpVersion, L7, Observation, Party, PolicyPart, Verdict,
+};
 use sluice::model::{Direction, DropReason, Identity, Kind, Label, ObjectRef, Protocol};
 use tokio::sync::broadcast;
 
@@ -129,6 +131,7 @@ impl Synthetic {
                         host: "backend".into(),
                         status: 200,
                         latency_us: 1200,
+                        version: HttpVersion::default(),
                     }));
                 }
                 allowed(flow)
@@ -212,7 +215,7 @@ fn policy(name: &str) -> ObjectRef {
 fn allowed(mut flow: Flow) -> Flow {
     let rules = vec!["spec.ingress[0]".into()];
     let by = DecidedBy::Rules(vec![PolicyPart { object: policy("intended"), rules }]);
-    flow.decision = Arc::new(Decision { by, revision: 1 });
+    flow.decision = Arc::new(Decision { by, revision: 1, matched: None });
     flow
 }
 
@@ -220,7 +223,7 @@ fn denied(mut flow: Flow) -> Flow {
     flow.kind = EventKind::Drop;
     flow.verdict = Verdict::Dropped(DropReason::PolicyDenied);
     let by = DecidedBy::DefaultDeny(vec![policy("default-deny")]);
-    flow.decision = Arc::new(Decision { by, revision: 1 });
+    flow.decision = Arc::new(Decision { by, revision: 1, matched: None });
     flow
 }
 
@@ -241,8 +244,11 @@ impl UiSource for Synthetic {
     }
 
     fn pods(&self) -> Answer<'_, Vec<KnownPod>> {
-        let known =
-            |pod: &Pod| KnownPod { namespace: Arc::clone(&pod.namespace), name: Arc::clone(&pod.name) };
+        let known = |pod: &Pod| KnownPod {
+            namespace: Arc::clone(&pod.namespace),
+            name: Arc::clone(&pod.name),
+            workload: Arc::clone(&pod.name),
+        };
         ready(self.pods.iter().map(known).collect())
     }
 

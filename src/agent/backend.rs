@@ -10,6 +10,7 @@ use super::history::Recorder;
 use super::hub::Hub;
 use super::observer::Notes;
 use crate::api::backend::{Answer, ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
+use crate::api::hubble::convert::Naming;
 use crate::api::past::PastFlows;
 use crate::api::types::{
     Applied, Endpoint, EndpointRequest, ExplainAnswer, IdentityInfo, IpcacheInfo, NameInfo, ObjectResult,
@@ -230,6 +231,10 @@ impl AgentBackend {
 }
 
 impl Backend for AgentBackend {
+    fn naming(&self) -> Naming {
+        self.hub.naming().clone()
+    }
+
     fn status(&self) -> Answer<'_, Status> {
         let core = self.on_core(|core| Ok((core.status(), core.config.run_dir.clone())));
         Box::pin(async move {

@@ -44,14 +44,14 @@ impl Core {
         if owner.kind == Kind::Node {
             return Some(Owner::Node(owner.name));
         }
-        let workload = self.view.pod(&owner).map(Workload::of);
+        let workload = self.workload_of(&owner);
         let endpoint = self.endpoints.get(&owner.path()).map(|member| member.registration.id);
-        Some(Owner::Pod {
-            workload: workload.unwrap_or_else(|| Workload::new("Pod", &owner.name)),
-            namespace: owner.namespace,
-            name: owner.name,
-            endpoint,
-        })
+        Some(Owner::Pod { workload, namespace: owner.namespace, name: owner.name, endpoint })
+    }
+
+    /// What a pod is an instance of.
+    pub fn workload_of(&self, pod: &ObjectRef) -> Workload {
+        self.view.pod(pod).map_or_else(|| Workload::new("Pod", &pod.name), Workload::of)
     }
 
     /// Labels of the identities that addresses of this delta have.

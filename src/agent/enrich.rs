@@ -213,16 +213,17 @@ impl Core {
         let engine = self.view.engine();
         let by_rules = |rules: &[RuleRef]| {
             let parts = self.policy_parts(rules);
-            if parts.is_empty() { DecidedBy::NoPolicy } else { DecidedBy::Rules(parts) }
+            let matched = rules.iter().filter_map(|rule| Some(engine.rule(rule)?.matches_on())).max();
+            (if parts.is_empty() { DecidedBy::NoPolicy } else { DecidedBy::Rules(parts) }, matched)
         };
-        let by = match ground {
+        let (by, matched) = match ground {
             Ground::RuleSet(number) => by_rules(engine.rules_of(*number)),
             Ground::Rules(rules) => by_rules(rules),
             Ground::DefaultDeny(subject, direction) => {
-                DecidedBy::DefaultDeny(engine.default_deny_objects(*subject, *direction))
+                (DecidedBy::DefaultDeny(engine.default_deny_objects(*subject, *direction)), None)
             }
         };
-        Decision { by, revision: self.realized }
+        Decision { by, revision: self.realized, matched }
     }
 
     fn policy_parts(&self, rules: &[RuleRef]) -> Vec<PolicyPart> {

@@ -36,8 +36,8 @@ pub fn start(config: &ExportConfig, node: &str, hub: &Arc<Hub>) -> anyhow::Resul
         let thread = std::thread::Builder::new().name("sluice-export".into());
         thread.spawn(move || write(file, tail, &config, &counters))?;
     }
-    if let Some(url) = &config.collector {
-        let collector = Collector::new(url)?;
+    if let Some(address) = &config.collector {
+        let collector = Collector::new(address)?;
         let (tail, config, counters) = (Tail::new(Arc::clone(hub)), config.clone(), Arc::clone(&counters));
         tokio::spawn(send(collector, tail, config, node.to_owned(), counters));
     }
@@ -52,7 +52,7 @@ fn write(mut file: Rotating, mut tail: Tail, config: &ExportConfig, counters: &E
         let is_idle = flows.is_empty();
         let mut failed = None;
         for flow in flows.iter().filter(|flow| config.filter.matches(flow)) {
-            match file.write(&line(flow, &config.fields)) {
+            match file.write(&line(flow, tail.naming(), &config.fields)) {
                 Ok(()) => counters.written.fetch_add(1, Ordering::Relaxed),
                 Err(error) => {
                     failed = Some(error);
@@ -83,6 +83,8 @@ async fn send(
     node: String,
     counters: Arc<ExportCounters>,
 ) {
+    // What was said last: a trouble that goes on is told once, another one is told again.
+    let mut told = String::new();
     loop {
         let (flows, lost) = tail.next();
         counters.lost.fetch_add(lost, Ordering::Relaxed);
@@ -92,7 +94,8 @@ async fn send(
         }
         let wanted: Vec<_> = flows.iter().filter(|flow| config.filter.matches(flow)).collect();
         for flows in wanted.chunks(RECORDS) {
-            let records: Vec<_> = flows.iter().map(|flow| record(flow, &config.fields)).collect();
+            let records: Vec<_> =
+                flows.iter().map(|flow| record(flow, tail.naming(), &config.fields)).collect();
             let request = request(&node, records);
             let mut pause = PAUSE;
             loop {
@@ -103,11 +106,14 @@ async fn send(
                             Ordering::Relaxed,
                         );
                         counters.lost.fetch_add(rejected, Ordering::Relaxed);
+                        told.clear();
                         break;
                     }
                     Err(error) => {
-                        if counters.errors.fetch_add(1, Ordering::Relaxed) == 0 {
-                            tracing::error!(%error, "flows are not exported to the collector yet");
+                        counters.errors.fetch_add(1, Ordering::Relaxed);
+                        if told != error.message() {
+                            told = error.message().to_owned();
+                            tracing::error!(error = told, "flows are not exported to the collector yet");
                         }
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(Duration::from_secs(10));

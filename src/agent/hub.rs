@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
+use crate::api::hubble::convert::Naming;
 use crate::api::hubble::source::{PeerInfo, RingCounts};
 use crate::flow::Flow;
 use crate::flow::journal::{self, AgentEvent, Journal};
@@ -18,6 +19,8 @@ const FOLLOWER_QUEUE: usize = 8192;
 
 #[derive(Debug)]
 pub struct Hub {
+    /// How flows name this node and its cluster.
+    naming: Naming,
     ring: Mutex<Ring>,
     live: broadcast::Sender<Arc<Flow>>,
     /// Flows so far: wakes those who read the ring.
@@ -32,8 +35,9 @@ pub struct Hub {
 }
 
 impl Hub {
-    pub fn new(capacity: usize) -> Hub {
+    pub fn new(capacity: usize, cluster: &str) -> Hub {
         Hub {
+            naming: Naming { cluster: cluster.into() },
             ring: Mutex::new(Ring::new(capacity)),
             live: broadcast::channel(FOLLOWER_QUEUE).0,
             grown: watch::channel(0).0,
@@ -59,6 +63,10 @@ impl Hub {
         let seen = ring.seen();
         drop(ring);
         self.grown.send_replace(seen);
+    }
+
+    pub fn naming(&self) -> &Naming {
+        &self.naming
     }
 
     /// Changes when flows have come.
@@ -149,7 +157,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_follower_sees_what_the_ring_remembers() {
-        let hub = Hub::new(2);
+        let hub = Hub::new(2, "default");
         let mut follower = hub.follow();
         hub.push((1..=3).map(flow));
         assert_eq!(follower.recv().await.unwrap().destination_port, Some(1));

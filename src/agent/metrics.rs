@@ -507,7 +507,7 @@ mod tests {
     async fn pages() -> (String, String) {
         let rig = rig();
         rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
-        let hub = Arc::new(Hub::new(16));
+        let hub = Arc::new(Hub::new(16, "default"));
         let path = rig.directory.path().join("flows.db");
         let history = Some(Recorder::start(path, Limits::default(), hub).unwrap());
         let mut flows = FlowMetrics::new(Context::default(), 100);

@@ -163,7 +163,7 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     let kernel = LinuxKernel::open(&config, &addresses).await?;
     let events = kernel.events()?;
     let devices = DeviceWatch::start()?;
-    let hub = Arc::new(Hub::new(config.flow_buffer));
+    let hub = Arc::new(Hub::new(config.flow_buffer, &config.cluster_name));
     let names = store.clone();
     let mut core = Core::new(Parts {
         config: Arc::clone(&config),

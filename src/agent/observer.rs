@@ -90,7 +90,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let observer = Arc::new(AgentObserver {
-        naming: Naming { cluster: config.cluster_name.as_str().into() },
+        naming: hub.naming().clone(),
         node: config.node_name.clone(),
         started: Instant::now(),
         hub,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::hub::Hub;
+use crate::api::hubble::convert::Naming;
 use crate::flow::Flow;
 
 /// Flows that are taken at a time.
@@ -25,6 +26,11 @@ impl Tail {
     /// Everything from the first flow on.
     pub fn new(hub: Arc<Hub>) -> Tail {
         Tail { hub, cursor: 1 }
+    }
+
+    /// How flows name this node and its cluster.
+    pub fn naming(&self) -> &Naming {
+        self.hub.naming()
     }
 
     /// The next flows, and how many before them were lost.

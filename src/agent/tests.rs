@@ -69,7 +69,7 @@ pub(super) fn open_with(
     let identities = IdentityStore::open(store.clone(), system_clock(), DEFAULT_GRACE).unwrap();
     let allocator = StoreAllocator::new(identities, Holder::Local);
     let kernel = DoubleKernel::default();
-    let hub = Arc::new(Hub::new(16));
+    let hub = Arc::new(Hub::new(16, "default"));
     let mut core = Core::new(Parts {
         view: View::new(view, Box::new(allocator)),
         kernel: Box::new(kernel.clone()),

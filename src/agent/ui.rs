@@ -44,8 +44,13 @@ impl Core {
             .filter(|(prefix, _)| prefix.prefix_len() == prefix.max_prefix_len())
             .filter_map(|(prefix, _)| self.view.resolve(prefix.addr()).owner)
             .filter(|owner| owner.kind == Kind::Pod);
-        let mut pods: Vec<KnownPod> =
-            owners.map(|owner| KnownPod { namespace: owner.namespace, name: owner.name }).collect();
+        let mut pods: Vec<KnownPod> = owners
+            .map(|owner| KnownPod {
+                workload: self.workload_of(&owner).name,
+                namespace: owner.namespace,
+                name: owner.name,
+            })
+            .collect();
         pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         pods.dedup();
         pods

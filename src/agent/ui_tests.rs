@@ -133,6 +133,7 @@ spec:
         host: "web".into(),
         status: 403,
         latency_us: 0,
+        version: crate::flow::HttpVersion::default(),
     };
     let refused = Question { l7: Some(http("POST", "/admin?x=1")), ..question(CLIENT, WEB, 80) };
     let (before, after) = before_and_after(l7, refused).await;

@@ -25,10 +25,12 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use futures::StreamExt as _;
 use serde::Serialize;
+use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::backend::{ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
+use super::hubble::convert::Naming;
 use super::past::{Past, PastQuery};
 use super::types::{EndpointRequest, Failure};
 use super::{flow_json, flow_query};
@@ -233,16 +235,18 @@ async fn flows(State(backend): Shared, Query(parameters): Parameters) -> Respons
     let memory = backend.flows(0, usize::MAX).flows;
     let mut matching: Vec<_> = memory.iter().rev().filter(|flow| filter.matches(flow)).take(last).collect();
     matching.reverse();
-    let mut head = String::new();
-    for flow in &matching {
-        head.push_str(&flow_json::to_json(flow).to_string());
-        head.push('\n');
-    }
+    let naming = backend.naming();
+    let head: String = matching.iter().map(|flow| line(flow, &naming)).collect();
     let older = match older(&*backend, &filter, last, &memory, matching.len()) {
         None => futures::stream::empty().left_stream(),
         Some(query) => match backend.history() {
             None => futures::stream::empty().left_stream(),
-            Some(history) => ReceiverStream::new(history.past(query)).map(past_lines).right_stream(),
+            Some(history) => {
+                let naming = naming.clone();
+                ReceiverStream::new(history.past(query))
+                    .map(move |past| past_lines(past, &naming))
+                    .right_stream()
+            }
         },
     };
     let head = older.chain(futures::stream::once(async { Ok(head) }));
@@ -250,7 +254,7 @@ async fn flows(State(backend): Shared, Query(parameters): Parameters) -> Respons
         None => Body::from_stream(head),
         Some(live) => {
             let seen_ns = memory.last().map(|flow| flow.time_ns).unwrap_or(0);
-            let live = futures::stream::unfold((live, filter, seen_ns), follow_step);
+            let live = futures::stream::unfold((live, filter, seen_ns, naming), follow_step);
             Body::from_stream(head.chain(live))
         }
     };
@@ -273,30 +277,30 @@ fn older(
     (is_timed || wants_more).then(|| PastQuery::of(filter, oldest_ns, newest)).filter(|_| newest != Some(0))
 }
 
-fn past_lines(past: Past) -> Result<String, Refusal> {
-    let lines = past?.into_iter().map(|flow| format!("{}\n", flow_json::to_json(&flow)));
-    Ok(lines.collect())
+fn line(flow: &Flow, naming: &Naming) -> String {
+    format!("{}\n", flow_json::to_json(flow, naming))
 }
 
-type FollowState = (tokio::sync::broadcast::Receiver<Arc<Flow>>, Filter, u64);
+fn past_lines(past: Past, naming: &Naming) -> Result<String, Refusal> {
+    Ok(past?.iter().map(|flow| line(flow, naming)).collect())
+}
+
+type FollowState = (tokio::sync::broadcast::Receiver<Arc<Flow>>, Filter, u64, Naming);
 
 async fn follow_step(
-    (mut live, filter, seen_ns): FollowState,
+    (mut live, filter, seen_ns, naming): FollowState,
 ) -> Option<(Result<String, Refusal>, FollowState)> {
     loop {
         match live.recv().await {
             // Between subscribing and reading the past a flow is in both.
             Ok(flow) if flow.time_ns <= seen_ns || !filter.matches(&flow) => {}
             Ok(flow) => {
-                let line = format!("{}\n", flow_json::to_json(&flow));
-                return Some((Ok(line), (live, filter, seen_ns)));
+                return Some((Ok(line(&flow, &naming)), (live, filter, seen_ns, naming)));
             }
             Err(RecvError::Lagged(lost)) => {
-                let line = format!(
-                    "{}\n",
-                    serde_json::json!({"lost_events": {"source": "HUBBLE_RING_BUFFER", "num_events_lost": lost}})
-                );
-                return Some((Ok(line), (live, filter, seen_ns)));
+                let lost = json!({"source": "HUBBLE_RING_BUFFER", "num_events_lost": lost.to_string()});
+                let line = format!("{}\n", json!({"lost_events": lost}));
+                return Some((Ok(line), (live, filter, seen_ns, naming)));
             }
             Err(RecvError::Closed) => return None,
         }

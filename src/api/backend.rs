@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
+use super::hubble::convert::Naming;
 use super::types::*;
 use crate::flow::Flow;
 use crate::flow::ring::Batch;
@@ -77,6 +78,8 @@ pub trait Backend: Send + Sync + 'static {
     fn history(&self) -> Option<Arc<dyn super::past::PastFlows>> {
         None
     }
+    /// How flows name this node and its cluster.
+    fn naming(&self) -> Naming;
     /// Flows as they come. A reader that is too slow is told how many it lost.
     fn follow(&self) -> broadcast::Receiver<Arc<Flow>>;
 }

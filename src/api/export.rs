@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde_json::{Map, Value};
 
 use super::flow_json;
+use super::hubble::convert::Naming;
 use crate::flow::Flow;
 
 /// Fields that are kept: `source.namespace`, `verdict`. No field at all means everything.
@@ -70,8 +71,8 @@ fn put(into: &mut Value, path: &[String], value: Value) {
 }
 
 /// One line, without its end.
-pub fn line(flow: &Flow, mask: &Mask) -> String {
-    let mut whole = flow_json::to_json(flow);
+pub fn line(flow: &Flow, naming: &Naming, mask: &Mask) -> String {
+    let mut whole = flow_json::to_json(flow, naming);
     if !mask.0.is_empty()
         && let Some(inner) = whole.get_mut("flow")
     {
@@ -169,18 +170,23 @@ mod tests {
     use super::*;
     use crate::flow::tests::flow;
 
+    fn naming() -> Naming {
+        Naming { cluster: "default".into() }
+    }
+
     #[test]
     fn a_mask_keeps_what_it_names() {
         let mask: Mask = "verdict, source.namespace,source.pod_name,nothing".parse().unwrap();
-        let line: Value = serde_json::from_str(&line(&flow(80), &mask)).unwrap();
+        let line: Value = serde_json::from_str(&line(&flow(80), &naming(), &mask)).unwrap();
         assert_eq!(
             line["flow"],
             serde_json::json!({"verdict": "FORWARDED", "source": {"namespace": "shop", "pod_name": "frontend"}})
         );
         assert!(line["time"].is_string() && line["node_name"] == "node1");
         assert!("a..b".parse::<Mask>().is_err() && "a b".parse::<Mask>().is_err());
-        let whole: Value = serde_json::from_str(&super::line(&flow(80), &Mask::default())).unwrap();
-        assert_eq!(whole, flow_json::to_json(&flow(80)));
+        let whole: Value =
+            serde_json::from_str(&super::line(&flow(80), &naming(), &Mask::default())).unwrap();
+        assert_eq!(whole, flow_json::to_json(&flow(80), &naming()));
     }
 
     #[test]

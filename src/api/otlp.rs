@@ -3,13 +3,16 @@
 //! Only the members that we fill are declared. The body of a record is the line that `observe` prints as JSON; the
 //! attributes follow OpenTelemetry's semantic conventions where there is one, else `sluice.*`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use prost::Message;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::export::{Mask, line};
+use super::hubble::client::causes;
+use super::hubble::convert::Naming;
 use crate::flow::{Flow, L7, Verdict};
 use crate::model::Protocol;
 
@@ -89,7 +92,7 @@ pub struct KeyValue {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct AnyValue {
-    #[prost(oneof = "Any", tags = "1, 3")]
+    #[prost(oneof = "Any", tags = "1, 3, 5")]
     pub value: Option<Any>,
 }
 
@@ -99,6 +102,14 @@ pub enum Any {
     String(String),
     #[prost(int64, tag = "3")]
     Int(i64),
+    #[prost(message, tag = "5")]
+    Array(ArrayValue),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ArrayValue {
+    #[prost(message, repeated, tag = "1")]
+    pub values: Vec<AnyValue>,
 }
 
 /// `SEVERITY_NUMBER_INFO` and `SEVERITY_NUMBER_WARN`.
@@ -115,8 +126,15 @@ fn number(key: &str, value: impl Into<i64>) -> KeyValue {
     KeyValue { key: key.to_owned(), value }
 }
 
+/// The keys of a record are unique, so several values are one attribute.
+fn texts(key: &str, values: impl Iterator<Item = String>) -> Option<KeyValue> {
+    let values: Vec<_> = values.map(|value| AnyValue { value: Some(Any::String(value)) }).collect();
+    let value = Some(AnyValue { value: Some(Any::Array(ArrayValue { values: values.clone() })) });
+    (!values.is_empty()).then(|| KeyValue { key: key.to_owned(), value })
+}
+
 /// A flow as a record.
-pub fn record(flow: &Flow, mask: &Mask) -> LogRecord {
+pub fn record(flow: &Flow, naming: &Naming, mask: &Mask) -> LogRecord {
     let is_bad = !matches!(flow.verdict, Verdict::Forwarded | Verdict::Redirected);
     let mut attributes = vec![
         text("sluice.verdict", flow.verdict.to_string()),
@@ -148,12 +166,15 @@ pub fn record(flow: &Flow, mask: &Mask) -> LogRecord {
     if let Verdict::Dropped(reason) = flow.verdict {
         attributes.push(text("sluice.drop_reason", reason.name()));
     }
-    attributes.extend(flow.policies().map(|object| text("sluice.policy", object.path())));
+    attributes.extend(texts("sluice.policies", flow.policies().map(|object| object.path())));
     match flow.l7.as_deref() {
-        Some(L7::Http { method, path, status, .. }) => {
+        Some(L7::Http { method, path, status, version, .. }) => {
             attributes.push(text("http.request.method", &**method));
             attributes.push(text("url.path", &**path));
             attributes.push(number("http.response.status_code", *status));
+            // `1.0`, `1.1` or `2`.
+            attributes
+                .push(text("network.protocol.version", version.to_string().trim_start_matches("HTTP/")));
         }
         Some(L7::Dns { query, .. }) => attributes.push(text("dns.question.name", &**query)),
         Some(L7::Tls { server_name }) => {
@@ -166,7 +187,7 @@ pub fn record(flow: &Flow, mask: &Mask) -> LogRecord {
         observed_time_unix_nano: flow.time_ns,
         severity_number: if is_bad { WARN } else { INFO },
         severity_text: if is_bad { "WARN" } else { "INFO" }.to_owned(),
-        body: Some(AnyValue { value: Some(Any::String(line(flow, mask))) }),
+        body: Some(AnyValue { value: Some(Any::String(line(flow, naming, mask))) }),
         attributes,
     }
 }
@@ -180,6 +201,24 @@ pub fn request(node: &str, records: Vec<LogRecord>) -> ExportRequest {
     ExportRequest { resource_logs: vec![ResourceLogs { resource: Some(resource), scope_logs }] }
 }
 
+/// Where a collector is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectorAddress {
+    /// `http://HOST:4317` or `https://HOST:4317`.
+    pub url: String,
+    /// Who signed an https collector's certificate (PEM); the system's authorities are not asked.
+    pub authority: Option<PathBuf>,
+}
+
+/// A collector cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectorError {
+    #[error("{path}: {source}", path = .path.display())]
+    Authority { path: PathBuf, source: std::io::Error },
+    #[error("{url}: {}", causes(.source))]
+    Transport { url: String, source: tonic::transport::Error },
+}
+
 /// A collector.
 #[derive(Debug)]
 pub struct Collector {
@@ -190,13 +229,20 @@ pub struct Collector {
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Collector {
-    /// `http://HOST:4317`, or `https://` with the system's... roots are not used: give plain text to a collector on
-    /// the same node, which is how collectors are deployed. Connects when there is something to send.
+    /// Connects when there is something to send.
     ///
     /// # Errors
-    /// The text is no URL.
-    pub fn new(url: &str) -> Result<Collector, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(url.to_owned())?.timeout(TIMEOUT).connect_timeout(TIMEOUT);
+    /// The text is no URL, or the authority's certificate cannot be read.
+    pub fn new(address: &CollectorAddress) -> Result<Collector, CollectorError> {
+        let failed = |source| CollectorError::Transport { url: address.url.clone(), source };
+        let mut endpoint = Endpoint::from_shared(address.url.clone()).map_err(failed)?;
+        if let Some(path) = &address.authority {
+            let pem = std::fs::read(path)
+                .map_err(|source| CollectorError::Authority { path: path.clone(), source })?;
+            let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+            endpoint = endpoint.tls_config(tls).map_err(failed)?;
+        }
+        let endpoint = endpoint.timeout(TIMEOUT).connect_timeout(TIMEOUT);
         Ok(Collector { client: tonic::client::Grpc::new(endpoint.connect_lazy()) })
     }
 
@@ -205,7 +251,7 @@ impl Collector {
     /// # Errors
     /// The collector was not reached or failed; the batch may be sent again.
     pub async fn send(&mut self, request: ExportRequest) -> Result<u64, tonic::Status> {
-        self.client.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        self.client.ready().await.map_err(|error| tonic::Status::unavailable(causes(&error)))?;
         let path = PathAndQuery::from_static("/opentelemetry.proto.collector.logs.v1.LogsService/Export");
         let codec = tonic_prost::ProstCodec::<ExportRequest, ExportResponse>::default();
         let answer = self.client.unary(tonic::Request::new(request), path, codec).await?.into_inner();
@@ -215,20 +261,5 @@ impl Collector {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::flow::tests::flow;
-
-    #[test]
-    fn a_record_has_the_numbers_of_opentelemetry() {
-        let bytes = request("node1", vec![record(&flow(80), &Mask::default())]).encode_to_vec();
-        // resource_logs (1), its resource (1), an attribute (1), its key (1).
-        assert_eq!(bytes[0], 0x0a);
-        let back = ExportRequest::decode(&bytes[..]).unwrap();
-        let record = &back.resource_logs[0].scope_logs[0].log_records[0];
-        assert_eq!(record.time_unix_nano, flow(80).time_ns);
-        let port = record.attributes.iter().find(|attribute| attribute.key == "destination.port").unwrap();
-        assert_eq!(port.value.as_ref().unwrap().value, Some(Any::Int(80)));
-        assert_eq!((record.severity_number, record.severity_text.as_str()), (INFO, "INFO"));
-    }
-}
+#[path = "otlp_tests.rs"]
+mod tests;

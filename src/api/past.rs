@@ -94,7 +94,7 @@ fn between(namespace: &str, pod: &str) -> Flow {
         is_reply: false,
         is_established: false,
         service: None,
-        decision: Arc::new(Decision { by: DecidedBy::NoPolicy, revision: 0 }),
+        decision: Arc::new(Decision { by: DecidedBy::NoPolicy, revision: 0, matched: None }),
         length: 0,
         count: 1,
         observation: Observation::FromEndpoint,

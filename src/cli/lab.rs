@@ -20,7 +20,8 @@ use crate::lab::scenario::cluster::Cluster;
 use crate::lab::session::{Mode, Session};
 use crate::lab::state::{self, StateDir};
 use crate::lab::topology::Site;
-use crate::lab::{exec, runner, scenario, workload};
+use crate::lab::ui::Page;
+use crate::lab::{exec, relay, runner, scenario, ui as pages, workload};
 
 /// Started when no file is given.
 const DEFAULT_CLUSTER: &str = include_str!("../../assets/lab/cluster.yaml");
@@ -41,7 +42,7 @@ enum LabCommand {
     Status(StatusArgs),
     /// Run a program inside a pod
     Exec(ExecArgs),
-    /// Serve the web UIs of a lab's agents on this machine's loopback, until interrupted
+    /// Serve the web UIs of a lab's agents and of its relay on this machine's loopback, until interrupted
     Ui(UiArgs),
     /// Run scenario files with real traffic
     Test(TestArgs),
@@ -98,7 +99,8 @@ struct UiArgs {
     /// Name of the lab
     #[arg(default_value = "lab")]
     name: String,
-    /// Loopback address and port of the first node's page; the other nodes' are on the next ports
+    /// Loopback address and port of the first node's page; those of the other nodes and of the relay are on the next
+    /// ports
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:4246")]
     listen: std::net::SocketAddr,
 }
@@ -207,12 +209,17 @@ fn up(args: &UpArgs) -> CliResult {
         let cluster = Cluster::new(&prepared.scenario, documents);
         let session =
             Session::start(&args.name, &mode, &prepared.scenario.options, &cluster, documents).await?;
-        session.leave_running(&program)?;
+        session.leave_running(&program).await?;
         Ok(())
     }))?;
     let pod = State::read(&args.name)?.topology.pods.first().map(|pod| pod.path()).unwrap_or_default();
+    let directory = state::path_of(&args.name)?;
+    anstream::println!("the lab `{}` is up", args.name);
+    if relay::socket(&directory).exists() {
+        anstream::println!("  sluice observe --follow --server {}", relay::address(&directory));
+    }
     anstream::println!(
-        "the lab `{0}` is up\n  sluice lab status {0}\n  sluice lab exec --name {0} {pod} -- PROGRAM\n  sluice lab ui {0}\n  sluice lab down {0}",
+        "  sluice lab status {0}\n  sluice lab exec --name {0} {pod} -- PROGRAM\n  sluice lab ui {0}\n  sluice lab down {0}",
         args.name
     );
     Ok(Exit::Done)
@@ -255,6 +262,16 @@ fn status(args: &StatusArgs) -> CliResult {
         };
         rows.push(vec!["node".into(), node.name.clone(), String::new(), addresses(&node.addresses), said]);
     }
+    if relay::socket(&directory).exists() {
+        let said = match runtime.block_on(relay::status(&directory)) {
+            Ok(said) => format!("{} of {} nodes answer", relay::connected(&said), state.topology.nodes.len()),
+            Err(error) => {
+                health = Exit::Negative;
+                error
+            }
+        };
+        rows.push(vec!["relay".into(), String::new(), String::new(), relay::address(&directory), said]);
+    }
     for pod in &state.topology.pods {
         let kind = if pod.host_network { "host pod" } else { "pod" };
         rows.push(vec![kind.into(), pod.path(), pod.node.clone(), addresses(&pod.addresses), String::new()]);
@@ -273,7 +290,7 @@ fn status(args: &StatusArgs) -> CliResult {
     Ok(health)
 }
 
-/// The agents' pages, one after the other; the lab is left as it is.
+/// The agents' pages, one after the other, and the relay's; the lab is left as it is.
 fn ui(args: &UiArgs) -> CliResult {
     if !args.listen.ip().is_loopback() {
         return Err(CliError::Invalid(format!("{}: a lab's pages are served on loopback only", args.listen)));
@@ -284,20 +301,22 @@ fn ui(args: &UiArgs) -> CliResult {
 }
 
 async fn serve_ui(args: &UiArgs, state: &State, directory: &std::path::Path) -> CliResult {
-    let mut relays = Vec::new();
-    for (index, node) in (0..).zip(&state.topology.nodes) {
-        let listener = crate::lab::ui::listen(args.listen, index)
+    let nodes =
+        state.topology.nodes.iter().map(|node| (&*node.name, Site::Node(node.name.clone()), Page::Agent));
+    let relay = relay::socket(directory).exists().then_some(("relay", Site::Fabric, Page::Relay));
+    let mut carried = Vec::new();
+    for (index, (name, site, page)) in (0..).zip(nodes.chain(relay)) {
+        let listener = pages::listen(args.listen, index)
             .await
-            .with_context(|| format!("listen near {} for the page of {}", args.listen, node.name))?;
+            .with_context(|| format!("listen near {} for the page of {name}", args.listen))?;
         let address = listener.local_addr().context("read the address")?;
-        anstream::println!("{}  http://{address}/", node.name);
-        let netns = state::netns(directory, &Site::Node(node.name.clone()));
-        relays.push(crate::lab::ui::relay(listener, netns));
+        anstream::println!("{name}  http://{address}/");
+        carried.push(pages::carry(listener, page, state::netns(directory, &site)));
     }
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
     tokio::select! {
-        ended = futures::future::try_join_all(relays) => {
+        ended = futures::future::try_join_all(carried) => {
             ended.context("accept a browser's connection")?;
         }
         _ = interrupt.recv() => {}

@@ -391,6 +391,14 @@ impl Sink {
         }
     }
 
+    /// What is no text must not be searched for colours: the bytes that look like some would be taken out.
+    fn destination(&self) -> Box<dyn std::io::Write> {
+        match self {
+            Sink::Parquet(_) => Box::new(std::io::stdout()),
+            _ => Box::new(anstream::stdout()),
+        }
+    }
+
     fn begin(&self, out: &mut impl std::io::Write) -> std::io::Result<()> {
         match self {
             Sink::Csv => writeln!(out, "{}", csv_header()),
@@ -493,7 +501,7 @@ fn stream(server: &FlowServer, request: GetFlowsRequest, mut sink: Sink) -> CliR
     let is_live = request.follow;
     block_on(async {
         let mut flows = server.connect().await?.get_flows(request).await?.into_inner();
-        let mut out = std::io::BufWriter::new(anstream::stdout());
+        let mut out = std::io::BufWriter::new(sink.destination());
         sink.begin(&mut out).map_err(anyhow::Error::from)?;
         let interrupted = tokio::signal::ctrl_c();
         tokio::pin!(interrupted);

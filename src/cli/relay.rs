@@ -1,7 +1,8 @@
-//! `sluice relay`: the flows of all nodes in one place.
+//! `sluice relay`: the flows of all nodes in one place, and the web UI over them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
@@ -9,19 +10,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CliError, CliResult, Exit, logs};
 use crate::api::hubble::client::{ClientTls, ServerAddress};
+use crate::api::hubble::relay::page::RelayPage;
 use crate::api::hubble::relay::pool::{PeerAddress, Pool, parse_peer};
 use crate::api::hubble::relay::relay_services;
 use crate::api::hubble::serve::{self, Places};
 use crate::api::hubble::tls::{Clients, Credentials, TlsFiles};
 use crate::api::hubble::{RELAY_SOCKET, SOCKET};
 use crate::api::unix;
-use crate::config::LogFormat;
+use crate::config::{LogFormat, UiConfig, UiSettings};
 
 const EXAMPLES: &str = "\
 Examples:
   sluice relay
   sluice relay --peer node1=192.0.2.1:4245 --peer node2=tls://192.0.2.2
-  sluice relay --listen-address 127.0.0.1:4245 --disable-server-tls";
+  sluice relay --listen-address 127.0.0.1:4245 --disable-server-tls --ui-listen off";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -59,6 +61,8 @@ pub struct RelayArgs {
     /// Serve in plain text; on a loopback address only
     #[arg(long)]
     disable_server_tls: bool,
+    #[command(flatten)]
+    ui: UiSettings,
     /// Log level or filter
     #[arg(long, env = "SLUICE_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -104,23 +108,31 @@ pub fn run(args: RelayArgs) -> CliResult {
             Some((listen, credentials.map_err(|error| CliError::Invalid(error.to_string()))?))
         }
     };
+    let ui = args.ui.of_relay().map_err(|problems| CliError::Invalid(problems.join("\n")))?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
-    runtime.block_on(serve(args, tcp)).map_err(CliError::Failed)?;
+    runtime.block_on(serve(args, tcp, ui)).map_err(CliError::Failed)?;
     Ok(Exit::Done)
 }
 
-async fn serve(args: RelayArgs, tcp: Option<(SocketAddr, Option<Credentials>)>) -> anyhow::Result<()> {
+async fn serve(
+    args: RelayArgs,
+    tcp: Option<(SocketAddr, Option<Credentials>)>,
+    ui: Option<UiConfig>,
+) -> anyhow::Result<()> {
     let pool = Pool::new(args.client_tls());
     if args.peer.is_empty() {
         let service =
             args.peer_service.clone().unwrap_or_else(|| ServerAddress::Unix(args.run_dir.join(SOCKET)));
-        tokio::spawn(std::sync::Arc::clone(&pool).discover(service));
+        tokio::spawn(Arc::clone(&pool).discover(service));
     }
     for (name, address) in &args.peer {
         pool.put(name, address.clone());
     }
     let version = concat!("sluice relay v", env!("CARGO_PKG_VERSION")).to_owned();
+    if let Some(ui) = ui {
+        show(&ui, RelayPage::new(Arc::clone(&pool), env!("CARGO_PKG_VERSION").to_owned())).await;
+    }
     let routes = serve::routes(relay_services(pool, version)).await.context("the flow API")?;
     let (places, stop) = (Places::default(), CancellationToken::new());
     let path = args.run_dir.join(RELAY_SOCKET);
@@ -143,6 +155,18 @@ async fn serve(args: RelayArgs, tcp: Option<(SocketAddr, Option<Credentials>)>) 
     stop.cancel();
     std::fs::remove_file(&path).ok();
     Ok(())
+}
+
+/// Opens the web UI. What keeps it from opening is said; flows are served without it.
+async fn show(config: &UiConfig, page: RelayPage) {
+    let url = config.url();
+    match config.open().await {
+        Ok(opened) => {
+            tokio::spawn(opened.serve(Arc::new(page)));
+            tracing::info!(url, "the web UI is open");
+        }
+        Err(error) => tracing::warn!(%error, "the web UI is not open"),
+    }
 }
 
 #[cfg(test)]
@@ -176,5 +200,24 @@ mod tests {
         assert_eq!(peers[1].1.server_name, None);
         assert!(Line::try_parse_from(["x", "--peer", "a"]).is_err());
         assert!(Line::try_parse_from(["x", "--peer", "a=b", "--peer-service", "/x"]).is_err());
+    }
+
+    #[test]
+    fn a_page_beyond_loopback_needs_more_than_an_address() {
+        let args = Line::try_parse_from(["x", "--ui-listen", "192.0.2.1:4247"]).unwrap().relay;
+        assert!(args.ui.of_relay().is_err());
+        let off = Line::try_parse_from(["x", "--ui-listen", "off"]).unwrap().relay;
+        assert_eq!(off.ui.of_relay(), Ok(None));
+    }
+
+    #[test]
+    fn the_unit_of_the_assets_is_the_one_that_is_installed() {
+        let unit = include_str!("../../assets/systemd/sluice-relay.service");
+        let script = include_str!("../../install.sh");
+        let written =
+            script.split("<<RELAY_UNIT\n").nth(1).and_then(|rest| rest.split("\nRELAY_UNIT\n").next());
+        let written = written.expect("install.sh writes the unit of the relay");
+        let installed = written.replace("$bin_dir", "/usr/local/bin").replace("$etc_dir", "/etc/sluice");
+        assert_eq!(format!("{installed}\n"), unit);
     }
 }

@@ -8,6 +8,7 @@ use super::AgentSettings;
 use crate::api::export::Mask;
 use crate::api::flow_query;
 use crate::api::metrics::context::Context;
+use crate::api::otlp::CollectorAddress;
 use crate::flow::filter::Filter;
 use crate::store::history::Limits;
 
@@ -19,8 +20,8 @@ pub struct ExportConfig {
     pub max_files: usize,
     pub filter: Filter,
     pub fields: Mask,
-    /// URL of an OpenTelemetry collector.
-    pub collector: Option<String>,
+    /// An OpenTelemetry collector.
+    pub collector: Option<CollectorAddress>,
 }
 
 /// Metrics on TCP.
@@ -88,10 +89,21 @@ pub(super) fn export(settings: &AgentSettings, problems: &mut Vec<String>) -> Ex
             problems.push(format!("export-fields: {error}"));
             Mask::default()
         });
-    if let Some(url) = &settings.export_otlp
-        && !url.starts_with("http://")
-    {
-        problems.push(format!("export-otlp: {url:?}: expected http://HOST:PORT"));
+    let authority = settings.export_otlp_ca_file.clone();
+    let collector = settings.export_otlp.clone().map(|url| CollectorAddress { url, authority });
+    match &collector {
+        Some(CollectorAddress { url, authority: Some(_) }) if !url.starts_with("https://") => {
+            problems.push(format!(
+                "export-otlp: {url:?}: with export-otlp-ca-file https://HOST:PORT is expected"
+            ));
+        }
+        Some(CollectorAddress { url, authority: None }) if url.starts_with("https://") => {
+            problems.push(format!("export-otlp: {url:?}: https needs export-otlp-ca-file"));
+        }
+        Some(CollectorAddress { url, .. }) if !url.starts_with("http://") && !url.starts_with("https://") => {
+            problems.push(format!("export-otlp: {url:?}: expected http://HOST:PORT or https://HOST:PORT"));
+        }
+        _ => {}
     }
     if let Some(path) = &settings.export_file
         && !path.is_absolute()
@@ -108,7 +120,7 @@ pub(super) fn export(settings: &AgentSettings, problems: &mut Vec<String>) -> Ex
         max_files: settings.export_files.unwrap_or(5).min(1000),
         filter,
         fields,
-        collector: settings.export_otlp.clone(),
+        collector,
     }
 }
 
@@ -164,6 +176,22 @@ mod tests {
         };
         let limits = AgentConfig::resolve(settings, "node1").unwrap().history.unwrap();
         assert_eq!((limits.age.as_secs(), limits.detail.as_secs(), limits.bytes), (259_200, 1800, 64 << 20));
+    }
+
+    #[test]
+    fn a_collector_behind_tls_has_an_authority_and_no_other_has() {
+        let problems = |url: &str, authority: Option<&str>| {
+            let settings = AgentSettings {
+                export_otlp: Some(url.into()),
+                export_otlp_ca_file: authority.map(Into::into),
+                ..AgentSettings::default()
+            };
+            AgentConfig::resolve(settings, "node1").map_or_else(|error| error.0.len(), |_| 0)
+        };
+        assert_eq!(problems("http://127.0.0.1:4317", None), 0);
+        assert_eq!(problems("https://collector:4317", Some("/ca")), 0);
+        assert_eq!(problems("https://collector:4317", None), 1);
+        assert_eq!(problems("http://127.0.0.1:4317", Some("/ca")), 1);
     }
 
     #[test]

@@ -333,7 +333,7 @@ mod tests {
         let dropped = Flow {
             kind: EventKind::Drop,
             verdict: Verdict::Dropped(DropReason::PolicyDenied),
-            decision: Arc::new(Decision { by, revision: 7 }),
+            decision: Arc::new(Decision { by, revision: 7, matched: None }),
             direction: Direction::Ingress,
             sequence: 9,
             time_ns: plain.time_ns - 5,

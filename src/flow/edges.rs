@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::{DecidedBy, EventKind, Flow, L7, Observation, Party, Verdict};
+use super::{DecidedBy, EventKind, Flow, HttpVersion, L7, Observation, Party, Verdict};
 use crate::model::{Direction, Family, Identity, Protocol};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,7 +41,7 @@ struct Key {
 /// What tells requests apart that are counted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Asked {
-    Http(Arc<str>, Arc<str>, u16),
+    Http(Arc<str>, Arc<str>, u16, HttpVersion),
     Dns(Arc<str>, Arc<str>, Arc<str>),
     Tls(Option<Arc<str>>),
 }
@@ -131,8 +131,8 @@ fn key(edge: &Flow) -> Key {
         is_reply: edge.is_reply,
         by: edge.decision.by.clone(),
         l7: edge.l7.as_deref().map(|l7| match l7 {
-            L7::Http { method, host, status, .. } => {
-                Asked::Http(Arc::clone(method), Arc::clone(host), *status)
+            L7::Http { method, host, status, version, .. } => {
+                Asked::Http(Arc::clone(method), Arc::clone(host), *status, *version)
             }
             L7::Dns { query, query_type, rcode, .. } => {
                 Asked::Dns(Arc::clone(query), Arc::clone(query_type), Arc::clone(rcode))

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::{Direction, DropReason, Identity, Labels, ObjectRef, Protocol, Workload};
+use crate::policy::rule::RuleMatch;
 
 /// What was done with the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,12 +141,15 @@ pub struct Decision {
     pub by: DecidedBy,
     /// Of the objects that the kernel enforced when this was looked up.
     pub revision: u64,
+    /// What the rules matched on, where rules decided.
+    #[serde(default)]
+    pub matched: Option<RuleMatch>,
 }
 
 impl Decision {
     /// No policy had a say.
     pub fn none() -> Decision {
-        Decision { by: DecidedBy::NoPolicy, revision: 0 }
+        Decision { by: DecidedBy::NoPolicy, revision: 0, matched: None }
     }
 }
 
@@ -166,12 +170,48 @@ pub struct ServiceRef {
     pub port: u16,
 }
 
+/// The version of HTTP that the client spoke.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum HttpVersion {
+    Http10,
+    /// Also of records that were written before versions were told.
+    #[default]
+    Http11,
+    Http2,
+}
+
+impl fmt::Display for HttpVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            HttpVersion::Http10 => "HTTP/1.0",
+            HttpVersion::Http11 => "HTTP/1.1",
+            HttpVersion::Http2 => "HTTP/2",
+        })
+    }
+}
+
 /// What a proxy saw.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum L7 {
-    Http { method: Arc<str>, path: Arc<str>, host: Arc<str>, status: u16, latency_us: u64 },
-    Dns { query: Arc<str>, query_type: Arc<str>, rcode: Arc<str>, answers: Vec<IpAddr>, latency_us: u64 },
-    Tls { server_name: Option<Arc<str>> },
+    Http {
+        method: Arc<str>,
+        path: Arc<str>,
+        host: Arc<str>,
+        status: u16,
+        latency_us: u64,
+        #[serde(default)]
+        version: HttpVersion,
+    },
+    Dns {
+        query: Arc<str>,
+        query_type: Arc<str>,
+        rcode: Arc<str>,
+        answers: Vec<IpAddr>,
+        latency_us: u64,
+    },
+    Tls {
+        server_name: Option<Arc<str>>,
+    },
 }
 
 /// One observed event with everything that the node knows about it.

@@ -10,8 +10,8 @@ use super::http1::{Session, Step};
 use super::io::within;
 use super::policy::Verdict;
 use super::request::host;
-use crate::flow::L7;
 use crate::flow::record::RecordVerdict;
+use crate::flow::{HttpVersion, L7};
 use crate::policy::l7::message::Fault;
 
 /// For the last bytes of a connection that is closed with an answer.
@@ -101,6 +101,7 @@ impl Session {
                 host: "".into(),
                 status: code,
                 latency_us: 0,
+                version: HttpVersion::default(),
             };
             let judged = self.cx.judged(self.ends, &mut self.judged);
             self.cx.report(self.ends, judged, &Verdict::unjudged(), RecordVerdict::Failed, l7);
@@ -147,6 +148,7 @@ impl Session {
                 host: host(&request.fields(head)).into(),
                 status,
                 latency_us: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+                version: request.version.told(),
             }
         });
     }

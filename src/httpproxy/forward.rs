@@ -13,8 +13,8 @@ use super::io::Inbox;
 use super::policy::Verdict;
 use super::request::host;
 use super::tunnel::End;
-use crate::flow::L7;
 use crate::flow::record::RecordVerdict;
+use crate::flow::{HttpVersion, L7};
 use crate::policy::l7::http::HeaderEdit;
 
 /// What a record says of a request; taken before the head is sent on, and only if there is going to be a record.
@@ -22,6 +22,7 @@ struct Seen {
     method: Arc<str>,
     path: Arc<str>,
     host: Arc<str>,
+    version: HttpVersion,
 }
 
 impl Session {
@@ -69,6 +70,7 @@ impl Session {
             method: request.method(head).into(),
             path: cx.shown_path(matched).into(),
             host: host(&request.fields(head)).into(),
+            version: request.version.told(),
         });
         let passed = request.upgrade.then(|| Passed {
             head: head.to_vec(),
@@ -136,7 +138,7 @@ impl Session {
         exchange: &Exchange,
         answered: &Result<Answered, Failure>,
     ) {
-        let Some(Seen { method, path, host }) = seen else { return };
+        let Some(Seen { method, path, host, version }) = seen else { return };
         let (outcome, status) = match (answered, exchange.started) {
             (Ok(_), _) => (RecordVerdict::Forwarded, exchange.status),
             (Err(_), true) => (RecordVerdict::Failed, exchange.status),
@@ -147,7 +149,7 @@ impl Session {
         let latency = if exchange.latency.is_zero() { exchange.begun.elapsed() } else { exchange.latency };
         let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         let judged = self.cx.judged(self.ends, &mut self.judged);
-        let l7 = L7::Http { method, path, host, status, latency_us };
+        let l7 = L7::Http { method, path, host, status, latency_us, version };
         self.cx.record(self.ends, judged, verdict, outcome, l7);
     }
 

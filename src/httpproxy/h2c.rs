@@ -22,8 +22,8 @@ use super::io::{Alarm, Inbox, Rewound, within};
 use super::judge::Judged;
 use super::policy::Verdict;
 use super::{Context, Ends, Limits};
-use crate::flow::L7;
 use crate::flow::record::RecordVerdict;
+use crate::flow::{HttpVersion, L7};
 use crate::policy::l7::http::Request;
 
 /// Bytes of one stream, and of all of a connection, that may be on their way.
@@ -315,6 +315,7 @@ impl Shared {
             host: call.authority.as_str().into(),
             status,
             latency_us: u64::try_from(call.begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+            version: HttpVersion::Http2,
         });
     }
 }

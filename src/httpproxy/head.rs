@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
+use crate::flow::HttpVersion;
 use crate::policy::l7::http::HeaderEdit;
 use crate::policy::l7::message::{self, Fault};
 
@@ -46,6 +47,16 @@ pub enum Version {
     Http10,
     #[default]
     Http11,
+}
+
+impl Version {
+    /// As records tell it.
+    pub fn told(self) -> HttpVersion {
+        match self {
+            Version::Http10 => HttpVersion::Http10,
+            Version::Http11 => HttpVersion::Http11,
+        }
+    }
 }
 
 /// A request head, as offsets into the bytes that it was parsed from.

@@ -17,6 +17,7 @@ mod lint;
 pub mod listener;
 pub mod netns;
 pub mod probe;
+pub mod relay;
 pub mod render;
 pub mod report;
 pub mod runner;

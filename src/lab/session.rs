@@ -156,10 +156,15 @@ impl Session {
         self.lab.remove()
     }
 
-    /// Leaves the lab running: the workloads move into a process of their own.
-    pub fn leave_running(self, program: &Path) -> Result<(), LabError> {
+    /// Leaves the lab running: the workloads move into a process of their own, and where there are agents a relay
+    /// joins their flows.
+    pub async fn leave_running(self, program: &Path) -> Result<(), LabError> {
         drop(self.workloads);
-        super::workload::spawn(&self.lab, program)
+        super::workload::spawn(&self.lab, program)?;
+        match self.control {
+            Some(_) => super::relay::spawn(&self.lab, program).await,
+            None => Ok(()),
+        }
     }
 }
 

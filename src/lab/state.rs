@@ -5,6 +5,7 @@
 //!                      /state.json  what is built, see `fabric::State`
 //!                      /ns/<site>   network namespaces
 //!                      /node/<name>/{state,run,bpf,agent.log}
+//!                      /relay/relay.sock  flows of all nodes, see `relay`
 //! ```
 //!
 //! Removal trusts nothing but this directory: the namespaces mounted below it, the processes that

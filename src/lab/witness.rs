@@ -40,7 +40,7 @@ pub enum Unproven {
 struct Testimony {
     direction: Direction,
     allowed: bool,
-    /// `default-deny`, `none` or `rule`.
+    /// `default-deny`, `none`, `rule`, or why a packet was dropped that no policy judged.
     basis: String,
     /// `NAME` or `NS/NAME`.
     objects: Vec<String>,
@@ -126,11 +126,13 @@ fn read(flow: &Json) -> Option<Testimony> {
             None => name.to_owned(),
         })
     });
-    let basis = match flow["policy_match"].as_str() {
-        Some(basis) => basis.to_owned(),
-        // A drop for another reason than policy.
-        None => flow["drop_reason_desc"].as_str()?.to_owned(),
-    };
+    let basis = match flow["sluice"]["decision"].as_str() {
+        Some("DECISION_RULES") => "rule",
+        Some("DECISION_DEFAULT_DENY") => "default-deny",
+        // No policy had a say: allowed, or a drop for another reason.
+        _ => flow["sluice"]["drop_reason"].as_str().unwrap_or("none"),
+    }
+    .to_owned();
     Some(Testimony { direction, allowed, basis, objects: objects.collect() })
 }
 
@@ -171,7 +173,7 @@ mod tests {
     #[test]
     fn an_event_proves_its_own_direction_and_object_only() {
         let flow = json!({
-            "verdict": "DROPPED", "traffic_direction": "INGRESS", "is_reply": false, "policy_match": "rule",
+            "verdict": "DROPPED", "traffic_direction": "INGRESS", "is_reply": false, "sluice": {"decision": "DECISION_RULES"},
             "ingress_denied_by": [{"name": "deny-all", "namespace": "shop", "kind": "NetworkPolicy"}],
         });
         let testimony = read(&flow).unwrap();
@@ -186,7 +188,7 @@ mod tests {
 
     #[test]
     fn replies_prove_nothing() {
-        let flow = json!({"verdict": "FORWARDED", "traffic_direction": "EGRESS", "is_reply": true, "policy_match": "none"});
+        let flow = json!({"verdict": "FORWARDED", "traffic_direction": "EGRESS", "is_reply": true});
         assert_eq!(read(&flow), None);
     }
 }

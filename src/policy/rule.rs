@@ -78,6 +78,47 @@ pub struct Rule {
     pub path: Arc<str>,
 }
 
+/// On what a rule matches, the least first: what Hubble calls the match type of a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub enum RuleMatch {
+    All,
+    ProtocolOnly,
+    L4Only,
+    L3Only,
+    L3Protocol,
+    L3L4,
+}
+
+impl RuleMatch {
+    pub const ALL: [RuleMatch; 6] = [
+        RuleMatch::All,
+        RuleMatch::ProtocolOnly,
+        RuleMatch::L4Only,
+        RuleMatch::L3Only,
+        RuleMatch::L3Protocol,
+        RuleMatch::L3L4,
+    ];
+}
+
+impl Rule {
+    /// Of a rule with ports and whole protocols the ports count: which of them a connection met is not told.
+    pub fn matches_on(&self) -> RuleMatch {
+        let names_peers = match &self.peers {
+            Peers::Any => false,
+            Peers::OneOf(peers) => !peers.contains(&Peer::Entity(Entity::All)),
+        };
+        let is_whole = |port: &PortMatch| matches!(port, PortMatch::Protocol(_));
+        match (names_peers, &self.ports) {
+            (false, Ports::Any) => RuleMatch::All,
+            (true, Ports::Any) => RuleMatch::L3Only,
+            (false, Ports::OneOf(ports)) if ports.iter().all(is_whole) => RuleMatch::ProtocolOnly,
+            (true, Ports::OneOf(ports)) if ports.iter().all(is_whole) => RuleMatch::L3Protocol,
+            (false, Ports::OneOf(_)) => RuleMatch::L4Only,
+            (true, Ports::OneOf(_)) => RuleMatch::L3L4,
+        }
+    }
+}
+
 /// The L3 part. Empty is not absent: `Any` is every peer, `OneOf(vec![])` is none
 /// (CVE-2025-64715 in a peer was the confusion of the two).
 #[derive(Clone, Debug, PartialEq, Eq)]

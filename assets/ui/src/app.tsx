@@ -27,7 +27,7 @@ export function App() {
   const [about, setAbout] = useState<About | null>(null);
   const [trouble, setTrouble] = useState<Error | null>(null);
   const [beat, setBeat] = useState(0);
-  const [filter, setFilter] = useState<Filter>({ verdict: 'all', namespace: '', text: '', quiet: true });
+  const [filter, setFilter] = useState<Filter>({ verdict: 'all', namespace: '', node: '', text: '', quiet: true });
   const [selection, setSelection] = useState<Selection>(null);
   const [help, setHelp] = useState(false);
   const [attempt, setAttempt] = useState(0);
@@ -97,6 +97,12 @@ export function App() {
             <option value="">All namespaces</option>
             {model.namespaces().map((name) => <option key={name} value={name}>{name}</option>)}
           </select>
+          {view === 'flows' && about && about.nodes.length > 1 && (
+            <select aria-label="Node" value={filter.node} onChange={(e) => setFilter({ ...filter, node: e.currentTarget.value })}>
+              <option value="">All nodes</option>
+              {[...new Set([...about.nodes, ...(filter.node ? [filter.node] : [])])].map((name) => <option key={name} value={name}>{plain(name)}</option>)}
+            </select>
+          )}
           <input ref={input} type="search" value={filter.text} spellcheck={false} autocomplete="off" aria-label="Filter" aria-invalid={bad !== ''}
             placeholder={view === 'flows' ? 'pod=shop/frontend not-port=53 …' : 'Search'} onInput={(e) => setFilter({ ...filter, text: e.currentTarget.value })} />
         </div>
@@ -112,8 +118,8 @@ export function App() {
       <main class={selection ? 'with-details' : ''}>
         <div class="view">
           {view === 'map' && <MapView model={model} filter={filter} selection={selection} select={setSelection} theme={theme} beat={beat} />}
-          {view === 'flows' && <FlowTable store={flows} beat={beat} text={filter.text} chosen={selection?.kind === 'flow' ? selection.flow : null} choose={(flow: FlowRow) => setSelection({ kind: 'flow', flow })} />}
-          {view === 'policies' && <Policies filter={filter} />}
+          {view === 'flows' && <FlowTable store={flows} beat={beat} nodes={(about?.nodes.length ?? 1) > 1 ? 'many' : 'one'} text={filter.text} chosen={selection?.kind === 'flow' ? selection.flow : null} choose={(flow: FlowRow) => setSelection({ kind: 'flow', flow })} />}
+          {view === 'policies' && <Policies filter={filter} from={about?.explains === false ? 'flows' : 'engine'} />}
           {view === 'map' && denied.length > 0 && !selection && <Denied pairs={denied} choose={(pair) => setSelection({ kind: 'pair', pair })} />}
         </div>
         {selection && <Details selection={selection} model={model} beat={beat} select={setSelection} explains={about?.explains ?? false} close={() => setSelection(null)} />}

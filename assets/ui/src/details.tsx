@@ -25,6 +25,11 @@ export function Details(props: Props) {
   );
 }
 
+/** A relay has the flows of all nodes and the policies of none. */
+function Elsewhere({ node }: { node?: string }) {
+  return <p class="muted elsewhere">Why, and what would allow it: this page is a relay's, which knows flows and no policies. The agent of {node ? plain(node) : 'the node where the pod lives'} knows; <code>sluice ui</code> there prints the address of its page.</p>;
+}
+
 const KINDS: Record<string, string> = { workload: 'Workload', machine: 'Node', name: 'DNS name', prefix: 'Address range', reserved: 'Reserved identity' };
 
 function NodeDetails({ node, select, model, explains }: Props & { node: MapNode }) {
@@ -42,6 +47,7 @@ function NodeDetails({ node, select, model, explains }: Props & { node: MapNode 
       <h2>{node.name}</h2>
       {node.pods.length > 1 && <p class="muted">{node.pods.length} pods: {node.pods.slice(0, 8).join(', ')}{node.pods.length > 8 && ' …'}</p>}
       {mine[0] && <Sides governed={mine[0]} />}
+      {!explains && node.kind === 'workload' && <Elsewhere />}
       {governed && mine.length === 0 && <p class="muted">Its pods live on another node: that node's page knows which policies select them.</p>}
       <Connections title="Calls" pairs={out} other={(p) => p.to} select={select} />
       <Connections title="Is called by" pairs={into} other={(p) => p.from} select={select} />
@@ -108,6 +114,7 @@ function PairDetails({ pair, model, select, explains }: Props & { pair: Pair }) 
           </h3>
           <p class="muted">Last seen {ago(edge.last, Date.now())}{edge.dropped > 0 && edge.reason && `; dropped: ${plain(edge.reason)}`}</p>
           {edge.l7.length > 0 && <Layer7 edge={edge} />}
+          {!explains && <EdgeSays edge={edge} model={model} />}
           {explains && edge.dropped > 0 && (open === edge.id
             ? <EdgeWhy edge={edge} model={model} />
             : <button type="button" onClick={() => setOpen(edge.id)}>Why, and what would allow it</button>)}
@@ -116,6 +123,7 @@ function PairDetails({ pair, model, select, explains }: Props & { pair: Pair }) 
             : <button type="button" class="quiet" onClick={() => setOpen(edge.id)}>Why it is allowed</button>)}
         </section>
       ))}
+      {!explains && <Elsewhere />}
     </>
   );
 }
@@ -130,14 +138,29 @@ function Layer7({ edge }: { edge: Edge }) {
   );
 }
 
-/** The newest flow of an edge, explained. */
-function EdgeWhy({ edge, model }: { edge: Edge; model: MapModel }) {
+/** The newest flow of an edge: the denied one, where there is one. */
+function useNewest(edge: Edge, model: MapModel): [FlowRow | null, string] {
   const [flow, setFlow] = useState<FlowRow | null>(null);
   const [problem, setProblem] = useState('');
   useEffect(() => {
     get<{ denied: FlowRow | null; allowed: FlowRow | null }>(`edge/${edge.id}`, { epoch: model.epoch })
       .then(({ denied, allowed }) => setFlow(denied ?? allowed), (error: Error) => setProblem(error.message));
-  }, [edge.id]);
+  }, [edge.id, edge.dropped > 0]);
+  return [flow, problem];
+}
+
+/** What the newest flow itself says of the decision. */
+function EdgeSays({ edge, model }: { edge: Edge; model: MapModel }) {
+  const [flow] = useNewest(edge, model);
+  if (!flow) return null;
+  return (
+    <p>{verdictClass(flow.verdict) === 'deny' ? 'Denied' : 'Allowed'} at {flow.direction} <span class="muted">on {plain(flow.node)} {BECAUSE[flow.because] ?? ''}</span>{flow.policies.length > 0 && <>: {flow.policies.map(plain).join(', ')}</>}</p>
+  );
+}
+
+/** The newest flow of an edge, explained. */
+function EdgeWhy({ edge, model }: { edge: Edge; model: MapModel }) {
+  const [flow, problem] = useNewest(edge, model);
   if (problem) return <p class="notice warn">{plain(problem)}</p>;
   return flow ? <WhyOf flow={flow} /> : <p class="muted">…</p>;
 }
@@ -159,6 +182,7 @@ function FlowDetails({ flow, explains }: Props & { flow: FlowRow }) {
         {flow.policies.length > 0 && <><dt>Policies</dt><dd>{flow.policies.map(plain).join(', ')}</dd></>}
       </dl>
       {explains && !flow.reply && <WhyOf flow={flow} />}
+      {!explains && !flow.reply && <Elsewhere node={flow.node} />}
     </>
   );
 }

@@ -36,6 +36,7 @@ export function filterOf(filter: Filter): [string, string][] {
   if (filter.verdict === 'denied') pairs.push(['verdict', 'DROPPED'], ['verdict', 'ERROR']);
   if (filter.verdict === 'allowed') pairs.push(['verdict', 'FORWARDED'], ['verdict', 'REDIRECTED']);
   if (filter.namespace) pairs.push(['namespace', filter.namespace]);
+  if (filter.node) pairs.push(['on-node', filter.node]);
   const words = filter.text.trim().split(/\s+/).filter(Boolean);
   for (let i = 0; i < words.length; i++) {
     const word = words[i]!;
@@ -62,11 +63,12 @@ function haystack(row: FlowRow): string {
 }
 
 const words = (row: FlowRow): string =>
-  `${row.source.name} ${row.source.address} ${row.destination.name} ${row.destination.address} ${row.destination.port ?? ''} ${row.protocol} ${row.summary} ${row.policies.join(' ')} ${row.reason ?? ''}`.toLowerCase();
+  `${row.source.name} ${row.source.address} ${row.destination.name} ${row.destination.address} ${row.destination.port ?? ''} ${row.protocol} ${row.summary} ${row.policies.join(' ')} ${row.node} ${row.reason ?? ''}`.toLowerCase();
 
-interface Props { store: FlowStore; beat: number; text: string; chosen: FlowRow | null; choose(flow: FlowRow): void }
+/** `nodes`: flows of more than one have a column for it. */
+interface Props { store: FlowStore; beat: number; nodes: 'one' | 'many'; text: string; chosen: FlowRow | null; choose(flow: FlowRow): void }
 
-export function FlowTable({ store, text, chosen, choose }: Props) {
+export function FlowTable({ store, nodes, text, chosen, choose }: Props) {
   const list = useRef<HTMLDivElement>(null);
   const [top, setTop] = useState(0);
   const [height, setHeight] = useState(600);
@@ -109,16 +111,16 @@ export function FlowTable({ store, text, chosen, choose }: Props) {
   const shown = [];
   for (let i = first; i < last; i++) {
     const row = rows[rows.length - 1 - i]!;
-    shown.push(<Row key={held ? held.end - i : store.gone + rows.length - i} row={row} y={i * rowH} narrow={narrow} chosen={row === chosen} choose={() => { hold(); choose(row); }} />);
+    shown.push(<Row key={held ? held.end - i : store.gone + rows.length - i} row={row} y={i * rowH} narrow={narrow} nodes={nodes} chosen={row === chosen} choose={() => { hold(); choose(row); }} />);
   }
   const waiting = held ? store.gone + store.rows.length - held.end : 0;
   return (
-    <section class="flows" aria-label="Flows">
+    <section class={nodes === 'many' ? 'flows manynodes' : 'flows'} aria-label="Flows">
       <div class="flowbar">
         <span>{count(rows.length)} flows{store.skipped > 0 && <span class="muted"> · {count(store.skipped)} more not shown (too many a second: narrow the filter)</span>}</span>
         <button type="button" class={held ? 'primary' : ''} onClick={() => (held ? release() : hold())}>{held ? `Go on${waiting > 0 ? ` (${count(waiting)} new)` : ''}` : 'Hold'}</button>
       </div>
-      {!narrow && <div class="flowhead" aria-hidden="true"><span>Time</span><span>Verdict</span><span>Source</span><span>Destination</span><span>What</span><span>Decided by</span></div>}
+      {!narrow && <div class="flowhead" aria-hidden="true"><span>Time</span>{nodes === 'many' && <span>Node</span>}<span>Verdict</span><span>Source</span><span>Destination</span><span>What</span><span>Decided by</span></div>}
       <div class="flowlist" ref={list} onScroll={onScroll} onKeyDown={onKey} tabIndex={0} role="grid" aria-rowcount={rows.length} aria-label="Flows, newest first">
         <div class="flowspace" style={{ height: `${rows.length * rowH}px` }}>{shown}</div>
         {rows.length === 0 && <p class="empty">No flow passes this filter yet.</p>}
@@ -137,7 +139,7 @@ export function what(row: FlowRow): string {
   return row.protocol.startsWith('ICMP') ? row.summary : row.protocol;
 }
 
-function Row({ row, y, narrow, chosen, choose }: { row: FlowRow; y: number; narrow: boolean; chosen: boolean; choose(): void }) {
+function Row({ row, y, narrow, nodes, chosen, choose }: { row: FlowRow; y: number; narrow: boolean; nodes: Props['nodes']; chosen: boolean; choose(): void }) {
   const source = plain(row.source.name);
   const target = `${plain(row.destination.name)}${row.destination.port ? `:${row.destination.port}` : ''}`;
   const why = row.reason ?? '';
@@ -147,13 +149,14 @@ function Row({ row, y, narrow, chosen, choose }: { row: FlowRow; y: number; narr
     return (
       <div class={cls} role="row" aria-selected={chosen} style={{ transform: `translateY(${y}px)` }} onClick={choose}>
         <span role="gridcell" class="pair"><b>{source}</b> → <b>{target}</b></span>
-        <span role="gridcell" class="sub"><em>{row.verdict === 'DROPPED' ? 'DENIED' : row.verdict}</em> {clock(row.time).slice(0, 8)} {plain(what(row))} {why && `· ${plain(why)}`}</span>
+        <span role="gridcell" class="sub"><em>{row.verdict === 'DROPPED' ? 'DENIED' : row.verdict}</em> {clock(row.time).slice(0, 8)} {nodes === 'many' && `${plain(row.node)} · `}{plain(what(row))} {why && `· ${plain(why)}`}</span>
       </div>
     );
   }
   return (
     <div class={cls} role="row" aria-selected={chosen} style={{ transform: `translateY(${y}px)` }} onClick={choose}>
       <span role="gridcell" class="time">{clock(row.time)}</span>
+      {nodes === 'many' && <span role="gridcell" class="muted" title={plain(row.node)}>{plain(row.node)}</span>}
       <span role="gridcell"><em>{row.verdict}</em></span>
       <span role="gridcell" title={`${plain(row.source.address)} identity ${row.source.identity}`}>{source}</span>
       <span role="gridcell" title={`${plain(row.destination.address)} identity ${row.destination.identity}`}>{target}</span>

@@ -8,7 +8,7 @@ const FILTERS: [string, string][] = [
   ['pod=shop/front', 'pods by namespace and beginning of the name; from-pod, to-pod one end'],
   ['namespace=shop', 'also from-, to-'], ['port=8080', 'also ip, identity, label, fqdn, node'],
   ['protocol=http', 'tcp, udp, sctp, icmp, http, dns, tls'], ['type=l7', 'drop, policy-verdict, trace, l7'],
-  ['policy=shop/deny', 'decided by this object'], ['not-port=53', 'not- excludes'], ['frontend', 'words: rows that contain them'],
+  ['policy=shop/deny', 'decided by this object'], ['on-node=node1', 'seen by this node'], ['not-port=53', 'not- excludes'], ['frontend', 'words: rows that contain them'],
 ];
 
 export function Help({ close }: { close(): void }) {

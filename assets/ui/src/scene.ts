@@ -5,7 +5,7 @@ import { type Box, NARROW_BELOW, layout } from './layout';
 import { type MapModel, type MapNode, type Pair, portName, title } from './model';
 import { count, short } from './text';
 
-export interface Filter { verdict: 'all' | 'denied' | 'allowed'; namespace: string; text: string; quiet: boolean }
+export interface Filter { verdict: 'all' | 'denied' | 'allowed'; namespace: string; node: string; text: string; quiet: boolean }
 export type Hit = { node: MapNode } | { pair: Pair } | null;
 
 interface Colors { bg: string; surface: string; raised: string; border: string; text: string; muted: string; accent: string; allow: string; deny: string; box: string }

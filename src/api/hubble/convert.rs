@@ -14,6 +14,7 @@ use super::reasons;
 use crate::api::flow_json::summary;
 use crate::flow::{DecidedBy, Decision, EventKind, Flow, L7, Observation, Party, Verdict, uuid_text};
 use crate::model::{Direction, Identity, ObjectRef, Protocol};
+use crate::policy::rule::RuleMatch;
 
 /// `DNS.observation_source`: the DNS proxy saw it.
 const BY_PROXY: &str = "proxy";
@@ -183,12 +184,12 @@ fn endpoint(party: &Party, naming: &Naming) -> pb::Endpoint {
 /// clients print status and latency of responses only.
 fn layer7(flow: &Flow, l7: &L7) -> Option<pb::Layer7> {
     let (answered, latency_us, record) = match l7 {
-        L7::Http { method, path, host, status, latency_us } => {
+        L7::Http { method, path, host, status, latency_us, version } => {
             let http = pb::Http {
                 code: u32::from(*status),
                 method: method.to_string(),
                 url: format!("http://{host}{path}"),
-                protocol: "HTTP/1.1".to_owned(),
+                protocol: version.to_string(),
                 headers: Vec::new(),
             };
             (*status != 0 && flow.verdict == Verdict::Forwarded, *latency_us, Record::Http(http))
@@ -218,10 +219,18 @@ fn layer7(flow: &Flow, l7: &L7) -> Option<pb::Layer7> {
 }
 
 /// IANA's DNS RCODEs by the names that the DNS proxy reports.
+const RESPONSE_CODES: [&str; 8] =
+    ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET"];
+
 fn response_code(name: &str) -> u32 {
-    let known = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET"];
     let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_uppercase();
-    known.iter().position(|known| *known == plain).and_then(|code| u32::try_from(code).ok()).unwrap_or(2)
+    let code = RESPONSE_CODES.iter().position(|known| *known == plain);
+    code.and_then(|code| u32::try_from(code).ok()).unwrap_or(2)
+}
+
+/// The name of a DNS RCODE; those that no proxy reports are `SERVFAIL`.
+pub fn response_name(code: u32) -> &'static str {
+    usize::try_from(code).ok().and_then(|code| RESPONSE_CODES.get(code)).unwrap_or(&RESPONSE_CODES[2])
 }
 
 /// Numbers of Cilium's monitor messages.
@@ -271,14 +280,33 @@ fn service(flow: &Flow) -> Option<pb::Service> {
     Some(pb::Service { name: name.to_owned(), namespace: namespace.to_owned() })
 }
 
-/// A verdict is a maximum over many cells; of its kind only this much is known: a rule (as L3-L4), nothing
-/// that forbids (all), or nothing that allows (none).
+/// Cilium's numbers of match types.
+const MATCH_TYPES: [(RuleMatch, u32); 6] = [
+    (RuleMatch::L3Only, 1),
+    (RuleMatch::L3L4, 2),
+    (RuleMatch::L4Only, 3),
+    (RuleMatch::All, 4),
+    (RuleMatch::L3Protocol, 5),
+    (RuleMatch::ProtocolOnly, 6),
+];
+
+/// What policy matched on: told of verdicts and drops, as packets of known connections and requests are judged by
+/// nothing new. Where no policy has a say everything matches (all); where default deny decides nothing does (none).
 fn policy_match(flow: &Flow) -> u32 {
-    match &flow.decision.by {
-        DecidedBy::Rules(_) => 2,
-        DecidedBy::NoPolicy if flow.verdict == Verdict::Forwarded => 4,
-        DecidedBy::NoPolicy | DecidedBy::DefaultDeny(_) => 0,
+    if matches!(flow.kind, EventKind::Trace | EventKind::L7) {
+        return 0;
     }
+    let matched = match (&flow.decision.by, flow.verdict) {
+        (DecidedBy::Rules(_), _) => flow.decision.matched,
+        (DecidedBy::NoPolicy, Verdict::Forwarded) => Some(RuleMatch::All),
+        (DecidedBy::NoPolicy | DecidedBy::DefaultDeny(_), _) => None,
+    };
+    MATCH_TYPES.iter().find(|(one, _)| Some(*one) == matched).map_or(0, |(_, number)| *number)
+}
+
+/// The match type of this number; 0 is none.
+pub fn match_type(number: u32) -> Option<RuleMatch> {
+    MATCH_TYPES.iter().find(|(_, one)| *one == number).map(|(matched, _)| *matched)
 }
 
 fn policies_member<'a>(message: &'a mut pb::Flow, flow: &Flow) -> &'a mut Vec<pb::Policy> {
@@ -351,6 +379,7 @@ pub fn identity_text(identity: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::HttpVersion;
     use crate::flow::tests::flow as example;
     use crate::model::DropReason;
 
@@ -368,6 +397,44 @@ mod tests {
         assert_eq!(message.drop_reason_desc(), pb::DropReason::PolicyDenied);
         assert_eq!(message.sluice.unwrap().drop_reason, "SNI_DENIED");
         assert_eq!(message.event_type.unwrap(), pb::CiliumEventType { r#type: 1, sub_type: 133 });
+    }
+
+    #[test]
+    fn verdicts_say_what_the_rule_matched_on_as_cilium_numbers_it() {
+        let number = |kind, by, matched| {
+            let decision = std::sync::Arc::new(Decision { by, revision: 1, matched });
+            flow(&Flow { kind, decision, ..example(80) }, &naming()).policy_match_type
+        };
+        let rules = || DecidedBy::Rules(Vec::new());
+        let names = ["all", "proto-only", "L4-only", "L3-only", "L3-proto", "L3-L4"];
+        for ((matched, wanted), name) in RuleMatch::ALL.into_iter().zip([4, 6, 3, 1, 5, 2]).zip(names) {
+            assert_eq!(number(EventKind::PolicyVerdict, rules(), Some(matched)), wanted, "{name}");
+            assert_eq!(match_type(wanted), Some(matched), "{name}");
+        }
+        assert_eq!(number(EventKind::PolicyVerdict, DecidedBy::NoPolicy, None), 4);
+        assert_eq!(number(EventKind::PolicyVerdict, DecidedBy::DefaultDeny(Vec::new()), None), 0);
+        assert_eq!(number(EventKind::Trace, rules(), Some(RuleMatch::L3L4)), 0);
+    }
+
+    #[test]
+    fn requests_say_the_version_that_was_spoken() {
+        for (version, text) in [
+            (HttpVersion::Http10, "HTTP/1.0"),
+            (HttpVersion::Http11, "HTTP/1.1"),
+            (HttpVersion::Http2, "HTTP/2"),
+        ] {
+            let l7 = L7::Http {
+                method: "GET".into(),
+                path: "/".into(),
+                host: "a".into(),
+                status: 200,
+                latency_us: 1,
+                version,
+            };
+            let message = flow(&Flow { l7: Some(Box::new(l7)), ..example(80) }, &naming());
+            let Some(Record::Http(http)) = message.l7.unwrap().record else { panic!("no HTTP") };
+            assert_eq!(http.protocol, text);
+        }
     }
 
     #[test]

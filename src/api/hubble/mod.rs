@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `pb`, `convert`, `reasons`, `filter`, `mask` | wire forms, and back |
+//! | `pb`, `convert`, `read`, `reasons`, `filter`, `mask` | wire forms, and back |
 //! | [`source`] | what an agent has to offer to be observed |
 //! | `observer`, `stream`, `events`, `peers` | the services of an agent |
 //! | [`relay`] | the same services over many agents |
@@ -22,6 +22,7 @@ mod observer;
 #[allow(unreachable_pub)]
 pub mod pb;
 mod peers;
+pub mod read;
 mod reasons;
 pub mod relay;
 pub mod serve;

@@ -1,5 +1,7 @@
 //! The flow API as clients meet it: real sockets, an observer that is a double, good and bad clients.
 
+mod page;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -447,8 +449,8 @@ async fn only_clients_of_the_authority_see_flows() {
     assert_eq!(ask(good).await, Ok(1));
 }
 
-/// A relay over these observers; the last token ends the last observer.
-async fn relay(bench: &Bench, doubles: &[Arc<Double>]) -> (ServerAddress, CancellationToken) {
+/// A pool of these observers; the token ends the last one.
+async fn pool(bench: &Bench, doubles: &[Arc<Double>]) -> (Arc<Pool>, CancellationToken) {
     let pool = Pool::new(ClientTls::default());
     let gone = CancellationToken::new();
     for (at, double) in doubles.iter().enumerate() {
@@ -457,6 +459,12 @@ async fn relay(bench: &Bench, doubles: &[Arc<Double>]) -> (ServerAddress, Cancel
         let server = bench.serve(&double.node, observer_services(source), stop).await;
         pool.put(&double.node, PeerAddress { server, server_name: None });
     }
+    (pool, gone)
+}
+
+/// A relay over these observers.
+async fn relay(bench: &Bench, doubles: &[Arc<Double>]) -> (ServerAddress, CancellationToken) {
+    let (pool, gone) = pool(bench, doubles).await;
     let server =
         bench.serve("relay", relay_services(Arc::clone(&pool), "test".into()), bench.stop.clone()).await;
     let mut peers = pool.watch();

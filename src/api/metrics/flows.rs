@@ -5,8 +5,9 @@ use smallvec::smallvec;
 use super::context::Context;
 use super::table::{Table, Text, Values};
 use super::{DEFAULT_BUCKETS, Family, Format, Histogram, Kind, Page};
-use crate::flow::{DecidedBy, EventKind, Flow, L7, Observation, Verdict};
+use crate::flow::{DecidedBy, EventKind, Flow, HttpVersion, L7, Observation, Verdict};
 use crate::model::{Direction, Family as AddressFamily, Identity, Protocol};
+use crate::policy::rule::RuleMatch;
 
 /// See the module.
 #[derive(Debug)]
@@ -182,14 +183,14 @@ impl FlowMetrics {
                     }
                 }
             }
-            Some(L7::Http { method, status, latency_us, .. }) => {
+            Some(L7::Http { method, status, latency_us, version, .. }) => {
                 let reporter: Text = match flow.direction {
                     Direction::Egress => "client".into(),
                     Direction::Ingress => "server".into(),
                 };
                 let method = Text::Shared(method.clone());
                 let status = Text::Number((*status).into());
-                let values = smallvec![method.clone(), "HTTP/1.1".into(), status, reporter.clone()];
+                let values = smallvec![method.clone(), http_version(*version), status, reporter.clone()];
                 self.http_requests.add(with_context(values), count);
                 let values = with_context(smallvec![method, reporter]);
                 let cell = self.http_duration.at(values, || Histogram::new(DEFAULT_BUCKETS));
@@ -295,10 +296,26 @@ fn policy_match(flow: &Flow) -> Option<&'static str> {
         (Some(L7::Http { .. }), _) => Some("l7/http"),
         (Some(L7::Dns { .. }), _) => Some("l7/dns"),
         (Some(L7::Tls { .. }), _) => Some("l7/tls"),
-        (None, DecidedBy::Rules(_)) => Some("l3-l4"),
+        (None, DecidedBy::Rules(_)) => Some(match flow.decision.matched {
+            Some(RuleMatch::L3Only) => "l3-only",
+            Some(RuleMatch::L4Only) => "l4-only",
+            Some(RuleMatch::All) => "all",
+            Some(RuleMatch::L3Protocol) => "l3-proto",
+            Some(RuleMatch::ProtocolOnly) => "proto-only",
+            // Flows of history from before this was told.
+            Some(RuleMatch::L3L4) | None => "l3-l4",
+        }),
         (None, DecidedBy::DefaultDeny(_)) => Some("none"),
-        (None, DecidedBy::NoPolicy) if flow.kind == EventKind::PolicyVerdict => Some("none"),
+        (None, DecidedBy::NoPolicy) if flow.kind == EventKind::PolicyVerdict => Some("all"),
         (None, DecidedBy::NoPolicy) => None,
+    }
+}
+
+fn http_version(version: HttpVersion) -> Text {
+    match version {
+        HttpVersion::Http10 => "HTTP/1.0".into(),
+        HttpVersion::Http11 => "HTTP/1.1".into(),
+        HttpVersion::Http2 => "HTTP/2".into(),
     }
 }
 
@@ -354,7 +371,7 @@ mod tests {
         metrics.count(&Flow {
             kind: EventKind::Drop,
             verdict: Verdict::Dropped(DropReason::PolicyDenied),
-            decision: Arc::new(Decision { by, revision: 3 }),
+            decision: Arc::new(Decision { by, revision: 3, matched: None }),
             destination: Arc::new(Party::unknown("203.0.113.9".parse().unwrap(), Identity::WORLD_IPV4)),
             count: 5,
             ..flow(443)
@@ -367,6 +384,7 @@ mod tests {
                 host: "h".into(),
                 status: 200,
                 latency_us: 30_000,
+                version: HttpVersion::Http2,
             })),
             ..flow(80)
         });
@@ -404,7 +422,7 @@ mod tests {
             ),
             format!("hubble_dns_response_types_total{{type=\"A\",qtypes=\"A\",{ctx}}} 1"),
             format!(
-                "hubble_http_requests_total{{method=\"GET\",protocol=\"HTTP/1.1\",status=\"200\",reporter=\"client\",{ctx}}} 1"
+                "hubble_http_requests_total{{method=\"GET\",protocol=\"HTTP/2\",status=\"200\",reporter=\"client\",{ctx}}} 1"
             ),
             format!(
                 "hubble_http_request_duration_seconds_bucket{{method=\"GET\",reporter=\"client\",{ctx},le=\"0.05\"}} 1"

@@ -80,7 +80,7 @@ impl Feeder {
             return reader;
         }
         let mut graph = Graph::new(self.epochs.fetch_add(1 << 8, Ordering::Relaxed));
-        pods.iter().for_each(|pod| graph.know_pod(&pod.namespace, &pod.name));
+        pods.iter().for_each(|pod| graph.know_pod(pod));
         let past = self.source.recent(PAST);
         past.iter().for_each(|flow| graph.add(flow));
         *slot = Some(graph);
@@ -137,7 +137,7 @@ impl Feeder {
                 pods_at = now + PODS;
                 let pods = self.source.pods().await.unwrap_or_default();
                 if let Some(graph) = self.graph.lock().as_mut() {
-                    pods.iter().for_each(|pod| graph.know_pod(&pod.namespace, &pod.name));
+                    pods.iter().for_each(|pod| graph.know_pod(pod));
                 }
             }
             if self.readers.load(Ordering::Acquire) > 0 {

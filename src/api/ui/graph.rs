@@ -9,8 +9,9 @@ use hashbrown::HashMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::source::KnownPod;
 use crate::flow::{EventKind, Flow, L7, Party, Verdict};
-use crate::model::{Identity, LabelSource, Protocol};
+use crate::model::{Direction, Identity, LabelSource, Protocol};
 
 pub const MAX_NODES: usize = 10_000;
 pub const MAX_EDGES: usize = 20_000;
@@ -61,7 +62,8 @@ struct Edge {
     key: EdgeKey,
     /// Connections and requests let pass, as each end saw them: a connection between two observed pods is one.
     passed: [u64; 2],
-    dropped: u64,
+    /// As each end saw them.
+    dropped: [u64; 2],
     /// Of the newest drop.
     reason: &'static str,
     last_ns: u64,
@@ -107,11 +109,11 @@ impl Graph {
     }
 
     /// A pod that exists, whether it talks or not.
-    pub fn know_pod(&mut self, namespace: &Arc<str>, pod: &Arc<str>) {
+    pub fn know_pod(&mut self, pod: &KnownPod) {
         self.version += 1;
-        let key = NodeKey::Workload(Arc::clone(namespace), workload_of(pod));
+        let key = NodeKey::Workload(Arc::clone(&pod.namespace), Arc::clone(&pod.workload));
         if let Some(id) = self.node(key) {
-            self.instance(id, pod);
+            self.instance(id, &pod.name);
         }
     }
 
@@ -140,7 +142,7 @@ impl Graph {
         edge.last_ns = edge.last_ns.max(flow.time_ns);
         let count = u64::from(flow.count);
         edge.passed[flow.direction as usize] += if passed { count } else { 0 };
-        edge.dropped += if dropped { count } else { 0 };
+        edge.dropped[flow.direction as usize] += if dropped { count } else { 0 };
         if let Verdict::Dropped(reason) = flow.verdict {
             edge.reason = reason.text();
         }
@@ -206,7 +208,7 @@ impl Graph {
         self.edges.push(Edge {
             key,
             passed: [0; 2],
-            dropped: 0,
+            dropped: [0; 2],
             reason: "",
             last_ns: 0,
             l7: Vec::new(),
@@ -307,7 +309,9 @@ impl Edge {
 
     fn json(&self, id: usize) -> Value {
         let (from, to, protocol, port) = self.key;
-        let passed = self.passed[0].max(self.passed[1]);
+        // What the caller's side let go and the called side did not take is not allowed.
+        let [left, arrived] = [Direction::Egress, Direction::Ingress].map(|side| self.passed[side as usize]);
+        let passed = arrived.max(left.saturating_sub(self.dropped[Direction::Ingress as usize]));
         let l7: Vec<Value> =
             self.l7.iter().map(|(what, passed, refused)| json!([&**what, passed, refused])).collect();
         json!([
@@ -317,7 +321,7 @@ impl Edge {
             protocol.to_string(),
             port,
             passed,
-            self.dropped,
+            self.dropped.iter().sum::<u64>(),
             self.last_ns / 1_000_000,
             self.reason,
             l7
@@ -327,7 +331,8 @@ impl Edge {
 
 fn key_of(party: &Party, used: Option<&Arc<str>>) -> NodeKey {
     if let (Some(namespace), Some(pod)) = (&party.namespace, &party.pod) {
-        return NodeKey::Workload(Arc::clone(namespace), workload_of(pod));
+        let workload = party.workload.as_ref().map_or(pod, |workload| &workload.name);
+        return NodeKey::Workload(Arc::clone(namespace), Arc::clone(workload));
     }
     if let Some(node) = &party.node {
         return NodeKey::Machine(Arc::clone(node));
@@ -343,33 +348,6 @@ fn key_of(party: &Party, used: Option<&Arc<str>>) -> NodeKey {
         (None, Some("world-ipv4" | "world-ipv6") | None) => NodeKey::Reserved("world"),
         (None, Some("unknown")) if party.identity == Identity::UNKNOWN => NodeKey::Reserved("unknown"),
         (None, Some(name)) => NodeKey::Reserved(name),
-    }
-}
-
-/// The name that instances of one Deployment, DaemonSet or StatefulSet share, as their names are made
-/// (`apimachinery` `SafeEncodeString`: the random parts have no vowels and no `0`, `1`, `3`).
-fn workload_of(pod: &Arc<str>) -> Arc<str> {
-    let is_random = |part: &str| {
-        part.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte))
-            && part.bytes().any(|byte| byte.is_ascii_digit())
-    };
-    let Some((rest, last)) = pod.rsplit_once('-').filter(|(rest, _)| !rest.is_empty()) else {
-        return Arc::clone(pod);
-    };
-    if last.bytes().all(|byte| byte.is_ascii_digit()) {
-        return rest.into();
-    }
-    let is_suffix =
-        |part: &str| part.len() == 5 && part.bytes().all(|b| b"bcdfghjklmnpqrstvwxz2456789".contains(&b));
-    if !is_suffix(last) {
-        return Arc::clone(pod);
-    }
-    match rest.rsplit_once('-') {
-        Some((name, hash)) if (8..=10).contains(&hash.len()) && is_random(hash) && !name.is_empty() => {
-            name.into()
-        }
-        _ if last.bytes().any(|byte| byte.is_ascii_digit()) => rest.into(),
-        _ => Arc::clone(pod),
     }
 }
 

@@ -172,7 +172,7 @@ pub fn row(flow: &Arc<Flow>) -> Value {
         row["icmpType"] = json!(icmp_type);
     }
     match flow.l7.as_deref() {
-        Some(l7 @ L7::Http { method, path, host, status, latency_us }) => {
+        Some(l7 @ L7::Http { method, path, host, status, latency_us, .. }) => {
             row["l7"] = json!({"kind": kind(l7), "method": &**method, "path": &**path, "host": &**host, "status": status, "latencyUs": latency_us});
         }
         Some(l7 @ L7::Dns { query, query_type, rcode, latency_us, .. }) => {

@@ -10,8 +10,8 @@
 //! | `GET /api/v1/manifest/{kind}/{namespace or -}/{name}` | an object's text |
 //! | `POST /login`, `/logout` | the token in, a cookie out |
 //!
-//! The filter is that of [`super::flow_query`]. What a [`source::UiSource`] has, any server can show: the agent
-//! today, a relay of many agents in the same way.
+//! The filter is that of [`super::flow_query`]. What a [`source::UiSource`] has, any server can show: an agent
+//! its node's flows and policies, a relay the flows of all nodes.
 
 pub mod feeder;
 mod files;
@@ -19,6 +19,7 @@ pub mod graph;
 pub mod guard;
 pub mod listen;
 pub mod live;
+pub mod open;
 pub mod source;
 
 use std::net::IpAddr;
@@ -149,6 +150,7 @@ fn question(parameters: &[(String, String)]) -> Result<Question, String> {
             host: text("http-host").into(),
             status: 0,
             latency_us: 0,
+            version: crate::flow::HttpVersion::default(),
         }),
         (_, Some(query), _) => Some(L7::Dns {
             query: query.into(),

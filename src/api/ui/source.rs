@@ -34,6 +34,8 @@ pub struct About {
 pub struct KnownPod {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
+    /// Name of what it is an instance of.
+    pub workload: Arc<str>,
 }
 
 /// A connection that somebody asks about, by the addresses of a flow.

@@ -210,7 +210,7 @@ mod tests {
         let flow = message(&Flow {
             verdict: Verdict::Dropped(DropReason::PolicyDenied),
             direction: Direction::Ingress,
-            decision: Decided { by: DecidedBy::DefaultDeny(objects), revision: 1 }.into(),
+            decision: Decided { by: DecidedBy::DefaultDeny(objects), revision: 1, matched: None }.into(),
             count: 5,
             ..example(80)
         });

@@ -176,7 +176,7 @@ fn kind(flow: &pb::Flow) -> String {
         }
         Some(4) => flow.trace_observation_point().as_str_name().to_lowercase().replace('_', "-"),
         Some(5) => {
-            let matched = ["none", "L3-Only", "L3-L4", "L4-Only", "all"];
+            let matched = ["none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only"];
             let matched = usize::try_from(flow.policy_match_type).ok().and_then(|at| matched.get(at));
             let direction = flow.traffic_direction().as_str_name();
             format!("policy-verdict:{} {direction}", matched.unwrap_or(&"unknown"))
@@ -391,7 +391,7 @@ mod tests {
         let line = line(&Flow {
             kind: EventKind::Drop,
             verdict: Verdict::Dropped(DropReason::PolicyDenied),
-            decision: Decided { by: DecidedBy::DefaultDeny(objects), revision: 3 }.into(),
+            decision: Decided { by: DecidedBy::DefaultDeny(objects), revision: 3, matched: None }.into(),
             ..example(80)
         });
         assert!(

@@ -81,7 +81,7 @@ fn node_status(state: NodeState, names: Vec<String>, message: String) -> GetFlow
 }
 
 /// One call of a client.
-struct Joined {
+pub(super) struct Joined {
     pool: Arc<Pool>,
     request: GetFlowsRequest,
     phase: Phase,
@@ -109,7 +109,7 @@ enum Phase {
 }
 
 impl Joined {
-    async fn new(pool: Arc<Pool>, mut request: GetFlowsRequest) -> Result<Joined, Status> {
+    pub(super) async fn new(pool: Arc<Pool>, mut request: GetFlowsRequest) -> Result<Joined, Status> {
         if request.first && request.follow {
             return Err(Status::invalid_argument("first cannot be specified with follow"));
         }
@@ -187,7 +187,13 @@ impl Joined {
         })
     }
 
-    async fn next(&mut self) -> Option<Result<GetFlowsResponse, Status>> {
+    /// What is told from here on happens now.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live { .. }) && self.ready.is_empty()
+    }
+
+    /// May be dropped and asked again: nothing is lost.
+    pub(super) async fn next(&mut self) -> Option<Result<GetFlowsResponse, Status>> {
         loop {
             if let Some(response) = self.ready.pop_front() {
                 return Some(Ok(response));
