@@ -8,7 +8,7 @@ use hickory_proto::op::{Message, MessageType, OpCode, Query as Question};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use sluice::dnsproxy::message::{Query, Reply, ResponseCode};
 use sluice::fqdn::Learned;
-use sluice::policy::l7::http::check_expression;
+use sluice::policy::l7::expressions::check_expression;
 use sluice::policy::l7::message::check_head;
 use sluice::policy::l7::target::{Target as Normal, normalize};
 

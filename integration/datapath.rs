@@ -376,6 +376,45 @@ fn a_restart_neither_opens_a_hole_nor_disturbs_a_connection() {
     });
 }
 
+/// The kernel's numbers of the pinned programs.
+fn programs(bpffs: &Path) -> Vec<u32> {
+    let pins = std::fs::read_dir(bpffs.join(pin_version()).join("programs")).unwrap().flatten();
+    let mut ids: Vec<u32> =
+        pins.map(|pin| aya::programs::ProgramInfo::from_pin(pin.path()).unwrap().id()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+#[test]
+fn a_restart_uses_the_programs_that_are_there_and_another_size_does_not() {
+    isolated(|bpffs| async move {
+        let mut bench = Bench::new(&bpffs, AttachMode::Auto).await;
+        drop(bench.start());
+        let first = programs(&bpffs);
+        assert_eq!(first.len(), 6);
+        drop(bench.start());
+        assert_eq!(programs(&bpffs), first);
+        bench.expect_policy();
+
+        // Programs know their maps: with another map they would judge by what nobody writes any more.
+        bench.config.capacity.connections *= 2;
+        drop(bench.start());
+        let second = programs(&bpffs);
+        assert!(second.len() == 6 && first.iter().all(|id| !second.contains(id)), "{first:?} {second:?}");
+        bench.expect_policy();
+
+        // One that is missing: all are loaded anew, so that all are of one load.
+        let dir = bpffs.join(pin_version()).join("programs");
+        let one = std::fs::read_dir(&dir).unwrap().flatten().next().unwrap().path();
+        std::fs::remove_file(one).unwrap();
+        let datapath = bench.start();
+        let third = programs(&bpffs);
+        assert!(third.len() == 6 && second.iter().all(|id| !third.contains(id)), "{second:?} {third:?}");
+        bench.expect_policy();
+        datapath.uninstall().unwrap();
+    });
+}
+
 #[test]
 fn traffic_flows_through_every_moment_of_a_restart() {
     isolated(|bpffs| async move {

@@ -81,6 +81,8 @@ impl Pair<'_> {
         call: impl FnOnce(SocketAddr) -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
         let listener = self.server.run(|| TcpListener::bind((self.address, PORT)))??;
+        // A client that cannot connect ends the run, not only itself.
+        socket2::SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
         std::thread::scope(|scope| {
             let server = scope.spawn(|| -> anyhow::Result<()> {
                 pin()?;

@@ -124,7 +124,7 @@ impl Node {
     pub fn with(place: &Place, number: u8, between: Between) -> anyhow::Result<Node> {
         let node = Node::new(number)?;
         match between {
-            Between::Routing => {}
+            Between::Routing => node.by_stack()?,
             Between::Sluice => {
                 node.enforce(place, number, &(objects(number) + &one_policy()), Mode::Routes)?
             }
@@ -168,6 +168,7 @@ impl Node {
 
     /// As other overlays do it: a device, a neighbour and a route for each node.
     fn plain_vxlan(&self, own: u8, other: u8) -> anyhow::Result<()> {
+        self.by_stack()?;
         let (local, remote) = (fabric_address(own).to_string(), fabric_address(other).to_string());
         let mac = |node: u8| format!("02:5c:00:00:01:{node:02x}");
         let gateway = format!("10.100.{other}.0");
@@ -219,7 +220,13 @@ impl Node {
         others.map(move |other| (other, server, PORT)).chain([(client, server, PORT)])
     }
 
+    /// No programs of ours: the stack routes between the pods.
+    fn by_stack(&self) -> anyhow::Result<()> {
+        [&self.client, &self.server].into_iter().try_for_each(|pod| pod.routed_by_stack(&self.space))
+    }
+
     fn nftables(&self) -> anyhow::Result<()> {
+        self.by_stack()?;
         let mut text = String::from(
             "table ip bench {\n chain forward {\n  type filter hook forward priority 0; policy drop;\n  ct state established,related accept\n",
         );
@@ -230,6 +237,7 @@ impl Node {
     }
 
     fn iptables(&self) -> anyhow::Result<()> {
+        self.by_stack()?;
         let mut text = String::from(
             "*filter\n:FORWARD DROP\n-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n",
         );

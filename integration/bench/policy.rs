@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use aya::programs::{SchedClassifier, TcAttachType};
 use parking_lot::Mutex;
 use sluice::api::types::{DeviceOrigin, EndpointRequest};
 use sluice::cluster::{Change, View};
+use sluice::datapath::expedite::Expedited;
 use sluice::datapath::net::Namespace;
 use sluice::datapath::{Datapath as _, DatapathConfig, KernelDatapath};
 use sluice::identity::{AllocateError, IdentityAllocator, MemoryAllocator};
@@ -177,6 +179,7 @@ fn whole_agent(
     interleaved(rounds, 2, |kind| -> anyhow::Result<()> {
         if kind == 1 {
             remove_pins(&home)?;
+            await_bare(node, pods)?;
         }
         let (agent, took) = Agent::start(node, &home)?;
         let counts = agent.status()?.counts;
@@ -248,6 +251,25 @@ fn remove_pins(home: &Home) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The kernel takes programs off devices after their pins are gone, and holds the lock of all devices meanwhile: that time is
+/// the end of the last agent's work, not the start of the next one's.
+fn await_bare(node: &Namespace, pods: &[Pod]) -> anyhow::Result<()> {
+    let _expedited = Expedited::begin();
+    let begin = Instant::now();
+    node.run(|| -> anyhow::Result<()> {
+        for pod in pods {
+            let device = nix::net::if_::if_indextoname(pod.device.ifindex)?.into_string()?;
+            for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+                while !SchedClassifier::query_tcx(&device, side)?.1.is_empty() {
+                    anyhow::ensure!(begin.elapsed().as_secs() < 60, "programs stay on {device}");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        Ok(())
+    })?
 }
 
 /// The same rules for `nft -f`.

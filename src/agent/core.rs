@@ -574,7 +574,7 @@ fn described_pod(pod: &str, registration: &Registration, node: &str) -> Option<C
     Some(Change::Upsert(Resource::Object(Object::Pod(Pod {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
-        labels: described.labels.clone(),
+        labels: described.labels.clone().into(),
         node: Some(node.to_owned()),
         addresses: described.addresses.clone(),
         host_network: false,

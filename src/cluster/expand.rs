@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::objects::Objects;
 use crate::identity::pod::NAMESPACE_KEY;
-use crate::model::{CidrScope, Kind, Label, LabelSource, Labels, ObjectRef, Service};
+use crate::model::{CidrScope, Kind, KubeLabels, Label, LabelSource, Labels, ObjectRef, Service};
 use crate::policy::rule::{CidrGroupRef, CidrSet, GroupSelect, Peer, Peers, Policy, ServiceRef};
 use crate::policy::selector::{LabelSelector, Operator, Requirement, SelectorKey};
 use crate::service::slice_addresses;
@@ -89,7 +89,7 @@ fn expand_peer(peer: Peer, objects: &Objects) -> Vec<Peer> {
     }
 }
 
-fn kube_labels(labels: &std::collections::BTreeMap<String, String>) -> Labels {
+fn kube_labels(labels: &KubeLabels) -> Labels {
     labels.iter().map(|(key, value)| Label::k8s(key, value)).collect()
 }
 

@@ -97,7 +97,7 @@ impl Ids {
     ) -> Result<(Labels, Identity), AllocateError> {
         let labels = match self.pods.key(&labels) {
             Some(shared) => shared.clone(),
-            None => self.strings.labels(&labels),
+            None => self.allocator.shared(&labels).unwrap_or_else(|| self.strings.labels(&labels)),
         };
         let acquired = self.pods.acquire(&labels, || self.allocator.allocate(&labels))?;
         if let Acquired::New(id) = acquired {

@@ -10,7 +10,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
@@ -21,6 +20,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use super::DatapathError;
 use super::config::AttachMode;
 use super::pins::Pins;
+use super::programs::Programs;
 use super::sys;
 
 /// A program with its place.
@@ -90,7 +90,7 @@ pub fn tcx_works() -> bool {
 /// Attaches the programs of one loaded object.
 #[derive(Debug)]
 pub struct Attacher {
-    ebpf: Ebpf,
+    programs: Programs,
     pins: Pins,
     mechanism: Mechanism,
 }
@@ -117,27 +117,18 @@ fn failed(operation: &'static str, hook: Hook, device: &str, error: impl std::er
 }
 
 impl Attacher {
-    /// `ebpf` has every program loaded.
-    pub fn new(ebpf: Ebpf, pins: Pins, mode: AttachMode) -> Attacher {
+    pub fn new(programs: Programs, pins: Pins, mode: AttachMode) -> Attacher {
         let mechanism = match mode {
             AttachMode::Tcx => Mechanism::Tcx,
             AttachMode::Clsact => Mechanism::Clsact,
             AttachMode::Auto if tcx_works() => Mechanism::Tcx,
             AttachMode::Auto => Mechanism::Clsact,
         };
-        Attacher { ebpf, pins, mechanism }
+        Attacher { programs, pins, mechanism }
     }
 
     pub fn mechanism(&self) -> Mechanism {
         self.mechanism
-    }
-
-    fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier, DatapathError> {
-        let missing = || DatapathError::Load {
-            program: hook.program().to_owned(),
-            reason: "the object has no such tc program".to_owned(),
-        };
-        self.ebpf.program_mut(hook.program()).ok_or_else(missing)?.try_into().map_err(|_| missing())
     }
 
     /// Puts the program of `hook` on a device, in place of the one that an earlier agent left there.
@@ -163,7 +154,7 @@ impl Attacher {
                 return Pins::unpin(&old);
             }
         }
-        let program = self.program(hook)?;
+        let program = self.programs.classifier(hook)?;
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let id = (program.attach_with_options(device, hook.side(), options))
             .map_err(|e| failed("attach (tcx)", hook, device, e))?;
@@ -193,11 +184,14 @@ impl Attacher {
             Pins::unpin(pin)?;
             return Ok(false);
         }
+        if self.programs.id(hook) == Some(info.program_id) {
+            return Ok(true);
+        }
         let device = object();
         let link = PinnedLink::from_pin(pin).map_err(|e| failed("open link", hook, &device, e))?;
         let link = SchedClassifierLink::try_from(FdLink::from(link))
             .map_err(|e| failed("open link", hook, &device, e))?;
-        let program = self.program(hook)?;
+        let program = self.programs.classifier(hook)?;
         match program.attach_to_link(link) {
             // The pin keeps the link; this handle is not needed.
             Ok(id) => program.take_link(id).map(|_| true).map_err(|e| failed("take link", hook, &device, e)),
@@ -218,7 +212,7 @@ impl Attacher {
         let side = hook.side();
         let ours = SchedClassifierLink::attached(device, side, CLSACT_PRIORITY, CLSACT_HANDLE, None)
             .map_err(|e| failed("open link", hook, device, e))?;
-        let program = self.program(hook)?;
+        let program = self.programs.classifier(hook)?;
         let id = match program.attach_to_link(ours) {
             Err(error) if os_error(&error) == Some(libc::ENOENT) => {
                 let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };

@@ -98,14 +98,14 @@ impl KernelDatapath {
     pub fn open(config: DatapathConfig) -> Result<KernelDatapath, DatapathError> {
         let base = base_config(&config)?;
         let pins = Pins::at(&config.bpffs);
-        let (mut ebpf, mut carry) = loader::load(&pins, &config.capacity)?;
+        let (mut programs, mut carry) = loader::load(&pins, &config.capacity)?;
         let tables = Tables::from_kernel(|name| pins.open_map(name))?;
         // Proxies outlive the agent: what they serve must not stop while it starts.
         let proxy = tables.config.get(&0)?.map_or(0, |config| config.flags & CFG_PROXY);
         let mut writer = Writer::take_over(tables, NodeConfig { flags: base.flags | proxy, ..base })?;
         writer.set_host_addresses(config.host_addresses.clone());
-        sockets::attach(&mut ebpf, &pins)?;
-        let mut attacher = Attacher::new(ebpf, pins.clone(), config.attach);
+        sockets::attach(programs.sockets(), &pins)?;
+        let mut attacher = Attacher::new(programs, pins.clone(), config.attach);
         attacher.replace_all()?;
         carry.catch_up(&pins)?;
         let mut datapath = KernelDatapath {

@@ -1,6 +1,7 @@
-//! Loads the embedded object: maps from their pins or new, then every program.
+//! Loads the embedded object: maps from their pins or new, then every program, unless an earlier agent left the very same
+//! ones ([`super::programs`]).
 
-use aya::programs::{Program, SchedClassifier};
+use aya::programs::{Program, SchedClassifier, SkLookup};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::DatapathError;
@@ -8,12 +9,14 @@ use super::attach::Hook;
 use super::carry::Carry;
 use super::config::Capacity;
 use super::pins::Pins;
+use super::programs::Programs;
 use super::tables::{MapSpec, name, specs};
 
 /// `bpf/datapath.c`, compiled by build.rs.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.bpf.o"));
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -29,12 +32,19 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// A pinned map of another shape; anything that the kernel refuses, with its verifier's words. The pins are
 /// then as they were.
-pub fn load(pins: &Pins, capacity: &Capacity) -> Result<(Ebpf, Carry), DatapathError> {
+pub fn load(pins: &Pins, capacity: &Capacity) -> Result<(Programs, Carry), DatapathError> {
     let specs = specs(capacity);
     pins.create()?;
     let mut carry = Carry::plan(pins, &specs)?;
-    match load_object(pins, capacity, &specs).and_then(|ebpf| carry.fill(pins).map(|()| ebpf)) {
-        Ok(ebpf) => Ok((ebpf, carry)),
+    if let Some(programs) = Programs::find(pins, &specs) {
+        carry.fill(pins)?;
+        return Ok((programs, carry));
+    }
+    let loaded = load_object(pins, capacity, &specs)
+        .and_then(|ebpf| Programs::keep(ebpf, pins))
+        .and_then(|programs| carry.fill(pins).map(|()| programs));
+    match loaded {
+        Ok(programs) => Ok((programs, carry)),
         Err(error) => {
             carry.undo(pins)?;
             Err(error)
@@ -78,8 +88,12 @@ fn verify(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
             program.try_into().map_err(|error| refused(name, chain(&error)))?;
         classifier.load().map_err(|error| refused(name, chain(&error)))
     };
-    let sockets = super::sockets::program(ebpf)?;
-    sockets.load().map_err(|error| refused(super::sockets::PROGRAM, chain(&error)))?;
+    let lookup = super::sockets::PROGRAM;
+    let absent = || refused(lookup, "the object has no such program".to_owned());
+    let sockets: &mut SkLookup = (ebpf.program_mut(lookup).ok_or_else(absent)?)
+        .try_into()
+        .map_err(|error| refused(lookup, chain(&error)))?;
+    sockets.load().map_err(|error| refused(lookup, chain(&error)))?;
     let ours = |name: &str| Hook::ALL.iter().any(|hook| hook.program() == name);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (ebpf.programs_mut())

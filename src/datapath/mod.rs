@@ -26,6 +26,7 @@ pub mod net;
 mod pins;
 mod policies;
 pub mod preflight;
+mod programs;
 pub mod proxy;
 pub mod reconcile;
 mod services;

@@ -1,4 +1,5 @@
-//! Where pinned objects live: `<bpffs>/v<ABI>/maps/<name>` and `<bpffs>/v<ABI>/links/<hook>_<ifindex>`.
+//! Where pinned objects live: `<bpffs>/v<ABI>/maps/<name>`, `<bpffs>/v<ABI>/links/<hook>_<ifindex>` and
+//! `<bpffs>/v<ABI>/programs/<name>_<object>`.
 //!
 //! What is pinned outlives the agent: programs go on judging packets with the maps that they were
 //! loaded with. A map is taken over only when its shape is exactly what this version creates; nothing
@@ -46,19 +47,32 @@ impl Pins {
         self.version(ABI_VERSION).join("links")
     }
 
+    /// Directory of programs of this ABI version.
+    pub fn programs(&self) -> PathBuf {
+        self.version(ABI_VERSION).join("programs")
+    }
+
+    /// Removes the pins of programs. They stay in the kernel where they are attached.
+    pub fn remove_programs(&self) -> Result<(), DatapathError> {
+        let dir = self.programs();
+        let entries = std::fs::read_dir(&dir).map_err(|e| failed("readdir", &dir, e))?;
+        entries.flatten().try_for_each(|entry| Pins::unpin(&entry.path()))
+    }
+
     /// Makes the directories of this version.
     ///
     /// # Errors
     /// When `root` is not on a BPF file system.
     pub fn create(&self) -> Result<(), DatapathError> {
         let (maps, links) = (self.version(ABI_VERSION).join("maps"), self.links());
-        for dir in [&maps, &links] {
+        let programs = self.programs();
+        for dir in [&maps, &links, &programs] {
             std::fs::create_dir_all(dir).map_err(|e| failed("mkdir", dir, e))?;
         }
         let found = statfs(&maps).map_err(|e| failed("statfs", &maps, e.into()))?;
         if found.filesystem_type() != BPF_FS_MAGIC {
             // Leave nothing on a file system that is not ours.
-            for dir in [&maps, &links, &self.version(ABI_VERSION)] {
+            for dir in [&maps, &links, &programs, &self.version(ABI_VERSION)] {
                 std::fs::remove_dir(dir).map_err(|e| failed("rmdir", dir, e))?;
             }
             return Err(DatapathError::Other(format!(
@@ -170,7 +184,7 @@ impl Pins {
 
     /// Removes a version's directory with everything in it: its programs stop judging.
     pub fn remove_version(path: &Path) -> Result<(), DatapathError> {
-        for name in ["links", "maps"] {
+        for name in ["links", "maps", "programs"] {
             let dir = path.join(name);
             let Ok(entries) = std::fs::read_dir(&dir) else { continue };
             for entry in entries.flatten() {

@@ -8,7 +8,6 @@ use std::os::fd::AsFd as _;
 use std::os::linux::fs::MetadataExt as _;
 use std::path::Path;
 
-use aya::Ebpf;
 use aya::programs::SkLookup;
 use aya::programs::links::{FdLink, PinnedLink};
 
@@ -30,18 +29,8 @@ fn failed(operation: &'static str, error: impl std::fmt::Display) -> DatapathErr
     }
 }
 
-/// The program, loaded or to be loaded.
-pub fn program(ebpf: &mut Ebpf) -> Result<&mut SkLookup, DatapathError> {
-    let missing = || DatapathError::Load {
-        program: PROGRAM.to_owned(),
-        reason: "the object has no such sk_lookup program".to_owned(),
-    };
-    ebpf.program_mut(PROGRAM).ok_or_else(missing)?.try_into().map_err(|_| missing())
-}
-
 /// Puts the loaded program on the namespace of the calling thread, in place of an earlier agent's.
-pub fn attach(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), DatapathError> {
-    let program = program(ebpf)?;
+pub fn attach(program: &mut SkLookup, pins: &Pins) -> Result<(), DatapathError> {
     let namespace = File::open(NAMESPACE).map_err(|e| failed("open namespace", e))?;
     let pin = pins.links().join(PROGRAM);
     if replace(program, &namespace, &pin)? {

@@ -27,6 +27,12 @@ pub trait IdentityAllocator {
     /// The number of these labels, allocated if there is none.
     fn allocate(&mut self, labels: &Labels) -> Result<Identity, AllocateError>;
 
+    /// The allocator's own copy of equal labels, if it has one: users that keep that copy share its memory.
+    fn shared(&self, labels: &Labels) -> Option<Labels> {
+        let _ = labels;
+        None
+    }
+
     /// This user needs the number no more. It stays with its labels for the grace period.
     fn release(&mut self, id: Identity);
 }

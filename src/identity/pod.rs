@@ -86,7 +86,7 @@ mod tests {
         Pod {
             namespace: "shop".into(),
             name: "web".into(),
-            labels: labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+            labels: labels.iter().copied().collect(),
             node: None,
             addresses: vec![],
             host_network: false,
@@ -99,8 +99,7 @@ mod tests {
     fn namespace() -> Namespace {
         Namespace {
             name: "shop".into(),
-            labels: [("kubernetes.io/metadata.name".into(), "shop".into()), ("team".into(), "a".into())]
-                .into(),
+            labels: [("kubernetes.io/metadata.name", "shop"), ("team", "a")].into(),
         }
     }
 

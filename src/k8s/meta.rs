@@ -1,10 +1,8 @@
 //! `metadata`: names, namespaces and labels, checked as the API server checks them.
 
-use std::collections::BTreeMap;
-
 use super::cursor::{Cursor, Fields};
 use super::tree::quoted;
-use crate::model::Workload;
+use crate::model::{KubeLabels, Workload};
 
 /// What is left of `metadata`.
 #[derive(Clone, Debug)]
@@ -12,7 +10,7 @@ pub struct Meta {
     /// Empty for cluster scope.
     pub namespace: String,
     pub name: String,
-    pub labels: BTreeMap<String, String>,
+    pub labels: KubeLabels,
     /// The owner with `controller: true`.
     pub controller: Option<Workload>,
 }
@@ -74,7 +72,7 @@ fn controller(owner: &Fields<'_>) -> Option<Workload> {
 }
 
 /// A mapping of label keys to values. Wrong ones are reported and left out.
-pub fn labels(cursor: &Cursor<'_>) -> BTreeMap<String, String> {
+pub fn labels(cursor: &Cursor<'_>) -> KubeLabels {
     cursor
         .entries()
         .into_iter()

@@ -1,6 +1,5 @@
 //! Service, Endpoints and EndpointSlice.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::ParseOptions;
@@ -10,7 +9,8 @@ use super::objects::{address, namespaced, transport};
 use super::tree::{Value, quoted};
 use crate::cluster::Resource;
 use crate::model::{
-    EndpointSlice, InternalTraffic, Object, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
+    EndpointSlice, InternalTraffic, KubeLabels, Object, Service, ServicePort, SliceEndpoint, SlicePort,
+    TargetPort,
 };
 
 const SERVICE_SPEC_FIELDS: &[&str] = &[
@@ -71,7 +71,7 @@ pub fn service(fields: &Fields<'_>, options: &ParseOptions) -> Option<Resource> 
 struct ServiceSpec {
     cluster_ips: Vec<IpAddr>,
     headless: bool,
-    selector: Option<BTreeMap<String, String>>,
+    selector: Option<KubeLabels>,
     ports: Vec<ServicePort>,
     affinity_secs: Option<u32>,
     internal_traffic: InternalTraffic,
@@ -208,7 +208,7 @@ pub fn endpoint_slice(fields: &Fields<'_>, options: &ParseOptions) -> Option<Res
     let ports = fields.list("ports").iter().filter_map(slice_port).collect();
     let meta = meta?;
     // A slice without the label belongs to no Service.
-    let service = meta.labels.get(SERVICE_LABEL).cloned().unwrap_or_default();
+    let service = meta.labels.get(SERVICE_LABEL).unwrap_or_default().to_owned();
     Some(Resource::Object(Object::EndpointSlice(EndpointSlice {
         namespace: meta.namespace,
         name: meta.name,

@@ -10,6 +10,7 @@ mod intern;
 mod l4;
 mod labels;
 mod object;
+mod object_labels;
 mod objects;
 mod workload;
 
@@ -20,6 +21,7 @@ pub use intern::Interner;
 pub use l4::{Direction, Family, PortRange, Protocol};
 pub use labels::{Label, LabelParseError, LabelSource, Labels, LabelsBuilder};
 pub use object::{Kind, ObjectRef};
+pub use object_labels::KubeLabels;
 pub use objects::{
     Backend, ContainerPort, EndpointSlice, InternalTraffic, Namespace, Node, Object, Pod, Service,
     ServicePort, SliceEndpoint, SlicePort, TargetPort,

@@ -1,13 +1,9 @@
 //! Pods, namespaces, nodes and Services in our own words: what is left of a Kubernetes object
 //! once `k8s` has validated it. Policies have their own types in `policy::rule`.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{Kind, ObjectRef, Protocol, Workload};
-
-/// Plain Kubernetes labels (no source).
-pub type KubeLabels = BTreeMap<String, String>;
+use super::{Kind, KubeLabels, ObjectRef, Protocol, Workload};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {

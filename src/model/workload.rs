@@ -55,7 +55,7 @@ fn maker(controller: &Workload, pod: &Pod) -> Workload {
 }
 
 fn guess(pod: &Pod) -> Workload {
-    let label = |key| pod.labels.get(key).map(String::as_str);
+    let label = |key| pod.labels.get(key);
     let (rest, last) = pod.name.rsplit_once('-').unwrap_or((&pod.name, ""));
     if is_suffix(last, 5..=5) {
         if let Some(name) = label(HASH_LABEL).and_then(|hash| without_suffix(rest, hash)) {
@@ -108,7 +108,7 @@ mod tests {
         let pod = Pod {
             namespace: "shop".into(),
             name: name.into(),
-            labels: labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+            labels: labels.iter().copied().collect(),
             node: None,
             addresses: vec![],
             host_network: false,

@@ -4,14 +4,13 @@
 //! here and are expanded by `cluster` before the engine sees them, because their content changes
 //! on its own.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::l7::{DnsPattern, L7Rules};
 use super::selector::LabelSelector;
-use crate::model::{Direction, Family, ObjectRef, PortRange, Protocol};
+use crate::model::{Direction, Family, KubeLabels, ObjectRef, PortRange, Protocol};
 
 /// One policy object (all entries of `specs[]` together: each becomes a [`Spec`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +131,7 @@ pub enum GroupSelect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CidrGroup {
     pub name: String,
-    pub labels: BTreeMap<String, String>,
+    pub labels: KubeLabels,
     pub cidrs: Vec<IpNet>,
 }
 

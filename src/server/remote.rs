@@ -85,6 +85,10 @@ impl RemoteAllocator {
 }
 
 impl IdentityAllocator for RemoteAllocator {
+    fn shared(&self, labels: &Labels) -> Option<Labels> {
+        self.known.lock().by_labels.get_key_value(labels).map(|(labels, _)| labels.clone())
+    }
+
     fn allocate(&mut self, labels: &Labels) -> Result<Identity, AllocateError> {
         {
             let mut known = self.known.lock();

@@ -25,8 +25,6 @@ use support::{Lines, pod_labels};
 pub(super) mod support {
     //! A manifest language for tests: one object a line.
 
-    use std::collections::BTreeMap;
-
     use crate::cluster::Resource;
     use crate::model::{Label, Labels, Namespace, Object, Pod};
     use crate::store::objects::{ManifestParser, Parsed, ParsedObject, Problem};
@@ -61,7 +59,7 @@ pub(super) mod support {
     }
 
     fn namespace(name: &str) -> Namespace {
-        let labels = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), name.to_owned())]);
+        let labels = [("kubernetes.io/metadata.name", name)].into();
         Namespace { name: name.to_owned(), labels }
     }
 
@@ -70,7 +68,7 @@ pub(super) mod support {
         Pod {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            labels: BTreeMap::from([("app".to_owned(), app.to_owned())]),
+            labels: [("app", app)].into(),
             node: Some("n1".to_owned()),
             addresses: vec![address.parse().unwrap()],
             host_network: false,

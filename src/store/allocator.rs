@@ -95,6 +95,10 @@ impl IdentityAllocator for StoreAllocator {
         Ok(id)
     }
 
+    fn shared(&self, labels: &Labels) -> Option<Labels> {
+        self.shared.lock().identities.shared(labels)
+    }
+
     fn release(&mut self, id: Identity) {
         let shared = &mut *self.shared.lock();
         match shared.uses.get_mut(&id.0) {

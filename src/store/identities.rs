@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use smallvec::SmallVec;
+
 use super::clock::{Clock, from_millis, to_millis};
 use super::connection::Store;
 use super::error::StoreError;
@@ -54,12 +56,37 @@ impl Holder {
     }
 }
 
+/// Who holds an identity: one mostly, so it needs no allocation of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holders(SmallVec<[Holder; 1]>);
+
+impl Holders {
+    pub fn contains(&self, holder: &Holder) -> bool {
+        self.0.contains(holder)
+    }
+
+    /// In order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Holder> {
+        self.0.iter()
+    }
+
+    fn insert(&mut self, holder: Holder) {
+        if let Err(place) = self.0.binary_search(&holder) {
+            self.0.insert(place, holder);
+        }
+    }
+
+    fn remove(&mut self, holder: &Holder) {
+        self.0.retain(|known| known != holder);
+    }
+}
+
 /// One assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityRow {
     pub id: Identity,
     pub labels: Labels,
-    pub holders: BTreeSet<Holder>,
+    pub holders: Holders,
     /// When it was given to these labels, or taken up again after a release.
     pub last_used: SystemTime,
     /// When the last holder let go.
@@ -136,7 +163,7 @@ impl IdentityStore {
                 let row = IdentityRow {
                     id: Identity(id),
                     labels,
-                    holders: BTreeSet::new(),
+                    holders: Holders::default(),
                     last_used: from_millis(last_used),
                     released: released.map(from_millis),
                 };
@@ -168,6 +195,11 @@ impl IdentityStore {
 
     pub fn find(&self, labels: &Labels) -> Option<Identity> {
         self.by_labels.get(labels).map(|id| Identity(*id))
+    }
+
+    /// This store's copy of equal labels.
+    pub fn shared(&self, labels: &Labels) -> Option<Labels> {
+        self.by_labels.get_key_value(labels).map(|(labels, _)| labels.clone())
     }
 
     /// The identity of a label set, for `holder`: the one that it has, or a new one.
@@ -228,7 +260,7 @@ impl IdentityStore {
                 let row = self.rows.entry(id).or_insert_with(|| IdentityRow {
                     id: Identity(id),
                     labels: labels.clone(),
-                    holders: BTreeSet::new(),
+                    holders: Holders::default(),
                     last_used: now,
                     released: None,
                 });
@@ -363,7 +395,7 @@ impl IdentityStore {
             .rows
             .values()
             .filter(|row| row.holders.contains(holder) && which(row.id.0))
-            .map(|row| (row.id.0, row.holders.len() == 1))
+            .map(|row| (row.id.0, row.holders.iter().len() == 1))
             .collect();
         if held.is_empty() {
             return Ok(());

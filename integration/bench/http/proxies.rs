@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sluice::api::types::EndpointRequest;
-use sluice::datapath::config::ROUTER_MAC;
 use sluice::datapath::net::Namespace;
 
 use super::load::{self, Answers, last_cpu, pin};
@@ -245,11 +244,8 @@ impl Peer {
         command(&node, "ip", &["addr", "add", &format!("{gateway}/32"), "dev", "lo"], "")?;
         let client = pods::add(&node, 1, address(3, 10))?;
         let server = pods::add(&node, 2, address(3, 20))?;
-        for device in ["bench-1", "bench-2"] {
-            // Pods send to this address, whoever routes for them.
-            let mac: Vec<String> = ROUTER_MAC.iter().map(|byte| format!("{byte:02x}")).collect();
-            command(&node, "ip", &["link", "set", device, "address", &mac.join(":")], "")?;
-        }
+        client.routed_by_stack(&node)?;
+        server.routed_by_stack(&node)?;
         let answers = answers(&server.namespace, server.address)?;
         let h2server = http2_server(place, "peers", &server)?;
         let peer = |port: u16, process: Owned| -> anyhow::Result<Peer> {

@@ -18,8 +18,8 @@ use super::delta::Delta;
 use super::*;
 use crate::identity::MemoryAllocator;
 use crate::model::{
-    ContainerPort, Direction, EndpointSlice, Identity, IdentityKind, InternalTraffic, Namespace, Node,
-    Object, Pod, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
+    ContainerPort, Direction, EndpointSlice, Identity, IdentityKind, InternalTraffic, KubeLabels, Namespace,
+    Node, Object, Pod, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
 };
 use crate::policy::rule::{Action, CidrSet, Peer, Peers, PortMatch, Ports, Rule, Spec, Subject, Tier};
 use crate::policy::selector::{LabelSelector, Operator, Requirement, SelectorKey};
@@ -67,7 +67,7 @@ pub(super) fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-pub(super) fn kube(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
+pub(super) fn kube(labels: &[(&str, &str)]) -> KubeLabels {
     labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 

@@ -4,10 +4,16 @@ use std::path::PathBuf;
 
 use super::NetError;
 
-/// Writes `net/<path>`. The parts are path components: device names may hold dots.
+/// Makes `net/<path>` have this value. The parts are path components: device names may hold dots.
+///
+/// What is right already is not written: writing IPv6's `forwarding` takes the lock of all network devices, which others may
+/// hold for seconds (`addrconf_fixup_forwarding`, which spins on it).
 pub fn set(path: &[&str], value: &str) -> Result<(), NetError> {
     let mut file = PathBuf::from("/proc/sys/net");
     file.extend(path);
+    if std::fs::read_to_string(&file).is_ok_and(|known| known.trim_end() == value) {
+        return Ok(());
+    }
     std::fs::write(&file, value).map_err(|source| NetError::Sysctl {
         key: file.display().to_string(),
         value: value.to_owned(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::k8s::cursor::{Cursor, Fields};
 use crate::k8s::meta::{checked, dns_label, subdomain};
 use crate::k8s::tree::quoted;
-use crate::policy::l7::http::check_expression;
+use crate::policy::l7::expressions::check_expression;
 use crate::policy::l7::{HeaderMatch, HeaderValue, HttpRule, Mismatch};
 
 /// Longest regular expression in bytes.

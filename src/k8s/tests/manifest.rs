@@ -172,7 +172,7 @@ fn aliases_and_merge_keys_are_resolved() {
         "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a, labels: &labels {app: web, tier: front}}\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: b, labels: {<<: *labels, tier: back}}\n",
     );
     let Resource::Object(Object::Pod(pod)) = &manifest.documents[1].resource else { panic!() };
-    let labels: Vec<(&str, &str)> = pod.labels.iter().map(|(k, v)| (&**k, &**v)).collect();
+    let labels: Vec<(&str, &str)> = pod.labels.iter().collect();
     assert_eq!(labels, [("app", "web"), ("tier", "back")]);
 }
 

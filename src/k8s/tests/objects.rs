@@ -54,8 +54,8 @@ fn a_namespace_always_has_its_name_as_a_label() {
         panic!()
     };
     assert_eq!(name, "shop");
-    assert_eq!(labels["kubernetes.io/metadata.name"], "shop");
-    assert_eq!(labels["team"], "web");
+    assert_eq!(&labels["kubernetes.io/metadata.name"], "shop");
+    assert_eq!(&labels["team"], "web");
     rejected("apiVersion: v1\nkind: Namespace\nmetadata: {name: a.b}\n", &["not a namespace name"]);
 }
 
@@ -66,7 +66,7 @@ fn a_namespace_cannot_take_the_name_label_of_another_one() {
     ) else {
         panic!()
     };
-    assert_eq!(namespace.labels["kubernetes.io/metadata.name"], "evil");
+    assert_eq!(&namespace.labels["kubernetes.io/metadata.name"], "evil");
 }
 
 #[test]

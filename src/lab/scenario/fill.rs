@@ -76,7 +76,7 @@ impl Cluster {
             self.add_default(Resource::Object(Object::Pod(Pod {
                 namespace: DNS_NAMESPACE.to_owned(),
                 name: DNS_NAME.to_owned(),
-                labels: BTreeMap::from([(DNS_LABEL.0.to_owned(), DNS_LABEL.1.to_owned())]),
+                labels: [DNS_LABEL].into(),
                 node: None,
                 addresses: Vec::new(),
                 host_network: false,
@@ -95,10 +95,10 @@ impl Cluster {
             self.add_default(Resource::Object(Object::Service(Service {
                 namespace: DNS_NAMESPACE.to_owned(),
                 name: DNS_NAME.to_owned(),
-                labels: BTreeMap::from([(DNS_LABEL.0.to_owned(), DNS_LABEL.1.to_owned())]),
+                labels: [DNS_LABEL].into(),
                 cluster_ips: Vec::new(),
                 headless: false,
-                selector: Some(BTreeMap::from([(DNS_LABEL.0.to_owned(), DNS_LABEL.1.to_owned())])),
+                selector: Some([DNS_LABEL].into()),
                 ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
                 affinity_secs: None,
                 internal_traffic: InternalTraffic::Cluster,
@@ -150,7 +150,7 @@ impl Cluster {
             labels.extend(declaration.into_iter().flat_map(|node| node.labels.clone()));
             let mut addresses = Vec::new();
             if let Some(written) = written {
-                labels.extend(written.labels);
+                labels.extend(written.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
                 addresses = written.addresses;
             }
             if addresses.is_empty() {
@@ -169,7 +169,7 @@ impl Cluster {
             }
             let gateway = self.addresses.give(Owner::Gateway(name.clone())).to_vec();
             self.gateways.insert(name.clone(), gateway);
-            let node = Node { name: name.clone(), labels, addresses };
+            let node = Node { name: name.clone(), labels: labels.into(), addresses };
             self.resources.insert(reference, Resource::Object(Object::Node(node)));
         }
         self.gateways.retain(|name, _| order.contains(name));
@@ -216,7 +216,7 @@ impl Cluster {
         used.insert(DNS_NAMESPACE.into());
         used.remove("");
         for name in used {
-            let labels = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), name.to_string())]);
+            let labels = [("kubernetes.io/metadata.name", &*name)].into();
             let namespace = Resource::Object(Object::Namespace(Namespace { name: name.to_string(), labels }));
             self.resources.entry(namespace.reference()).or_insert(namespace);
         }

@@ -13,25 +13,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use regex_automata::meta;
-use regex_automata::util::syntax;
-use regex_automata::{Input, PatternSet};
 use smallvec::SmallVec;
 
+use super::expressions::{ExpressionError, Expressions, ExpressionsBuilder};
 use super::{HeaderMatch, HeaderValue, HttpRule, Mismatch};
-
-/// Largest compiled size of one rule set's automaton, in bytes.
-const SIZE_LIMIT: usize = 32 << 20;
-/// Largest cache of lazily built states, in bytes, for each automaton.
-const CACHE_LIMIT: usize = 4 << 20;
-
-/// A regular expression that sluice does not take.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("regular expression {expression:?}: {problem}")]
-pub struct ExpressionError {
-    pub expression: String,
-    pub problem: String,
-}
 
 /// The parts of a request that rules look at.
 #[derive(Clone, Debug)]
@@ -245,115 +230,9 @@ fn joined(headers: &[(&str, &[u8])], name: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Distinct expressions, numbered; a lookup gives the numbers of those that match a whole text.
-#[derive(Debug)]
-struct Expressions {
-    literals: HashMap<String, usize>,
-    /// Pattern of the automaton -> number.
-    numbers: Vec<usize>,
-    automaton: Option<meta::Regex>,
-}
-
-#[derive(Default)]
-struct ExpressionsBuilder {
-    known: HashMap<String, usize>,
-    order: Vec<String>,
-}
-
-impl ExpressionsBuilder {
-    fn add(&mut self, expression: &str) -> usize {
-        if let Some(number) = self.known.get(expression) {
-            return *number;
-        }
-        let number = self.order.len();
-        self.known.insert(expression.to_owned(), number);
-        self.order.push(expression.to_owned());
-        number
-    }
-
-    fn build(self) -> Result<Expressions, ExpressionError> {
-        let mut literals = HashMap::new();
-        let mut numbers = Vec::new();
-        let mut patterns = Vec::new();
-        for (number, expression) in self.order.into_iter().enumerate() {
-            if is_literal(&expression) {
-                literals.insert(expression, number);
-            } else {
-                check_expression(&expression)?;
-                patterns.push(anchored(&expression));
-                numbers.push(number);
-            }
-        }
-        let automaton = match patterns.len() {
-            0 => None,
-            _ => Some(
-                compile(&patterns)
-                    .map_err(|problem| ExpressionError { expression: patterns.join(" | "), problem })?,
-            ),
-        };
-        Ok(Expressions { literals, numbers, automaton })
-    }
-}
-
-impl Expressions {
-    fn matches(&self, text: &str) -> SmallVec<[usize; 4]> {
-        let mut found: SmallVec<[usize; 4]> = SmallVec::new();
-        if !self.literals.is_empty() {
-            found.extend(self.literals.get(text).copied());
-        }
-        match &self.automaton {
-            None => {}
-            // Which of them is no question.
-            Some(automaton) if automaton.pattern_len() == 1 => {
-                found.extend(automaton.is_match(text).then(|| self.numbers[0]));
-            }
-            Some(automaton) => {
-                let mut patterns = PatternSet::new(automaton.pattern_len());
-                automaton.which_overlapping_matches(&Input::new(text), &mut patterns);
-                found.extend(patterns.iter().map(|pattern| self.numbers[pattern.as_usize()]));
-            }
-        }
-        found
-    }
-}
-
-/// An expression without any special character matches itself.
-fn is_literal(expression: &str) -> bool {
-    !expression.is_empty()
-        && expression.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_~!@%&=:;,'\" ".contains(&byte))
-}
-
-/// An expression is valid by itself, so that the group around it cannot be left from inside.
-pub fn check_expression(expression: &str) -> Result<(), ExpressionError> {
-    let error = |problem| ExpressionError { expression: expression.to_owned(), problem };
-    compile(&[expression.to_owned()]).map_err(error)?;
-    compile(&[anchored(expression)]).map(drop).map_err(error)
-}
-
-fn anchored(expression: &str) -> String {
-    format!(r"\A(?:{expression})\z")
-}
-
-/// ASCII classes and bytes, as RE2 has them.
-fn compile(patterns: &[String]) -> Result<meta::Regex, String> {
-    meta::Regex::builder()
-        .configure(
-            meta::Regex::config()
-                .match_kind(regex_automata::MatchKind::All)
-                .nfa_size_limit(Some(SIZE_LIMIT))
-                .hybrid_cache_capacity(CACHE_LIMIT),
-        )
-        .syntax(syntax::Config::new().unicode(false).utf8(false))
-        .build_many(patterns)
-        .map_err(|error| match error.syntax_error() {
-            Some(syntax) => syntax.to_string(),
-            None if error.size_limit().is_some() => "too large".to_owned(),
-            None => error.to_string(),
-        })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::expressions::check_expression;
     use super::*;
 
     fn no_secrets(_: &str, _: &str, _: Option<&str>) -> Option<Vec<u8>> {

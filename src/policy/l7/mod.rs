@@ -4,11 +4,13 @@
 //! are text, so that rules can be compared and hashed.
 //!
 //! - [`target`]: what a request target means before it is matched (dot segments, escapes);
+//! - [`expressions`]: regular expressions that match whole texts, many at once;
 //! - [`http`]: a set of HTTP rules compiled to one matcher;
 //! - [`message`]: what makes a request head ambiguous;
 //! - [`names`]: DNS names, patterns and sets of them, for DNS rules, `toFQDNs` and `serverNames`;
 //! - [`snapshot`]: what the proxies need of the engine, as one document.
 
+pub mod expressions;
 pub mod http;
 pub mod message;
 pub mod names;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::model::{
-    EndpointSlice, Family, Label, LabelSource, Labels, LabelsBuilder, Namespace, Node, ObjectRef, Pod,
-    Service,
+    EndpointSlice, Family, KubeLabels, Label, LabelSource, Labels, LabelsBuilder, Namespace, Node, ObjectRef,
+    Pod, Service,
 };
 use crate::policy::rule::{CidrGroup, Policy};
 
@@ -157,8 +157,7 @@ impl State {
                         labels.set(Label::k8s(key, value));
                     }
                 }
-                let implicit =
-                    BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), pod.namespace.clone())]);
+                let implicit = KubeLabels::from([("kubernetes.io/metadata.name", &pod.namespace)]);
                 let of_namespace =
                     self.namespaces.get(&pod.namespace).map_or(&implicit, |found| &found.labels);
                 for (key, value) in of_namespace {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::model::{ContainerPort, Direction, Kind, Namespace, Node, ObjectRef, Pod, PortRange};
+use crate::model::{ContainerPort, Direction, Kind, KubeLabels, Namespace, Node, ObjectRef, Pod, PortRange};
 use crate::policy::decision::{Because, Outcome};
 use crate::policy::l7::{DnsPattern, HttpRule, L7Rules};
 use crate::policy::rule::{
@@ -30,7 +30,11 @@ fn pod(name: &str, address: &str) -> Pod {
 fn state(policies: Vec<Policy>) -> State {
     let mut state = State::default();
     for (name, address) in [("n1", "172.18.0.1"), ("n2", "172.18.0.2")] {
-        let node = Node { name: name.into(), labels: [].into(), addresses: vec![address.parse().unwrap()] };
+        let node = Node {
+            name: name.into(),
+            labels: KubeLabels::default(),
+            addresses: vec![address.parse().unwrap()],
+        };
         state.nodes.insert(name.into(), node);
     }
     let namespace = Namespace { name: "shop".into(), labels: [("team".to_owned(), "a".to_owned())].into() };
