@@ -17,7 +17,7 @@
 
 #include <linux/types.h>
 
-#define SLUICE_ABI_VERSION 2
+#define SLUICE_ABI_VERSION 3
 
 /* ---- sizes -------------------------------------------------------------------------------- */
 #define SLUICE_MAX_POLICIES 16384	 /* policy_id < this; one per local subject identity */
@@ -69,6 +69,9 @@
 #define SLUICE_ACTION_REDIRECT_HTTP 4
 #define SLUICE_ACTION_REDIRECT_DNS 5
 #define SLUICE_ACTION_REDIRECT_TLS 6
+#define SLUICE_ACTION_MASK 0xffu
+/* policy_slot.action | this: a toFQDNs rule is among the rules, so what they allow may outlive the answer. */
+#define SLUICE_ACTION_BY_NAME 0x100u
 
 /* Port classes: the port member of a policy key (see policy_key). */
 #define SLUICE_PORT_ANY 0u
@@ -227,7 +230,7 @@ struct policy_key {
 struct policy_slot {
 	__u32 precedence; /* 0: empty */
 	__u32 rule_set;	  /* which rules this came from: index of sl_rule_hits, meaning in user space */
-	__u32 action;	  /* SLUICE_ACTION_* */
+	__u32 action;	  /* SLUICE_ACTION_*, SLUICE_ACTION_BY_NAME */
 };
 
 struct policy_entry {
@@ -271,7 +274,7 @@ struct ct_key {
 #define SLUICE_CT_SERVICE 0x0020u	/* (client, frontend) -> backend */
 #define SLUICE_CT_REV_NAT 0x0040u	/* reply source becomes the frontend */
 #define SLUICE_CT_PROXY 0x0080u		/* goes through a proxy */
-#define SLUICE_CT_FQDN 0x0100u		/* began while the address was learned: judged by the names it had then too */
+#define SLUICE_CT_FQDN 0x0100u		/* a toFQDNs rule allowed it while the address was learned: such rules still may */
 #define SLUICE_CT_DENIED 0x0200u	/* re-evaluated against: the next packets are dropped without a lookup */
 #define SLUICE_CT_HAIRPIN 0x0400u
 #define SLUICE_CT_SYN_ONLY 0x0800u	/* TCP, no answer seen yet */

@@ -7,7 +7,7 @@
 
 mod admin;
 mod filters;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the tests of the programs use all of it")]
 #[path = "../integration/bpf/fixture.rs"]
 mod fixture;
 mod http;

@@ -26,8 +26,8 @@ use sluice::datapath::{
 };
 use sluice::model::{Direction, DropReason, Identity, Protocol};
 use sluice::policy::map_state::{
-    CellKinds, DirectionInfo, PolicyEntry, PolicyInfo, PolicyKey, PortClass, Precedence, RuleSetId, Slot,
-    SlotAction, SubjectDelta,
+    Basis, CellKinds, DirectionInfo, PolicyEntry, PolicyInfo, PolicyKey, PortClass, Precedence, RuleSetId,
+    Slot, SlotAction, SubjectDelta,
 };
 
 const CLIENT: Identity = Identity(300);
@@ -160,7 +160,12 @@ fn allow(port: u16) -> (PolicyKey, PolicyEntry) {
         protocol: Some(Protocol::Tcp),
         port: PortClass::Exact(port),
     };
-    let slot = Slot { precedence: Precedence(10), action: SlotAction::Allow, rules: RuleSetId(7) };
+    let slot = Slot {
+        precedence: Precedence(10),
+        action: SlotAction::Allow,
+        rules: RuleSetId(7),
+        basis: Basis::Peer,
+    };
     (key, PolicyEntry { admin: None, normal: Some(slot) })
 }
 

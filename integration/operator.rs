@@ -3,17 +3,15 @@
 //!
 //! Everything happens in a network and mount namespace of the test's own, with a /run of its own.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+mod machine;
+
+use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_sluice");
-const PATIENCE: Duration = Duration::from_secs(30);
+use self::machine::{Machine, eventually, on_a_machine, serve, text};
 
 const PODS: &str = "
 apiVersion: v1
@@ -38,151 +36,6 @@ spec:
   ingress:
   - {from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: http}]}
 ";
-
-/// The machine: this thread's namespaces, and what runs in them.
-struct Machine {
-    directory: tempfile::TempDir,
-    children: Vec<Child>,
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).ok();
-            child.wait().ok();
-        }
-    }
-}
-
-fn exit(output: &Output) -> i32 {
-    output.status.code().unwrap_or(-1)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-impl Machine {
-    /// Moves the calling thread, which must live only for this test, into a machine of its own.
-    fn new() -> Machine {
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        for (kind, place) in [("tmpfs", "/run"), ("sysfs", "/sys"), ("bpf", "/sys/fs/bpf")] {
-            mount(Some(kind), place, Some(kind), MsFlags::empty(), none).unwrap();
-        }
-        std::fs::create_dir_all("/run/netns").unwrap();
-        let machine = Machine { directory: tempfile::tempdir().unwrap(), children: Vec::new() };
-        for command in [
-            "link set lo up",
-            "netns add web",
-            "netns add client",
-            "netns add wire",
-            "link add up0 type veth peer name up1 netns wire",
-            "addr add 192.0.2.1/24 dev up0",
-            "link set up0 up",
-            "-n wire link set up1 up",
-        ] {
-            machine.ip(command);
-        }
-        machine
-    }
-
-    fn ip(&self, arguments: &str) {
-        let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-        assert!(status.success(), "ip {arguments}");
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn write(&self, name: &str, content: &str) -> PathBuf {
-        std::fs::write(self.path(name), content).unwrap();
-        self.path(name)
-    }
-
-    fn sluice(&self, arguments: &[&str]) -> Output {
-        Command::new(PROGRAM)
-            .args(arguments)
-            .env("SLUICE_SOCKET", self.path("run/admin.sock"))
-            .current_dir(self.directory.path())
-            .output()
-            .unwrap()
-    }
-
-    /// A command that has to succeed; its standard output.
-    fn done(&self, arguments: &[&str]) -> String {
-        let output = self.sluice(arguments);
-        assert_eq!(exit(&output), 0, "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    /// A command that has to fail with this code; what it says.
-    fn refused(&self, code: i32, arguments: &[&str]) -> String {
-        let output = self.sluice(arguments);
-        let said = text(&output.stdout) + &text(&output.stderr);
-        assert_eq!(exit(&output), code, "{arguments:?}: {said}");
-        said
-    }
-
-    /// Starts the agent and waits until it answers.
-    fn start_agent(&mut self) -> u32 {
-        self.start_agent_with("")
-    }
-
-    /// The same, with more lines in its configuration.
-    fn start_agent_with(&mut self, more: &str) -> u32 {
-        let configuration = format!(
-            "node-name: edge-1\nuplink: up0\npod-cidr: [10.244.0.0/16, 'fd00:244::/48']\nproxies: off\n\
-             state-dir: {0}/state\nrun-dir: {0}/run\nbpffs: /sys/fs/bpf/sluice\n{more}",
-            self.directory.path().display()
-        );
-        let file = self.write("config.yaml", &configuration);
-        let log = std::fs::File::create(self.path("agent.log")).unwrap();
-        let child = Command::new(PROGRAM)
-            .args([Path::new("agent"), Path::new("--config"), &file])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let pid = child.id();
-        self.children.push(child);
-        eventually("the agent is ready", || exit(&self.sluice(&["status"])) == 0);
-        pid
-    }
-
-    fn fetch(&self, url: &str) -> bool {
-        let arguments = ["netns", "exec", "client", "curl", "-g", "-s", "-o", "/dev/null", "-m", "2", url];
-        Command::new("ip").args(arguments).status().unwrap().success()
-    }
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::yield_now();
-    }
-}
-
-/// Runs in a thread of its own: it leaves the namespaces of the others.
-fn on_a_machine(test: impl FnOnce(Machine) + Send + 'static) {
-    let thread = std::thread::spawn(move || test(Machine::new()));
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn serve(machine: &mut Machine, port: &str) {
-    let server = Command::new("ip")
-        .args(["netns", "exec", "web", "python3", "-m", "http.server", "--bind", "::", port])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    machine.children.push(server);
-}
 
 #[test]
 fn a_single_machine_from_an_empty_namespace_to_a_reason_for_each_drop() {
@@ -377,5 +230,153 @@ fn flows_are_counted_exported_and_remembered_and_a_full_disk_stops_history_alone
             machine.fetch("http://10.244.0.10:8080/");
             scrape(9962).contains("sluice_history_stopped 0\n")
         });
+    });
+}
+
+const LOCKDOWN: &str = "
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: lockdown}
+spec:
+  nodeSelector: {}
+  ingress:
+  - fromEntities: [world]
+    toPorts: [{ports: [{port: '8022', protocol: TCP}]}]
+";
+
+#[test]
+fn the_host_firewall_judges_devices_that_come_after_the_start() {
+    on_a_machine(|mut machine| {
+        machine.start_agent_with("host-firewall: on\n");
+        machine.write("lockdown.yaml", LOCKDOWN);
+        machine.done(&["policy", "apply", "lockdown.yaml"]);
+        machine.serve_here("8022");
+        machine.serve_here("8023");
+        let ok = |names: &str| (format!("devices {names}"), "ok".to_owned());
+        let judged = |machine: &Machine, address: &str| {
+            let url = |port: u16| format!("http://{address}:{port}/");
+            eventually("what policy allows passes", || machine.fetch_from("wire", &url(8022)));
+            assert!(!machine.fetch_from("wire", &url(8023)), "{address}:8023 passed the host firewall");
+        };
+        let come = |machine: &Machine| {
+            machine.ip("link add late0 type veth peer name late1 netns wire");
+            machine.ip("link set late0 up");
+            machine.ip("-n wire link set late1 up");
+            machine.ip("-n wire addr add 198.51.100.2/24 dev late1");
+        };
+        assert_eq!(machine.devices(), ok("up0"));
+        come(&machine);
+        machine.ip("addr add 198.51.100.1/24 dev late0");
+        eventually("a late device is judged", || machine.devices() == ok("up0, late0"));
+        judged(&machine, "198.51.100.1");
+        // Without an address nothing of the node's runs over it, yet it is not given up.
+        machine.ip("addr del 198.51.100.1/24 dev late0");
+        machine.ip("addr add 198.51.100.1/24 dev late0");
+        judged(&machine, "198.51.100.1");
+        machine.ip("link del late0");
+        eventually("a device that is gone is forgotten", || machine.devices() == ok("up0"));
+        come(&machine);
+        machine.ip("addr add 198.51.100.1/24 dev late0");
+        eventually("it is judged when it comes back", || machine.devices() == ok("up0, late0"));
+        judged(&machine, "198.51.100.1");
+
+        // The uplink is another device under the same name.
+        machine.ip("link del up0");
+        eventually("a missing uplink is reported", || machine.devices().1 == "degraded");
+        machine.ip("link add up0 type veth peer name up1 netns wire");
+        machine.ip("addr add 192.0.2.1/24 dev up0");
+        machine.ip("link set up0 up");
+        machine.ip("-n wire link set up1 up");
+        machine.ip("-n wire addr add 192.0.2.2/24 dev up1");
+        eventually("the new uplink is judged", || machine.devices() == ok("up0, late0"));
+        judged(&machine, "192.0.2.1");
+    });
+}
+
+#[test]
+fn a_pods_device_with_an_address_of_the_node_is_judged_as_the_pods() {
+    on_a_machine(|mut machine| {
+        let agent = machine.start_agent_with("host-firewall: on\n");
+        machine.write("all.yaml", &format!("{PODS}---{LOCKDOWN}"));
+        machine.done(&["policy", "apply", "all.yaml"]);
+        machine.ip("link add pod0 type veth peer name eth0 netns client");
+        machine.ip("addr add 10.244.0.1/32 dev pod0");
+        machine.ip("link set pod0 up");
+        machine.ip("-n client link set eth0 up");
+        eventually("it is the node's at first", || machine.devices().0 == "devices up0, pod0");
+        machine.done(&["endpoint", "add", "shop/client", "--netns", "/run/netns/client"]);
+        assert_eq!(machine.devices().0, "devices up0");
+        kill(Pid::from_raw(agent as i32), Signal::SIGTERM).unwrap();
+        machine.children.remove(0).wait().unwrap();
+        machine.start_agent_with("host-firewall: on\n");
+        assert_eq!(machine.devices().0, "devices up0", "a restart does not take it for the node's either");
+        machine.done(&["endpoint", "remove", "shop/client"]);
+        eventually("it is the node's again", || machine.devices().0 == "devices up0, pod0");
+    });
+}
+
+/// More entries than the kernel's table has for one pod: 2,500 prefixes times 40 ports times three protocols.
+fn enormous() -> String {
+    let prefixes: Vec<String> = (0..2500).map(|n| format!("20.{}.{}.0/24", n / 256, n % 256)).collect();
+    let ports: Vec<String> = (1..=40).map(|n| format!("{{port: '{}'}}", 1000 + n * 7)).collect();
+    format!(
+        "# Egress of the shop.
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{namespace: shop, name: enormous}}
+spec:
+  endpointSelector: {{matchLabels: {{app: web}}}}
+  egress:
+  - toCIDR: [192.0.2.0/24]
+  - toCIDR: [{}]
+    toPorts: [{{ports: [{}]}}]
+",
+        prefixes.join(", "),
+        ports.join(", ")
+    )
+}
+
+#[test]
+fn a_policy_that_exceeds_a_map_is_refused_with_its_place_and_enforcement_goes_on() {
+    on_a_machine(|mut machine| {
+        machine.start_agent();
+        machine.write("all.yaml", &format!("{PODS}---{POLICY}"));
+        machine.done(&["policy", "apply", "all.yaml"]);
+        for name in ["web", "client"] {
+            let (pod, netns) = (format!("shop/{name}"), format!("/run/netns/{name}"));
+            machine.done(&["endpoint", "add", &pod, "--netns", &netns, "--create"]);
+        }
+        serve(&mut machine, "8080");
+        serve(&mut machine, "9090");
+        eventually("the server answers", || machine.fetch("http://10.244.0.10:8080/"));
+        let before = machine.done(&["policy", "get"]);
+
+        machine.write("first.yaml", &POLICY.replace("web-in", "web-too"));
+        let big = machine.write("big.yaml", &enormous());
+        let said = machine.refused(2, &["policy", "apply", "first.yaml", "big.yaml"]);
+        for part in
+            ["big.yaml:10:15: ", "CiliumNetworkPolicy shop/enormous", "spec.egress[1]", "the limit is 262144"]
+        {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let socket = machine.path("run/admin.sock");
+        let answer = Command::new("curl")
+            .args(["-s", "-w", " %{http_code}", "http://agent/v1/objects", "--data-binary"])
+            .arg(format!("@{}", big.display()))
+            .arg("--unix-socket")
+            .arg(socket)
+            .output()
+            .unwrap();
+        let answer = text(&answer.stdout);
+        assert!(answer.ends_with(" 422"), "{answer}");
+        for part in ["10:15: ", "shop/enormous", "spec.egress[1].toPorts[0]"] {
+            assert!(answer.contains(part), "{part}: {answer}");
+        }
+
+        assert_eq!(machine.done(&["policy", "get"]), before);
+        assert!(machine.fetch("http://10.244.0.10:8080/"));
+        assert!(!machine.fetch("http://10.244.0.10:9090/"));
+        machine.done(&["bpf", "diff"]);
+        machine.done(&["status"]);
     });
 }

@@ -154,6 +154,8 @@ INLINE void ct_renew(struct work *w, struct ct_entry *e)
 {
 	ct_fill(e, w);
 	ct_touch(e, &w->pkt, w->from_lo, w->now);
+	if (w->ct_flags & ~e->flags & SLUICE_CT_FQDN)
+		e->flags |= SLUICE_CT_FQDN;
 	if (e->flags & SLUICE_CT_DENIED)
 		e->flags &= ~SLUICE_CT_DENIED;
 }
@@ -165,14 +167,12 @@ INLINE int ct_open(struct work *w)
 	int opener_is_lo = w->reply ? !w->from_lo : w->from_lo;
 
 	__builtin_memset(e, 0, sizeof(*e));
-	e->flags = (w->ct_flags & (SLUICE_CT_REV_NAT | SLUICE_CT_PROXY | SLUICE_CT_LISTENER)) |
+	e->flags = (w->ct_flags & (SLUICE_CT_REV_NAT | SLUICE_CT_PROXY | SLUICE_CT_LISTENER | SLUICE_CT_FQDN)) |
 		(opener_is_lo ? 0 : SLUICE_CT_INIT_HI);
 	if (w->pkt.protocol == IPPROTO_TCP)
 		e->flags |= SLUICE_CT_SYN_ONLY;
 	if ((w->src.flags | w->dst.flags) & PARTY_REMOTE)
 		e->flags |= SLUICE_CT_TUNNEL;
-	if ((w->reply ? w->src.flags : w->dst.flags) & PARTY_LEARNED)
-		e->flags |= SLUICE_CT_FQDN;
 	if (w->ct_flags & SLUICE_CT_REV_NAT) {
 		addr_copy(&e->svc_addr, &w->ct_svc_addr);
 		e->svc_port = w->ct_svc_port;

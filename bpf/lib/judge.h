@@ -144,16 +144,24 @@ GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opene
 	}
 	if (has_policy(opener, config)) {
 		reason = policy_decide(&w->decision, opener, responder, &q, SLUICE_DIR_EGRESS);
-		/* The answer with the address has ended, and the rule about its name still stands. A deny rule is not
-		 * outlived: it gave another reason. */
+		/* The answer with the address has ended, and a rule about its name still stands. Other rules that allowed
+		 * the names' identity are not asked: they speak of the address, and were asked about that. A deny rule is
+		 * not outlived: it gave another reason. */
 		if (reason == SLUICE_DROP_POLICY_DENIED && w->learned && w->learned != responder->identity) {
 			__u32 identity = responder->identity;
 
+			first = w->decision;
 			responder->identity = w->learned;
 			reason = policy_decide(&w->decision, opener, responder, &q, SLUICE_DIR_EGRESS);
+			if (!reason && !w->decision.by_name) {
+				reason = SLUICE_DROP_POLICY_DENIED;
+				w->decision = first;
+			}
 			if (reason)
 				responder->identity = identity;
 		}
+		if (w->decision.by_name && (responder->flags & PARTY_LEARNED))
+			w->ct_flags |= SLUICE_CT_FQDN;
 		if (!reason)
 			reason = redirect(w, config);
 		if (reason)

@@ -30,16 +30,23 @@ struct search {
 #define CELLS_ANY 4u
 #define CELLS_OF(flags, lowest) (((flags) / (lowest)) & 7)
 
+/* Of equal slots the first stands for all, except that each may be one that names made. */
+INLINE void better(struct policy_slot *best, const struct policy_slot *slot)
+{
+	if (slot->precedence > best->precedence)
+		*best = *slot;
+	else if (slot->precedence == best->precedence)
+		best->action |= slot->action & SLUICE_ACTION_BY_NAME;
+}
+
 INLINE void cell(struct search *s)
 {
 	const struct policy_entry *entry = bpf_map_lookup_elem(&sl_policy, &s->key);
 
 	if (!entry)
 		return;
-	if (entry->admin.precedence > s->admin.precedence)
-		s->admin = entry->admin;
-	if (entry->normal.precedence > s->normal.precedence)
-		s->normal = entry->normal;
+	better(&s->admin, &entry->admin);
+	better(&s->normal, &entry->normal);
 }
 
 /* The three cells of the peer in the key. Verified by itself: five peers in a row would be too many paths. */
@@ -153,6 +160,7 @@ GLOBAL int policy_decide(struct decision *d, struct party *subject, const struct
 	d->rule_set = 0;
 	d->default_deny = 0;
 	d->audited = 0;
+	d->by_name = 0;
 	info = bpf_map_lookup_elem(&sl_policy_info, &id);
 	if (!id || !info || !info->epoch)
 		return SLUICE_DROP_ENDPOINT_NOT_READY;
@@ -181,7 +189,8 @@ GLOBAL int policy_decide(struct decision *d, struct party *subject, const struct
 		slot = &s.admin;
 	/* PASS of a baseline rule: the rest of its tier is skipped, and what is left is the default. */
 	if (slot->precedence && slot->action != SLUICE_ACTION_PASS) {
-		d->action = slot->action;
+		d->action = slot->action & SLUICE_ACTION_MASK;
+		d->by_name = !!(slot->action & SLUICE_ACTION_BY_NAME);
 		d->rule_set = slot->rule_set;
 		count_rule(slot->rule_set);
 	} else if (flags & SLUICE_PF_DEFAULT_DENY) {

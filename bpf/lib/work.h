@@ -73,7 +73,7 @@ struct decision {
 	__u8 direction;
 	__u8 default_deny;
 	__u8 audited; /* a deny that is only reported */
-	__u8 pad;
+	__u8 by_name; /* a toFQDNs rule is among those that allow */
 };
 
 /* What will replace the addresses and ports on the wire. */

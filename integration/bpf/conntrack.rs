@@ -228,16 +228,23 @@ fn protocols_without_ports_are_tracked_by_address() {
 /// An identity of names.
 const API_EXAMPLE_COM: u32 = (1 << 24) + 7;
 
-/// Alice may reach TCP 443 of what `API_EXAMPLE_COM` stands for, and nothing else; the world's address has it
-/// by `flags`.
+/// Alice may reach TCP 443 of what `API_EXAMPLE_COM` stands for, by a rule about the name, and nothing else; the
+/// world's address has it by `flags`.
 fn client_of_a_name(flags: u32) -> Node {
+    client_by(abi::ACTION_ALLOW | abi::ACTION_BY_NAME, flags)
+}
+
+fn client_by(action: u32, flags: u32) -> Node {
     let mut node = Node::new();
     for family in FAMILIES {
         node.know(Who::World.address(family), API_EXAMPLE_COM, flags, abi::Addr::NONE);
     }
-    let rule = (Direction::Egress, Cell::allow_tcp(API_EXAMPLE_COM, 443));
-    node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[rule]);
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[(Direction::Egress, https(action))]);
     node
+}
+
+fn https(action: u32) -> Cell {
+    Cell::normal(API_EXAMPLE_COM, 6, abi::PORT_EXACT | 443, slot(action, 10, 7))
 }
 
 /// Some other rule comes or goes: every flow of Alice is judged again.
@@ -312,5 +319,69 @@ fn an_identity_that_no_name_gave_is_not_outlived() {
     for family in FAMILIES {
         let data = node.send(family, Who::Alice, Who::World, tcp(40000, 443, TcpFlags::ACK));
         assert_dropped(&data, DropReason::PolicyDenied);
+    }
+}
+
+/// Another pod's names gave the address an identity, of which Alice's policy knows a prefix only.
+#[test]
+fn what_a_cidr_rule_allowed_does_not_live_on_by_a_name_of_somebody_elses_policy() {
+    let mut node = client_by(abi::ACTION_ALLOW, abi::IPC_LEARNED);
+    for family in FAMILIES {
+        assert_passed(&node.send(family, Who::Alice, Who::World, syn(443)));
+        // The rule still speaks of the identity, and no longer of the address.
+        node.know(Who::World.address(family), abi::ID_WORLD, 0, abi::Addr::NONE);
+    }
+    another_change(&mut node);
+    for family in FAMILIES {
+        let data = node.send(family, Who::Alice, Who::World, tcp(40000, 443, TcpFlags::ACK));
+        assert_dropped(&data, DropReason::PolicyDenied);
+    }
+}
+
+#[test]
+fn a_connection_does_not_live_on_by_a_rule_that_is_no_longer_about_its_name() {
+    let mut node = client_of_a_name(abi::IPC_LEARNED);
+    for family in FAMILIES {
+        assert_passed(&node.send(family, Who::Alice, Who::World, syn(443)));
+        node.know(Who::World.address(family), abi::ID_WORLD, 0, abi::Addr::NONE);
+    }
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[(Direction::Egress, https(abi::ACTION_ALLOW))]);
+    for family in FAMILIES {
+        let data = node.send(family, Who::Alice, Who::World, tcp(40000, 443, TcpFlags::ACK));
+        assert_dropped(&data, DropReason::PolicyDenied);
+    }
+}
+
+/// Rules of equal precedence in several cells: the one about the name counts wherever it stands.
+#[test]
+fn a_rule_about_the_name_counts_beside_another_of_the_same_precedence() {
+    let mut node = client_by(abi::ACTION_ALLOW, abi::IPC_LEARNED);
+    let every_port =
+        Cell::normal(API_EXAMPLE_COM, 0, abi::PORT_ANY, slot(abi::ACTION_ALLOW | abi::ACTION_BY_NAME, 10, 8));
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[(Direction::Egress, every_port)]);
+    for family in FAMILIES {
+        assert_passed(&node.send(family, Who::Alice, Who::World, syn(443)));
+        node.know(Who::World.address(family), abi::ID_WORLD, 0, abi::Addr::NONE);
+    }
+    another_change(&mut node);
+    for family in FAMILIES {
+        assert_passed(&node.send(family, Who::Alice, Who::World, tcp(40000, 443, TcpFlags::ACK)));
+    }
+}
+
+#[test]
+fn a_rule_about_the_name_that_comes_while_the_answer_is_fresh_is_enough() {
+    let mut node = client_by(abi::ACTION_ALLOW, abi::IPC_LEARNED);
+    for family in FAMILIES {
+        assert_passed(&node.send(family, Who::Alice, Who::World, syn(443)));
+    }
+    let by_name = https(abi::ACTION_ALLOW | abi::ACTION_BY_NAME);
+    node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[(Direction::Egress, by_name)]);
+    for family in FAMILIES {
+        let data = tcp(40000, 443, TcpFlags::ACK);
+        assert_passed(&node.send(family, Who::Alice, Who::World, data.clone()));
+        node.know(Who::World.address(family), abi::ID_WORLD, 0, abi::Addr::NONE);
+        another_change(&mut node);
+        assert_passed(&node.send(family, Who::Alice, Who::World, data));
     }
 }

@@ -16,7 +16,7 @@ use crate::api::types::{
     Applied, Endpoint, EndpointRequest, ExplainAnswer, IdentityInfo, IpcacheInfo, NameInfo, ObjectResult,
     ServiceInfo, Status, StoredObject,
 };
-use crate::cluster::{Change, ViewError};
+use crate::cluster::Change;
 use crate::endpoint::{Described, DeviceName};
 use crate::flow::Flow;
 use crate::flow::ring::Batch;
@@ -53,20 +53,6 @@ fn keeps_objects(core: &Core) -> Result<ObjectStore, Refusal> {
     })
 }
 
-/// The words of the view with the place that they are about.
-fn refused_by_view(error: &ViewError) -> Problem {
-    let culprit = match error {
-        ViewError::Capacity(error) => error.culprit(),
-        _ => None,
-    };
-    Problem {
-        object: culprit.map(|culprit| culprit.object.to_string()),
-        path: culprit.map(|culprit| culprit.path.to_string()),
-        message: error.to_string(),
-        ..Problem::default()
-    }
-}
-
 impl Core {
     /// What undoes these changes: the stored form of what they replace.
     fn inverse(objects: &ObjectStore, changes: &[Change]) -> Result<Vec<Change>, Refusal> {
@@ -98,10 +84,11 @@ impl Core {
             let problem = |message: String| Problem { message, ..Problem::default() };
             let inverse =
                 Core::inverse(&objects, changes).map_err(|refusal| vec![problem(refusal.to_string())])?;
+            let refused = |error: &_| Problem::of_view(error, objects.parser(), text);
             let delta = self
                 .view
                 .apply(changes.to_vec())
-                .map_err(|errors| errors.iter().map(refused_by_view).collect::<Vec<_>>())?;
+                .map_err(|errors| errors.iter().map(refused).collect::<Vec<_>>())?;
             admitted = Some((delta, inverse));
             Ok(())
         });

@@ -5,6 +5,8 @@
 //! all), then to the kernel. What the kernel refuses is kept and tried again, oldest first, with
 //! backoff; until then the kernel enforces the older state, and `status` says so.
 
+mod endpoints;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,16 +23,14 @@ use super::observer::Notes;
 use super::proxies::ProxyProcess;
 use super::telemetry::Telemetry;
 use crate::api::backend::Refusal;
-use crate::api::types::DeviceOrigin;
 use crate::cluster::View;
 use crate::cluster::delta::{Cause, Delta};
 use crate::cluster::{Change, Resource};
 use crate::config::AgentConfig;
-use crate::datapath::expedite::Expedited;
-use crate::datapath::{ProxyState, give_back_memory};
-use crate::endpoint::{Described, Device, DeviceName, Member, Registration, Registry};
+use crate::datapath::{DatapathError, ProxyState, give_back_memory};
+use crate::endpoint::Registry;
 use crate::flow::journal::AgentEvent;
-use crate::model::{Node, Object, ObjectRef, Pod};
+use crate::model::{Node, Object, ObjectRef};
 use crate::store::Store;
 use crate::store::objects::ObjectStore;
 
@@ -49,6 +49,16 @@ struct Pending {
     revision: u64,
     /// When it was known.
     since: Instant,
+}
+
+/// Whether the node's own devices are judged: that begins after the first state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NodeDevices {
+    /// There was no state yet.
+    Early,
+    /// There was one, and the kernel did not take all of it at once.
+    Waiting,
+    Judged,
 }
 
 /// See the module.
@@ -78,6 +88,10 @@ pub struct Core {
     retry_pause: Duration,
     pub kernel_trouble: Option<String>,
     pub kernel_failures: u64,
+    node: NodeDevices,
+    /// The last list of the node's devices: `None` is well, else what is wrong.
+    pub devices_trouble: Option<String>,
+    pub devices_failures: u64,
     /// Where the web UI is, or why it is nowhere.
     pub ui: Option<Result<String, String>>,
     pub telemetry: Telemetry,
@@ -146,6 +160,9 @@ impl Core {
             retry_pause: RETRY.0,
             kernel_trouble: None,
             kernel_failures: 0,
+            node: NodeDevices::Early,
+            devices_trouble: None,
+            devices_failures: 0,
             ui: None,
             telemetry: Telemetry::default(),
             history: None,
@@ -176,12 +193,14 @@ impl Core {
         self.note_names();
         match self.kernel.reconcile(&full).and_then(|_| self.kernel.started()) {
             Ok(()) => {
+                self.node = NodeDevices::Judged;
                 self.realized = revision;
                 self.telemetry.bootstrap = Some(self.started.elapsed());
                 self.feed_is_old = true;
                 self.drain();
             }
             Err(error) => {
+                self.node = NodeDevices::Waiting;
                 self.trouble(error.to_string());
                 self.pending.push_back(Pending { delta: full.clone(), revision, since: Instant::now() });
                 self.schedule();
@@ -254,6 +273,11 @@ impl Core {
             self.realized = self.realized.max(revision);
             self.pending.pop_front();
         }
+        if let Err(error) = self.judge_node() {
+            self.trouble(error.to_string());
+            self.schedule();
+            return;
+        }
         if let Err(error) = self.publish() {
             self.trouble(format!("the policy feed of the proxies: {error:#}"));
             self.schedule();
@@ -262,6 +286,15 @@ impl Core {
         self.kernel_trouble = None;
         self.retry_at = None;
         self.retry_pause = RETRY.0;
+    }
+
+    /// The node's own devices wait for the first state that the kernel took, which may not be the first attempt.
+    fn judge_node(&mut self) -> Result<(), DatapathError> {
+        if self.node == NodeDevices::Waiting {
+            self.kernel.started()?;
+            self.node = NodeDevices::Judged;
+        }
+        Ok(())
     }
 
     /// Writes for proxies from now on.
@@ -343,171 +376,6 @@ impl Core {
         self.pending.len()
     }
 
-    /// Puts a pod's device under policy. The programs are attached before anything is stored: a
-    /// device that cannot be attached is not an endpoint.
-    pub fn add_endpoint(
-        &mut self,
-        pod: &str,
-        device: DeviceName,
-        origin: DeviceOrigin,
-        described: Option<Described>,
-    ) -> Result<(), Refusal> {
-        let id = self.endpoints.number_for(pod).map_err(|full| Refusal::Conflict(full.to_string()))?;
-        let device = match origin {
-            DeviceOrigin::Existing => device,
-            DeviceOrigin::Create => self.make_device(pod, id, device, described.as_ref())?,
-        };
-        let registered = self.register_device(pod, id, device.clone(), described);
-        if registered.is_err()
-            && origin == DeviceOrigin::Create
-            && let Err(error) = self.kernel.unmake(&device)
-        {
-            tracing::error!(pod, %error, "a device that was made in vain was not deleted");
-        }
-        registered
-    }
-
-    /// Makes a pair for a pod whose addresses are known.
-    fn make_device(
-        &mut self,
-        pod: &str,
-        id: u16,
-        device: DeviceName,
-        described: Option<&Described>,
-    ) -> Result<DeviceName, Refusal> {
-        let DeviceName::Netns { netns, interface } = device else {
-            return Err(Refusal::Conflict(
-                "a device is made in a network namespace: name it by netns".into(),
-            ));
-        };
-        if self.endpoints.get(pod).is_some() {
-            return Err(Refusal::Conflict(format!("{pod} is an endpoint already: remove it first")));
-        }
-        let known = self.view.endpoints().find(|local| local.pod.path() == pod);
-        let addresses = match (described, known) {
-            (Some(described), _) if !described.addresses.is_empty() => described.addresses.clone(),
-            (_, Some(local)) => local.addresses.clone(),
-            _ => Vec::new(),
-        };
-        if addresses.is_empty() {
-            return Err(Refusal::Invalid {
-                message: format!("the addresses of {pod} are not known: apply the Pod, or give --address"),
-                problems: Vec::new(),
-            });
-        }
-        let device = DeviceName::made(id, netns, interface);
-        self.kernel.make(&device, &addresses).map_err(|error| Refusal::Failed(error.to_string()))?;
-        Ok(device)
-    }
-
-    fn register_device(
-        &mut self,
-        pod: &str,
-        id: u16,
-        device: DeviceName,
-        described: Option<Described>,
-    ) -> Result<(), Refusal> {
-        let found = self.kernel.find(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
-        if let Some((other, _)) = self.endpoints.iter().find(|(other, member)| {
-            *other != pod && matches!(&member.device, Device::Found { ifindex, .. } if Some(*ifindex) == found.ifindex())
-        }) {
-            return Err(Refusal::Conflict(format!("the device of {pod} is already that of {other}")));
-        }
-        let registration = Registration { id, device, described };
-        self.kernel.attach(pod, id, &found).map_err(|error| Refusal::Failed(error.to_string()))?;
-        if let Some(change) = described_pod(pod, &registration, &self.config.node_name)
-            && let Err(problems) = self.transact(vec![change], self.desired)
-        {
-            self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
-            return Err(Refusal::Invalid { message: "the pod was refused".into(), problems });
-        }
-        self.store.put_endpoint(pod, &registration).map_err(|error| Refusal::Failed(error.to_string()))?;
-        self.shared.directory.lock().forget_interface(found.ifindex);
-        self.endpoints.insert(pod, Member { registration, device: found.into() });
-        self.note_owners(pod_reference(pod).into_iter().collect());
-        Ok(())
-    }
-
-    /// Takes a pod's device out of policy.
-    pub fn remove_endpoint(&mut self, pod: &str) -> Result<(), Refusal> {
-        let Some(member) = self.endpoints.get(pod) else {
-            return Err(Refusal::NotFound(format!("no endpoint {pod} on this node")));
-        };
-        let described = member.registration.described.is_some();
-        let device = member.registration.device.clone();
-        self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
-        self.kernel.unmake(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
-        self.endpoints.remove(pod);
-        self.note_owners(pod_reference(pod).into_iter().collect());
-        self.store.delete_endpoint(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
-        if described && let Some((namespace, name)) = pod.split_once('/') {
-            let change = Change::Delete(ObjectRef::new(crate::model::Kind::Pod, namespace, name));
-            self.transact(vec![change], self.desired).map_err(|problems| Refusal::Invalid {
-                message: "the pod was not removed".into(),
-                problems,
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Devices of an earlier run, read from the store. One that is missing stays registered and closed.
-    pub fn restore_endpoints(&mut self) -> Result<Vec<Change>, crate::store::StoreError> {
-        let mut changes = Vec::new();
-        let _expedited = Expedited::begin();
-        for (pod, registration) in self.store.endpoints::<Registration>()? {
-            let device = match self.kernel.find(&registration.device) {
-                Ok(found) => match self.kernel.attach(&pod, registration.id, &found) {
-                    Ok(()) => found.into(),
-                    Err(error) => Device::Missing(error.to_string()),
-                },
-                Err(error) => Device::Missing(error.to_string()),
-            };
-            if let Device::Missing(reason) = &device {
-                tracing::warn!(pod, reason, "the device of an endpoint is missing");
-            }
-            changes.extend(described_pod(&pod, &registration, &self.config.node_name));
-            self.endpoints.insert(&pod, Member { registration, device });
-        }
-        Ok(changes)
-    }
-
-    /// A device went away: its endpoint is reported and stays closed until it is added again.
-    pub fn device_vanished(&mut self, ifindex: u32) {
-        self.shared.directory.lock().forget_interface(ifindex);
-        let vanished: Vec<String> = self
-            .endpoints
-            .iter()
-            .filter(|(_, member)| matches!(member.device, Device::Found { ifindex: known, .. } if known == ifindex))
-            .map(|(pod, _)| pod.to_owned())
-            .collect();
-        for pod in vanished {
-            tracing::warn!(pod, "the device of an endpoint has vanished");
-            if let Err(error) = self.kernel.detach(&pod) {
-                tracing::debug!(pod, %error, "nothing left to detach");
-            }
-            if let Some(member) = self.endpoints.get_mut(&pod) {
-                member.device = Device::Missing("the device has vanished".into());
-            }
-        }
-    }
-
-    /// Looks at every device again: news about them were lost.
-    pub fn find_vanished(&mut self) {
-        let known: Vec<(DeviceName, u32)> = self
-            .endpoints
-            .iter()
-            .filter_map(|(_, member)| match member.device {
-                Device::Found { ifindex, .. } => Some((member.registration.device.clone(), ifindex)),
-                Device::Missing(_) => None,
-            })
-            .collect();
-        for (device, ifindex) in known {
-            if self.kernel.find(&device).map(|found| found.ifindex).ok() != Some(ifindex) {
-                self.device_vanished(ifindex);
-            }
-        }
-    }
-
     /// Runs jobs until every sender has gone.
     pub fn run(mut self, jobs: &mpsc::Receiver<Job>) {
         loop {
@@ -565,28 +433,6 @@ impl Core {
 
 fn texts<E: std::fmt::Display>(errors: Vec<E>) -> Refused {
     errors.iter().map(ToString::to_string).collect()
-}
-
-/// The pod object that the operator described in `endpoint add`.
-fn described_pod(pod: &str, registration: &Registration, node: &str) -> Option<Change> {
-    let described = registration.described.as_ref()?;
-    let (namespace, name) = pod.split_once('/')?;
-    Some(Change::Upsert(Resource::Object(Object::Pod(Pod {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        labels: described.labels.clone().into(),
-        node: Some(node.to_owned()),
-        addresses: described.addresses.clone(),
-        host_network: false,
-        service_account: "default".to_owned(),
-        controller: None,
-        ports: Vec::new(),
-    }))))
-}
-
-fn pod_reference(pod: &str) -> Option<ObjectRef> {
-    let (namespace, name) = pod.split_once('/')?;
-    Some(ObjectRef::new(crate::model::Kind::Pod, namespace, name))
 }
 
 /// The local node as an object, for a source that does not describe nodes.

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::kernel::{FoundDevice, Kernel};
 use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
+use crate::datapath::net::own::OwnDevice;
 use crate::datapath::{Datapath, DatapathError, Inspector, ProxyState};
 use crate::endpoint::DeviceName;
 
@@ -20,8 +21,23 @@ pub struct Seen {
     /// Pairs that were made and not deleted.
     pub made: Vec<(DeviceName, Vec<IpAddr>)>,
     pub proxy: Option<ProxyState>,
-    /// So many of the next applications fail.
+    pub node_devices: Vec<String>,
+    /// How often the node's own devices were to be judged.
+    pub started: usize,
+    /// So many of the next writes fail.
     pub failures: usize,
+}
+
+impl Seen {
+    fn fail_if_wanted(&mut self) -> Result<(), DatapathError> {
+        match self.failures.checked_sub(1) {
+            None => Ok(()),
+            Some(left) => {
+                self.failures = left;
+                Err(DatapathError::Other("the test wants a failure".into()))
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -30,22 +46,31 @@ pub struct DoubleKernel(pub Arc<Mutex<Seen>>);
 impl Datapath for DoubleKernel {
     fn apply(&mut self, delta: &Delta) -> Result<(), DatapathError> {
         let mut seen = self.0.lock();
-        if seen.failures > 0 {
-            seen.failures -= 1;
-            return Err(DatapathError::Other("the test wants a failure".into()));
-        }
+        seen.fail_if_wanted()?;
         seen.applied.push(delta.clone());
         Ok(())
     }
 
     fn reconcile(&mut self, full: &Delta) -> Result<crate::datapath::Reconciled, DatapathError> {
-        self.0.lock().reconciled.push(full.clone());
+        let mut seen = self.0.lock();
+        seen.fail_if_wanted()?;
+        seen.reconciled.push(full.clone());
         Ok(crate::datapath::Reconciled::default())
     }
 }
 
 impl Kernel for DoubleKernel {
     fn started(&mut self) -> Result<(), DatapathError> {
+        let mut seen = self.0.lock();
+        seen.fail_if_wanted()?;
+        seen.started += 1;
+        Ok(())
+    }
+
+    fn node_devices(&mut self, own: &[OwnDevice]) -> Result<(), DatapathError> {
+        let mut seen = self.0.lock();
+        seen.fail_if_wanted()?;
+        seen.node_devices = own.iter().map(|device| device.name.clone()).collect();
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use crate::api::types::Feature;
+use crate::datapath::net::own::OwnDevice;
 use crate::datapath::{Datapath, DatapathError, Inspector, ProxyState};
 use crate::endpoint::{Device, DeviceName};
 
@@ -31,6 +32,8 @@ impl From<FoundDevice> for Device {
 pub trait Kernel: Datapath {
     /// The first full state is in the maps: the node's own devices may be judged from now on.
     fn started(&mut self) -> Result<(), DatapathError>;
+    /// How the node's own devices are now; to be told whenever one of them or an address came or went.
+    fn node_devices(&mut self, own: &[OwnDevice]) -> Result<(), DatapathError>;
     /// Finds the node's side of a pod's device.
     fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError>;
     /// Makes the pair that a [`DeviceName::Made`] names, with these addresses and routes. A pair that is there

@@ -10,8 +10,9 @@ use tokio::runtime::Handle;
 use super::kernel::{FoundDevice, Kernel};
 use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
-use crate::config::{AgentConfig, FlowEvents, Routing};
-use crate::datapath::config::ROUTER_MAC;
+use crate::config::{AgentConfig, FlowEvents, Routing, Switch};
+use crate::datapath::config::{HostTraffic, ROUTER_MAC};
+use crate::datapath::net::own::OwnDevice;
 use crate::datapath::net::pod::{self, PodNetwork};
 use crate::datapath::net::{Device, Namespace, NetError, Netlink, divert, own, sysctl, tunnel};
 use crate::datapath::{
@@ -32,8 +33,13 @@ pub struct LinuxKernel {
     datapath: KernelDatapath,
     netlink: Netlink,
     uplink: Option<String>,
+    host_firewall: Switch,
     runtime: Handle,
     features: Vec<Feature>,
+}
+
+fn feature(name: &str, state: &str, detail: String) -> Feature {
+    Feature { name: name.into(), state: state.into(), detail }
 }
 
 fn failed(error: NetError) -> DatapathError {
@@ -63,11 +69,6 @@ impl LinuxKernel {
             FlowEvents::Drops => Trace::Drops,
         };
         let mut features = Vec::new();
-        let feature = |name: &str, state: &str, detail: String| Feature {
-            name: name.into(),
-            state: state.into(),
-            detail,
-        };
         datapath.mode = match (config.routing, &config.uplink) {
             (Routing::Tunnel, Some(uplink)) => {
                 let below = netlink.get(uplink).await.map_err(failed)?;
@@ -94,18 +95,11 @@ impl LinuxKernel {
             datapath.masquerade =
                 addresses.iter().map(|address| Family::of(*address)).collect::<BTreeSet<_>>();
         }
-        for own in own::devices(&netlink).await.map_err(failed)? {
-            datapath.host_addresses.extend(&own.addresses);
-            if config.host_firewall.is_on() && own.name != "lo" && config.uplink.as_ref() != Some(&own.name) {
-                datapath.host_devices.insert(own.name);
-            }
-        }
         if config.host_firewall.is_on() {
-            let devices: Vec<&str> =
-                config.uplink.iter().chain(&datapath.host_devices).map(String::as_str).collect();
-            features.push(feature("host firewall", "on", format!("devices {}", devices.join(", "))));
+            datapath.host_traffic = HostTraffic::Judged;
         }
-        let datapath = KernelDatapath::open(datapath)?;
+        let mut datapath = KernelDatapath::open(datapath)?;
+        datapath.set_node_devices(&own::devices(&netlink).await.map_err(failed)?)?;
         for carried in datapath.carried() {
             let (map, from) = (carried.map, carried.from.display());
             match &carried.outcome {
@@ -121,8 +115,8 @@ impl LinuxKernel {
             String::new(),
         ));
         features.push(feature("local delivery", "redirect_peer", "past the pod's host side".into()));
-        let uplink = config.uplink.clone();
-        Ok(LinuxKernel { datapath, netlink, uplink, runtime: Handle::current(), features })
+        let (uplink, host_firewall) = (config.uplink.clone(), config.host_firewall);
+        Ok(LinuxKernel { datapath, netlink, uplink, host_firewall, runtime: Handle::current(), features })
     }
 
     pub fn events(&self) -> Result<EventReader, DatapathError> {
@@ -226,6 +220,10 @@ impl Kernel for LinuxKernel {
         self.datapath.attach_node()
     }
 
+    fn node_devices(&mut self, own: &[OwnDevice]) -> Result<(), DatapathError> {
+        self.datapath.set_node_devices(own)
+    }
+
     fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError> {
         self.runtime.block_on(self.find_device(device)).map_err(failed)
     }
@@ -259,7 +257,13 @@ impl Kernel for LinuxKernel {
     }
 
     fn features(&self) -> Vec<Feature> {
-        self.features.clone()
+        let mut features = self.features.clone();
+        if self.host_firewall.is_on() {
+            let mut devices: Vec<&str> = self.uplink.iter().map(String::as_str).collect();
+            devices.extend(self.datapath.host_devices());
+            features.push(feature("host firewall", "on", format!("devices {}", devices.join(", "))));
+        }
+        features
     }
 
     fn lost_events(&mut self) -> u64 {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::k8s::{self, ParseOptions};
-use crate::store::objects::{ManifestParser, Parsed, ParsedObject, Problem};
+use crate::model::ObjectRef;
+use crate::store::objects::{ManifestParser, Parsed, ParsedObject, Place, Problem};
 
 /// Parses with fixed options.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +50,13 @@ impl ManifestParser for Manifests {
             .collect();
         Ok(Parsed { objects, warnings })
     }
+
+    fn place(&self, text: &str, object: &ObjectRef, path: &str) -> Option<Place> {
+        let manifest = k8s::parse("", text, &self.options);
+        let document = manifest.documents.iter().find(|document| document.resource.reference() == *object)?;
+        let position = document.locate(path);
+        Some(Place { line: position.line, column: position.column })
+    }
 }
 
 /// The documents of a stream with the line (from 1) on which each begins. A line that starts with
@@ -87,6 +95,16 @@ mod tests {
             let again = Manifests::default().parse(text).unwrap();
             assert_eq!(again.objects[0].resource, object.resource);
         }
+    }
+
+    #[test]
+    fn a_field_of_an_object_is_found_in_the_text() {
+        let object = ObjectRef::new(crate::model::Kind::Namespace, "", "b");
+        let place = |path| Manifests::default().place(TWO, &object, path);
+        assert_eq!(place("metadata.name"), Some(Place { line: 8, column: 12 }));
+        assert_eq!(place("spec.nothing"), Some(Place { line: 6, column: 1 }));
+        let absent = ObjectRef::new(crate::model::Kind::Namespace, "", "c");
+        assert_eq!(Manifests::default().place(TWO, &absent, ""), None);
     }
 
     #[test]

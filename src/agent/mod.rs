@@ -30,6 +30,7 @@ mod manifests;
 mod metrics;
 mod names;
 mod names_client;
+mod node_devices;
 mod observer;
 mod offline_names;
 mod proxies;
@@ -69,7 +70,8 @@ pub use self::manifests::Manifests;
 use crate::api;
 use crate::cluster::{MissingNamespaces, View, ViewOptions};
 use crate::config::{AgentConfig, EmptyRuleLists, MetricsConfig, Source};
-use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
+use crate::datapath::net::Netlink;
+use crate::datapath::net::watch::DeviceWatch;
 use crate::fqdn::NameManagerOptions;
 use crate::identity::IdentityAllocator;
 use crate::k8s;
@@ -160,9 +162,10 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     let view = View::new(view_options(&config, offset), allocator);
     // The kernel verifies programs while we read what is stored.
     let loading = objects.clone().map(|objects| tokio::task::spawn_blocking(move || objects.load()));
+    // Before the devices are listed: none comes in between.
+    let devices = DeviceWatch::start()?;
     let kernel = LinuxKernel::open(&config, &addresses).await?;
     let events = kernel.events()?;
-    let devices = DeviceWatch::start()?;
     let hub = Arc::new(Hub::new(config.flow_buffer, &config.cluster_name));
     let names = store.clone();
     let mut core = Core::new(Parts {
@@ -185,7 +188,7 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     }
     let enricher = || Enricher::new(core.clone(), Arc::clone(&shared), &config.node_name);
     tokio::spawn(pump::run(events, enricher(), Arc::clone(&hub)));
-    tokio::spawn(watch_devices(devices, core.clone()));
+    tokio::spawn(node_devices::run(devices, Netlink::here()?, core.clone()));
     names::serve(&config.run_dir, core.clone(), names).await?;
     if config.proxies.is_on() {
         let receiver = records::Receiver::bind(&config.run_dir)?;
@@ -285,19 +288,6 @@ async fn join(
                 pause = (pause * 2).min(std::time::Duration::from_secs(10));
             }
             Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-async fn watch_devices(mut devices: DeviceWatch, core: CoreHandle) {
-    while let Some(event) = devices.next().await {
-        let told = match event {
-            DeviceEvent::Gone { ifindex, .. } => core.call(move |core| core.device_vanished(ifindex)).await,
-            DeviceEvent::Missed => core.call(Core::find_vanished).await,
-            DeviceEvent::Present { .. } => Ok(()),
-        };
-        if told.is_err() {
-            return;
         }
     }
 }

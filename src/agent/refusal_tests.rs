@@ -63,7 +63,7 @@ async fn a_policy_that_exceeds_the_map_is_refused_with_its_rule_and_the_reason()
     let refused = rig.backend.apply(cidrs(&many), ApplyMode::Commit).await;
     let Err(Refusal::Invalid { problems, .. }) = refused else { panic!("{refused:?}") };
     let [problem] = &problems[..] else { panic!("{problems:?}") };
-    for part in ["shop/out", "spec.egress[1]", "map entries", "the limit is 5"] {
+    for part in ["9:5: ", "shop/out", "spec.egress[1]", "map entries", "the limit is 5"] {
         assert!(problem.contains(part), "{part}: {problem}");
     }
     assert_eq!(explain(&rig, "shop/web", "192.0.2.1", 80).await, "allowed");

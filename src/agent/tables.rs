@@ -130,6 +130,12 @@ impl Core {
             ),
             component("maps", &list(&full), "none is nearly full".into(), 0),
             component("endpoints", &list(&missing), "every device is there".into(), missing.len() as u64),
+            component(
+                "devices",
+                &self.devices_trouble,
+                "the node's own are known".into(),
+                self.devices_failures,
+            ),
             component("store", &store_trouble, "healthy".into(), health.errors.values().sum()),
             self.history_component(),
         ];

@@ -14,6 +14,7 @@ use crate::api::types::{DeviceOrigin, EndpointRequest};
 use crate::cluster::{View, ViewOptions};
 use crate::config::{AgentConfig, AgentSettings};
 use crate::datapath::ProxyState;
+use crate::datapath::net::own::OwnDevice;
 use crate::endpoint::DeviceName;
 use crate::model::{Direction, Kind, ObjectRef, Protocol};
 use crate::policy::engine::L4Flow;
@@ -56,6 +57,14 @@ pub(super) fn open_with(
     directory: tempfile::TempDir,
     adjust: impl FnOnce(&mut OpenOptions, &mut ViewOptions),
 ) -> Rig {
+    open_on(DoubleKernel::default(), directory, adjust)
+}
+
+fn open_on(
+    kernel: DoubleKernel,
+    directory: tempfile::TempDir,
+    adjust: impl FnOnce(&mut OpenOptions, &mut ViewOptions),
+) -> Rig {
     let settings = AgentSettings {
         node_name: Some("node1".into()),
         node_address: Some(vec!["172.18.0.2".into()]),
@@ -68,7 +77,6 @@ pub(super) fn open_with(
     let store = Store::open(&options).unwrap();
     let identities = IdentityStore::open(store.clone(), system_clock(), DEFAULT_GRACE).unwrap();
     let allocator = StoreAllocator::new(identities, Holder::Local);
-    let kernel = DoubleKernel::default();
     let hub = Arc::new(Hub::new(16, "default"));
     let mut core = Core::new(Parts {
         view: View::new(view, Box::new(allocator)),
@@ -292,4 +300,43 @@ async fn the_kernel_redirects_while_some_proxy_listens() {
         rig.backend.core.call(move |core| core.proxy_listens(ProxyProcess::Http, listens)).await.unwrap();
         assert_eq!(rig.kernel.0.lock().proxy, Some(state));
     }
+}
+
+fn own(name: &str, ifindex: u32) -> OwnDevice {
+    OwnDevice { name: name.into(), ifindex, addresses: vec!["198.51.100.1".parse().unwrap()] }
+}
+
+#[tokio::test]
+async fn a_device_that_comes_late_is_told_and_one_that_fails_is_reported_until_it_works() {
+    let rig = rig();
+    let devices = async || {
+        let status = rig.backend.status().await.unwrap();
+        status.components.into_iter().find(|component| component.name == "devices").unwrap()
+    };
+    let tell = async |names: Vec<OwnDevice>| {
+        rig.backend.core.call(move |core| core.node_devices(Ok(names))).await.unwrap()
+    };
+    assert!(tell(vec![own("late0", 9)]).await);
+    assert_eq!(rig.kernel.0.lock().node_devices, ["late0"]);
+    assert_eq!(devices().await.state, "ok");
+    rig.kernel.0.lock().failures = 1;
+    assert!(!tell(vec![own("late1", 10)]).await);
+    let reported = devices().await;
+    assert_eq!((reported.state.as_str(), reported.failures), ("degraded", 1));
+    assert!(tell(vec![own("late1", 10)]).await);
+    assert_eq!(devices().await.state, "ok");
+}
+
+#[tokio::test]
+async fn the_nodes_devices_are_judged_also_when_the_kernel_refused_the_first_state_at_first() {
+    let kernel = DoubleKernel::default();
+    kernel.0.lock().failures = 1;
+    let rig = open_on(kernel, tempfile::tempdir().unwrap(), |_, _| {});
+    let judged = async {
+        while rig.kernel.0.lock().started == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), judged).await.unwrap();
+    assert_eq!(rig.kernel.0.lock().started, 1);
 }

@@ -35,6 +35,9 @@ enum EndpointCommand {
     ///   sluice endpoint add shop/web --netns /run/netns/web --label app=web --address 10.244.0.9
     ///
     /// With --create the namespace needs no device: a veth pair is made, and deleted with the endpoint.
+    ///
+    /// What is described here is known to this node alone. Where a server keeps the objects, apply the Pod there
+    /// instead, so that the other nodes know it too.
     Add {
         /// NAMESPACE/POD
         pod: String,

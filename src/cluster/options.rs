@@ -62,3 +62,17 @@ pub enum ViewError {
     #[error(transparent)]
     Capacity(#[from] EngineError),
 }
+
+impl ViewError {
+    /// The object of the change that is to blame, where it is one.
+    pub fn object(&self) -> Option<&ObjectRef> {
+        match self {
+            ViewError::DuplicateAddress { second, .. } | ViewError::DuplicateClusterIp { second, .. } => {
+                Some(second)
+            }
+            ViewError::Identity { pod, .. } => Some(pod),
+            ViewError::LocalIdentity(_) => None,
+            ViewError::Capacity(error) => error.culprit().map(|culprit| &culprit.object),
+        }
+    }
+}

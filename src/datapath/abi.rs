@@ -5,8 +5,7 @@
 //! Nothing outside this room sees these types: [`convert`] turns model types into them and back,
 //! and is the only place that knows byte order.
 
-// Both sides share one header; this side does not use every constant of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "both sides share one header; this side does not use every constant of it")]
 
 #[cfg(test)]
 mod btf;

@@ -7,6 +7,7 @@
 //!
 //! clsact, for older kernels: a filter of fixed priority and handle, replaced in place.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +39,7 @@ impl Hook {
         [Hook::FromContainer, Hook::ToContainer, Hook::FromNetwork, Hook::ToNetwork, Hook::FromOverlay];
     /// On the host side of a pod's veth.
     pub const POD: [Hook; 2] = [Hook::FromContainer, Hook::ToContainer];
-    /// On the uplink.
+    /// On the uplink and other devices of the node.
     pub const UPLINK: [Hook; 2] = [Hook::FromNetwork, Hook::ToNetwork];
 
     /// Name of the program.
@@ -255,6 +256,12 @@ impl Attacher {
         paths.filter_map(|path| Hook::of_pin(&path).map(|(hook, ifindex)| (hook, ifindex, path))).collect()
     }
 
+    /// Devices on which pinned links of this version hold `hook`.
+    pub fn devices_with(&self, hook: Hook) -> BTreeSet<u32> {
+        let pinned = self.pinned().into_iter();
+        pinned.filter(|(found, ..)| *found == hook).map(|(_, ifindex, _)| ifindex).collect()
+    }
+
     /// Puts this object's programs into every link that an earlier agent of the same ABI left. Pins of
     /// devices that are gone are removed. Returns the devices that are judged.
     pub fn replace_all(&mut self) -> Result<Vec<(Hook, u32)>, DatapathError> {
@@ -286,13 +293,17 @@ impl Attacher {
 
 /// Name of a device of this network namespace.
 pub fn device_name(ifindex: u32) -> Result<String, DatapathError> {
-    nix::net::if_::if_indextoname(ifindex).map(|name| name.to_string_lossy().into_owned()).map_err(|errno| {
-        DatapathError::Syscall {
-            operation: "if_indextoname",
-            object: format!("device {ifindex}"),
-            source: errno.into(),
-        }
-    })
+    let failed = |source| DatapathError::Syscall {
+        operation: "if_indextoname",
+        object: format!("device {ifindex}"),
+        source,
+    };
+    let name = nix::net::if_::if_indextoname(ifindex).map_err(|errno| failed(errno.into()))?;
+    match name.to_string_lossy().into_owned() {
+        // What nix makes of the null pointer that stands for an error.
+        name if name.is_empty() => Err(failed(io::Error::from_raw_os_error(libc::ENODEV))),
+        name => Ok(name),
+    }
 }
 
 /// Index of a device of this network namespace.
@@ -302,4 +313,15 @@ pub fn device_index(name: &str) -> Result<u32, DatapathError> {
         object: format!("device {name}"),
         source: errno.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_has_no_name() {
+        assert!(device_name(u32::MAX >> 1).is_err());
+        assert_eq!(device_name(device_index("lo").unwrap()).unwrap(), "lo");
+    }
 }

@@ -1,7 +1,6 @@
 //! What the agent tells the datapath once, at start.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -20,6 +19,16 @@ pub enum Mode {
     },
     /// The fabric routes pod addresses.
     Routes,
+}
+
+/// Whether the node's own traffic meets a program wherever it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostTraffic {
+    /// On the uplink only, where the pods' traffic is judged anyway.
+    #[default]
+    Unjudged,
+    /// On every device with an address that others can reach: what the host firewall needs.
+    Judged,
 }
 
 /// How programs are attached to devices.
@@ -100,10 +109,7 @@ pub struct DatapathConfig {
     pub bpffs: PathBuf,
     /// Device towards other nodes and the world.
     pub uplink: Option<String>,
-    /// Further devices with traffic of the node itself, for the host firewall.
-    pub host_devices: BTreeSet<String>,
-    /// Addresses of the node beside those that the cluster knows.
-    pub host_addresses: BTreeSet<IpAddr>,
+    pub host_traffic: HostTraffic,
     pub mode: Mode,
     /// Families whose pod traffic to the outside gets the node's address.
     pub masquerade: BTreeSet<Family>,
@@ -127,8 +133,7 @@ impl DatapathConfig {
         DatapathConfig {
             bpffs: bpffs.into(),
             uplink: None,
-            host_devices: BTreeSet::new(),
-            host_addresses: BTreeSet::new(),
+            host_traffic: HostTraffic::default(),
             mode: Mode::Routes,
             masquerade: BTreeSet::new(),
             nat_ports: 32768..=60999,

@@ -5,13 +5,17 @@
 //! [`Datapath::reconcile`] with the full state -> [`KernelDatapath::attach_node`] -> deltas. When the
 //! agent ends, everything stays and goes on judging packets.
 
+use std::collections::BTreeSet;
+
 use super::abi::*;
-use super::attach::{Attacher, Hook, Mechanism, device_index};
+use super::attach::{Attacher, Hook, Mechanism, device_index, device_name};
 use super::carry::{Carried, Carry};
 use super::config::{DatapathConfig, LocalDelivery, Mode, Trace};
 use super::endpoints::EndpointDevice;
 use super::events::{EventReader, PolicySubjects};
+use super::host_devices::HostDevices;
 use super::inspect::{Inspector, MapPressure};
+use super::net::own::OwnDevice;
 use super::pins::Pins;
 use super::reconcile::Reconciled;
 use super::tables::Tables;
@@ -19,6 +23,9 @@ use super::writer::Writer;
 use super::{Datapath, DatapathError, loader, sockets};
 use crate::cluster::delta::Delta;
 use crate::model::Family;
+
+/// Others reach no address of the node by this device.
+const LOOPBACK: &str = "lo";
 
 /// What L7 traffic meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +45,9 @@ pub struct KernelDatapath {
     config: DatapathConfig,
     subjects: PolicySubjects,
     carry: Carry,
+    host_devices: HostDevices,
+    /// The uplink and the VXLAN device as they were attached; they may be made anew under the same names.
+    node_devices: BTreeSet<u32>,
     /// The first full state is in place.
     settled: bool,
     failures: u64,
@@ -102,12 +112,14 @@ impl KernelDatapath {
         let tables = Tables::from_kernel(|name| pins.open_map(name))?;
         // Proxies outlive the agent: what they serve must not stop while it starts.
         let proxy = tables.config.get(&0)?.map_or(0, |config| config.flags & CFG_PROXY);
-        let mut writer = Writer::take_over(tables, NodeConfig { flags: base.flags | proxy, ..base })?;
-        writer.set_host_addresses(config.host_addresses.clone());
+        let writer = Writer::take_over(tables, NodeConfig { flags: base.flags | proxy, ..base })?;
         sockets::attach(programs.sockets(), &pins)?;
         let mut attacher = Attacher::new(programs, pins.clone(), config.attach);
         attacher.replace_all()?;
         carry.catch_up(&pins)?;
+        let left = attacher.devices_with(Hook::FromNetwork).into_iter();
+        let left = left.filter_map(|ifindex| Some((ifindex, device_name(ifindex).ok()?))).collect();
+        let host_devices = HostDevices::new(config.host_traffic, left);
         let mut datapath = KernelDatapath {
             writer,
             attacher,
@@ -115,6 +127,8 @@ impl KernelDatapath {
             config,
             subjects: PolicySubjects::default(),
             carry,
+            host_devices,
+            node_devices: BTreeSet::new(),
             settled: false,
             failures: 0,
             revision: 0,
@@ -127,7 +141,11 @@ impl KernelDatapath {
     pub fn attach_endpoint(&mut self, pod: &str, device: EndpointDevice) -> Result<(), DatapathError> {
         // The map first: a program that judges packets of an unknown endpoint drops them.
         self.writer.set_device(pod, device)?;
-        self.attach_pod(device.ifindex)
+        self.attach_pod(device.ifindex)?;
+        if self.host_devices.judged().any(|(ifindex, _)| ifindex == device.ifindex) {
+            self.judge_host_devices()?;
+        }
+        Ok(())
     }
 
     /// A program of another ABI version judges by its own maps, which are whole; ours are not yet. It goes on until
@@ -143,15 +161,13 @@ impl KernelDatapath {
 
     /// Forgets a pod's device and takes the programs off it.
     pub fn detach_endpoint(&mut self, pod: &str) -> Result<(), DatapathError> {
-        let device = self.writer.clear_device(pod)?;
-        match device {
-            Some(device) => self.attacher.detach(&Hook::POD, device.ifindex),
-            None => Ok(()),
-        }
+        let Some(device) = self.writer.clear_device(pod)? else { return Ok(()) };
+        self.attacher.detach(&Hook::POD, device.ifindex)?;
+        self.judge_host_devices()
     }
 
-    /// Judges the uplink and the VXLAN device from now on. To be called when the first full state is
-    /// in place; calling it again is harmless, and needed when a device was made anew.
+    /// Judges the uplink, the VXLAN device and the node's other devices from now on. To be called when the first full
+    /// state is in place; calling it again is harmless.
     pub fn attach_node(&mut self) -> Result<(), DatapathError> {
         self.settled = true;
         let pods: Vec<u32> = self.writer.devices().map(|(_, device)| device.ifindex).collect();
@@ -169,15 +185,80 @@ impl KernelDatapath {
             let ifindex = device_index(uplink)?;
             Hook::UPLINK.into_iter().try_for_each(|hook| self.attacher.attach(hook, ifindex))?;
         }
-        for device in &self.config.host_devices {
-            let ifindex = device_index(device)?;
-            Hook::UPLINK.into_iter().try_for_each(|hook| self.attacher.attach(hook, ifindex))?;
-        }
         if let Mode::Tunnel { device, .. } = &self.config.mode {
             self.attacher.attach(Hook::FromOverlay, device_index(device)?)?;
         }
+        self.node_devices = self.own_devices()?;
+        self.judge_host_devices()?;
         self.carry.finish(&self.pins)?;
         self.attacher.retire_other_versions()
+    }
+
+    /// The uplink and the VXLAN device, which have to be there.
+    fn own_devices(&self) -> Result<BTreeSet<u32>, DatapathError> {
+        let tunnel = match &self.config.mode {
+            Mode::Tunnel { device, .. } => Some(device),
+            Mode::Routes => None,
+        };
+        self.config.uplink.iter().chain(tunnel).map(|name| device_index(name)).collect()
+    }
+
+    /// Tells which devices of this namespace have addresses now: they are the node's, and their traffic is judged
+    /// where the configuration wants that. To be called whenever a device or an address came or went.
+    ///
+    /// # Errors
+    /// The uplink or the VXLAN device is missing, or a program could not be attached. The rest was done.
+    pub fn set_node_devices(&mut self, own: &[OwnDevice]) -> Result<(), DatapathError> {
+        let addresses = own.iter().flat_map(|device| &device.addresses).copied().collect();
+        self.writer.set_host_addresses(addresses)?;
+        let others = own.iter().filter(|device| device.name != LOOPBACK);
+        self.host_devices.list(others.map(|device| (device.ifindex, device.name.clone())).collect());
+        if !self.settled {
+            return Ok(());
+        }
+        match self.own_devices() {
+            Ok(devices) if devices == self.node_devices => self.judge_host_devices(),
+            Ok(_) => self.attach_node(),
+            Err(error) => self.judge_host_devices().and(Err(error)),
+        }
+    }
+
+    /// Attaches to devices that came to qualify and detaches from those that ceased to. One that fails keeps no other
+    /// from it; the first failure is returned.
+    fn judge_host_devices(&mut self) -> Result<(), DatapathError> {
+        if !self.settled {
+            return Ok(());
+        }
+        let pods = self.writer.devices().map(|(_, device)| device.ifindex);
+        let never = pods.chain(self.node_devices.iter().copied()).collect();
+        let work = self.host_devices.work(&never, |ifindex| device_name(ifindex).is_ok());
+        let mut result = Ok(());
+        for ifindex in work.attach {
+            let attached = Hook::UPLINK.into_iter().try_for_each(|hook| self.attacher.attach(hook, ifindex));
+            match attached {
+                Ok(()) => self.host_devices.attached(ifindex),
+                // It went away in the meantime, and that is told too.
+                Err(_) if device_name(ifindex).is_err() => {}
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        for ifindex in work.detach {
+            // The uplink keeps the same programs, as the uplink.
+            let detached = match self.node_devices.contains(&ifindex) {
+                true => Ok(()),
+                false => self.attacher.detach(&Hook::UPLINK, ifindex),
+            };
+            match detached {
+                Ok(()) => self.host_devices.detached(ifindex),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        result
+    }
+
+    /// The devices beside the uplink that are judged for the host firewall.
+    pub fn host_devices(&self) -> Vec<&str> {
+        self.host_devices.judged().map(|(_, name)| name).collect()
     }
 
     /// What was carried over from maps of another size or ABI version.
@@ -232,16 +313,15 @@ impl KernelDatapath {
 
     /// Takes all programs off all devices and removes all pins: nothing is enforced any more.
     pub fn uninstall(self) -> Result<(), DatapathError> {
-        let KernelDatapath { mut attacher, pins, writer, config, .. } = self;
+        let KernelDatapath { mut attacher, pins, writer, config, host_devices, .. } = self;
         for (_, device) in writer.devices() {
             attacher.detach(&Hook::POD, device.ifindex)?;
         }
-        let mut node: Vec<(&str, &[Hook])> = config
-            .uplink
-            .iter()
-            .chain(&config.host_devices)
-            .map(|d| (d.as_str(), &Hook::UPLINK[..]))
-            .collect();
+        for (ifindex, _) in host_devices.judged() {
+            attacher.detach(&Hook::UPLINK, ifindex)?;
+        }
+        let mut node: Vec<(&str, &[Hook])> =
+            config.uplink.iter().map(|device| (device.as_str(), &Hook::UPLINK[..])).collect();
         if let Mode::Tunnel { device, .. } = &config.mode {
             node.push((device, &[Hook::FromOverlay]));
         }

@@ -214,7 +214,7 @@ mod tests {
     use crate::cluster::delta::{AddressKind, Cause, EndpointChange, IpcacheEntry};
     use crate::datapath::LinkLayer;
     use crate::policy::map_state::{
-        CellKinds, DirectionInfo, PolicyEntry, PolicyInfo, PolicyKey, PortClass, Precedence, Slot,
+        Basis, CellKinds, DirectionInfo, PolicyEntry, PolicyInfo, PolicyKey, PortClass, Precedence, Slot,
         SubjectDelta,
     };
 
@@ -237,7 +237,7 @@ mod tests {
             protocol: Some(Protocol::Tcp),
             port: PortClass::Exact(port),
         };
-        let slot = Slot { precedence: Precedence(10), action, rules: RuleSetId(3) };
+        let slot = Slot { precedence: Precedence(10), action, rules: RuleSetId(3), basis: Basis::Peer };
         (key, PolicyEntry { admin: None, normal: Some(slot) })
     }
 

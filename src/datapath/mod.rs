@@ -4,7 +4,8 @@
 //! - [`writer`], [`transition`], [`reconcile`]: in which order a change reaches the maps.
 //! - `policies`, `addresses`, `services`, `endpoints`: what each kind of change means in maps.
 //! - [`table`], [`tables`], `sys`: typed maps over bpf(2). [`abi`]: what they hold.
-//! - `loader`, `pins`, [`attach`], [`carry`], `sockets`: programs and what outlives the agent.
+//! - `loader`, `pins`, [`attach`], [`carry`], `sockets`: programs and what outlives the agent. `host_devices`: which
+//!   devices of the node are judged.
 //! - [`events`], [`inspect`]: what the kernel tells. [`proxy`]: what proxies need of it.
 //! - [`testrun`]: the programs on hand-made packets, for tests and benchmarks.
 //! - [`net`]: devices, namespaces, routes. [`preflight`]: is this machine fit.
@@ -17,6 +18,7 @@ pub mod config;
 mod endpoints;
 pub mod events;
 pub mod expedite;
+mod host_devices;
 pub mod inspect;
 pub mod kernel;
 pub mod learned;

@@ -4,7 +4,7 @@
 //! Everything here is generic over key and value types that are plain bytes ([`aya::Pod`]); whether
 //! they fit the map was checked when the map was opened ([`super::table::KernelTable::open`]).
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "bpf(2) and its attributes, which nothing else wraps")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

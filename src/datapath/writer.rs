@@ -139,9 +139,11 @@ impl Writer {
         self.policies.subjects()
     }
 
-    /// Addresses of the node that the cluster does not know; written with the next [`NodeSettings`].
-    pub fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+    /// Addresses of the node that the cluster does not know. They are written at once, or with the first
+    /// [`NodeSettings`].
+    pub fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Result<(), DatapathError> {
         self.host_addresses = addresses;
+        self.write_config()
     }
 
     /// What does not come with deltas.

@@ -1,9 +1,10 @@
 //! Open queries of one worker and the sockets that carry them.
 //!
-//! Contract: a socket carries one query at a time, under an id that nobody can guess, from a port that the
-//! kernel drew. Making a socket costs more than a query, so one that has its reply waits for the next query of
-//! the same client to the same server, a limited number of times and seconds; which of those that wait is taken
-//! is drawn, too. One whose query found no reply is closed: what may still come has nowhere to go.
+//! Contract: every query has a port and an id of its own, both drawn for it, and nothing that was sent to another
+//! query's port reaches it. Making a socket costs more than a query, so one that has its reply gets another port
+//! ([`draw_port`]) when the worker has sent its answers, and waits with it for the next query of the same client to the
+//! same server; which of those that wait is taken is drawn, too. One whose query found no reply is closed: what may
+//! still come has nowhere to go.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -18,9 +19,8 @@ use super::message::{Query, set_id};
 use super::outside::Ruling;
 use super::proxy::Received;
 use super::random::Random;
+use super::sockets::draw_port;
 
-/// Queries of one socket.
-const MOST_USES: u16 = 64;
 /// Age at which a socket gets no further query.
 const LONGEST_LIFE: Duration = Duration::from_secs(5);
 /// Sockets without a query.
@@ -41,12 +41,22 @@ pub(super) struct Open {
 }
 
 #[derive(Debug)]
+enum State {
+    /// Nothing ever left from its port.
+    Fresh,
+    Open(Box<Open>),
+    /// It has its reply, and the port of the query still.
+    Used,
+}
+
+#[derive(Debug)]
 struct Carrier {
     socket: UdpSocket,
     lane: Lane,
-    uses: u16,
+    /// Where the socket is connected to.
+    peer: SocketAddr,
     until: Instant,
-    open: Option<Open>,
+    state: State,
     /// Tells its queries apart in the list of deadlines.
     serial: u64,
 }
@@ -56,8 +66,10 @@ struct Carrier {
 pub(super) struct Exchanges {
     carriers: Vec<Option<Carrier>>,
     free: Vec<usize>,
+    /// Fresh ones.
     idle: HashMap<Lane, Vec<usize>>,
     idle_count: usize,
+    used: Vec<usize>,
     open: usize,
     serial: u64,
 }
@@ -110,9 +122,8 @@ impl Exchanges {
             match sent {
                 Ok(_) => {
                     self.serial += 1;
-                    carrier.uses += 1;
                     carrier.serial = self.serial;
-                    carrier.open = Some(open);
+                    carrier.state = State::Open(Box::new(open));
                     self.open += 1;
                     return Ok(Sent { place, serial: self.serial });
                 }
@@ -151,6 +162,7 @@ impl Exchanges {
         make: impl Fn(IpAddr, SocketAddr) -> io::Result<UdpSocket>,
     ) -> io::Result<usize> {
         let socket = make(lane.0, lane.1)?;
+        let peer = socket.peer_addr()?;
         let place = self.free.pop().unwrap_or_else(|| {
             self.carriers.push(None);
             self.carriers.len() - 1
@@ -161,37 +173,68 @@ impl Exchanges {
             return Err(error.into());
         }
         self.carriers[place] =
-            Some(Carrier { socket, lane, uses: 0, until: now + LONGEST_LIFE, open: None, serial: 0 });
+            Some(Carrier { socket, lane, peer, until: now + LONGEST_LIFE, state: State::Fresh, serial: 0 });
         Ok(place)
     }
 
     /// The socket of a place, and the query that waits there.
     pub(super) fn at(&self, place: usize) -> Option<(&UdpSocket, Option<&Open>)> {
         let carrier = self.carriers.get(place)?.as_ref()?;
-        Some((&carrier.socket, carrier.open.as_ref()))
+        let open = match &carrier.state {
+            State::Open(open) => Some(&**open),
+            State::Fresh | State::Used => None,
+        };
+        Some((&carrier.socket, open))
     }
 
-    /// The query has its reply; the socket may carry another one.
+    /// The query has its reply; the socket may carry another one after [`Exchanges::renew`].
     pub(super) fn finish(&mut self, place: usize) -> Option<Open> {
-        let carrier = self.carriers.get_mut(place)?.as_mut()?;
-        let open = carrier.open.take()?;
-        self.open -= 1;
-        let (lane, is_worn) = (carrier.lane, carrier.uses >= MOST_USES);
-        if is_worn || self.idle_count >= MOST_IDLE {
-            self.close(place);
-        } else {
-            self.idle.entry(lane).or_default().push(place);
-            self.idle_count += 1;
-        }
+        let open = self.take_open(place)?;
+        self.used.push(place);
         Some(open)
     }
 
     /// The query has no reply; its socket goes.
     pub(super) fn abandon(&mut self, place: usize) -> Option<Open> {
-        let open = self.carriers.get_mut(place)?.as_mut()?.open.take()?;
-        self.open -= 1;
+        let open = self.take_open(place)?;
         self.close(place);
         Some(open)
+    }
+
+    fn take_open(&mut self, place: usize) -> Option<Open> {
+        let carrier = self.carriers.get_mut(place)?.as_mut()?;
+        match std::mem::replace(&mut carrier.state, State::Used) {
+            State::Open(open) => {
+                self.open -= 1;
+                Some(*open)
+            }
+            other => {
+                carrier.state = other;
+                None
+            }
+        }
+    }
+
+    /// Gives sockets whose query has its reply another port. Says how much had come to their old ones.
+    pub(super) fn renew(&mut self, now: Instant) -> u64 {
+        let mut late = 0;
+        while let Some(place) = self.used.pop() {
+            let Some(carrier) = self.carriers.get_mut(place).and_then(Option::as_mut) else { continue };
+            if carrier.until <= now || self.idle_count >= MOST_IDLE {
+                self.close(place);
+                continue;
+            }
+            match draw_port(&carrier.socket, carrier.peer) {
+                Ok(count) => {
+                    late += count;
+                    carrier.state = State::Fresh;
+                    self.idle.entry(carrier.lane).or_default().push(place);
+                    self.idle_count += 1;
+                }
+                Err(_) => self.close(place),
+            }
+        }
+        late
     }
 
     /// [`Exchanges::abandon`], if this very query still waits.
@@ -201,7 +244,8 @@ impl Exchanges {
 
     pub(super) fn is_open(&self, sent: Sent) -> bool {
         let carrier = self.carriers.get(sent.place).and_then(Option::as_ref);
-        carrier.is_some_and(|carrier| carrier.open.is_some() && carrier.serial == sent.serial)
+        carrier
+            .is_some_and(|carrier| matches!(carrier.state, State::Open(_)) && carrier.serial == sent.serial)
     }
 
     /// Closes sockets that are old and have no query, so that nothing stays of a client that is gone.

@@ -2,8 +2,9 @@
 //!
 //! Contract (policy semantics, section 6): a query that the datapath redirected is released to the
 //! server that the pod addressed, or refused. What is forwarded are the pod's own bytes under a fresh
-//! id, alone on a socket with a random port, so that a reply can be forged only by who sees the query. A reply that gives addresses reaches the pod after they were learned. A server that does
-//! not answer costs its own client time, nobody else.
+//! id, from a port that was drawn for this query alone, so that a reply can be forged only by who sees the query. A
+//! reply that gives addresses reaches the pod after they were learned. A server that does not answer costs its own
+//! client time, nobody else.
 //!
 //! - [`wire`], [`message`]: reading and making messages. PURE.
 //! - [`outside`]: what the proxy needs from the rest of sluice, as traits.

@@ -116,6 +116,24 @@ impl Sockets for TransparentSockets {
     }
 }
 
+/// Has the kernel draw another port for a datagram socket that was bound to an address without one. What had come to the
+/// old port is thrown away; says how much. The address and the options stay, which makes it cheaper than a new socket.
+pub(super) fn draw_port(socket: &UdpSocket, server: SocketAddr) -> io::Result<u64> {
+    // The port goes, because it was not asked for by number; now nothing can arrive.
+    rustix::net::connect_unspec(socket)?;
+    let mut late = 0;
+    loop {
+        match socket.recv(&mut []) {
+            Ok(_) => late += 1,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            // An error of the old port, told once.
+            Err(_) => {}
+        }
+    }
+    socket.connect(server)?;
+    Ok(late)
+}
+
 /// A transparent socket that does not block. `SO_REUSEADDR`: a successor may bind before we end.
 fn transparent(kind: Type, protocol: Protocol, address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;

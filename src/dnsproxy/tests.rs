@@ -103,6 +103,8 @@ struct Rig {
     sluice: Arc<Sluice>,
     udp: SocketAddr,
     tcp: SocketAddr,
+    /// Where the server's queries came from.
+    asked: Arc<Mutex<Vec<SocketAddr>>>,
     workers: Option<Workers>,
 }
 
@@ -113,6 +115,8 @@ enum Server {
     Answers,
     Silent,
     Garbles,
+    /// Answers, and before that tells 192.0.2.66 to the port of the query before, with everything else right.
+    Forges,
 }
 
 fn replies(server: Server, wire: &[u8]) -> Vec<Vec<u8>> {
@@ -131,11 +135,22 @@ fn replies(server: Server, wire: &[u8]) -> Vec<Vec<u8>> {
             vec![wrong_id, unasked.to_vec().unwrap(), b"noise".to_vec(), good]
         }
         Server::Silent => vec![],
+        Server::Forges => vec![good],
         Server::Garbles => vec![good[..good.len() - 2].to_vec()],
     }
 }
 
-async fn server(at: IpAddr, behaviour: Server) -> SocketAddr {
+/// The same reply with the forger's address in the place of the right one, which stands at its end.
+fn forged(mut reply: Vec<u8>) -> Vec<u8> {
+    if let Some(last) = reply.last_mut() {
+        *last = 66;
+    }
+    reply
+}
+
+/// A server, and where the queries came from.
+async fn server(at: IpAddr, behaviour: Server) -> (SocketAddr, Arc<Mutex<Vec<SocketAddr>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
     let (udp, tcp) = loop {
         let udp = UdpSocket::bind((at, 0)).await.unwrap();
         if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
@@ -143,9 +158,17 @@ async fn server(at: IpAddr, behaviour: Server) -> SocketAddr {
         }
     };
     let address = udp.local_addr().unwrap();
+    let noted = Arc::clone(&asked);
     tokio::spawn(async move {
         let mut buffer = [0; 2048];
         while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
+            let before = noted.lock().last().copied();
+            noted.lock().push(from);
+            if let (Server::Forges, Some(before)) = (behaviour, before) {
+                for reply in replies(behaviour, &buffer[..length]) {
+                    udp.send_to(&forged(reply), before).await.unwrap();
+                }
+            }
             for reply in replies(behaviour, &buffer[..length]) {
                 udp.send_to(&reply, from).await.unwrap();
             }
@@ -164,11 +187,11 @@ async fn server(at: IpAddr, behaviour: Server) -> SocketAddr {
             });
         }
     });
-    address
+    (address, asked)
 }
 
 async fn rig_at(at: IpAddr, behaviour: Server, options: Options) -> Rig {
-    let upstream = server(at, behaviour).await;
+    let (upstream, asked) = server(at, behaviour).await;
     let sluice = Arc::new(Sluice::default());
     let sockets = Arc::new(Loopback { upstream, listener: Mutex::default() });
     let proxy = Proxy::new(
@@ -189,7 +212,7 @@ async fn rig_at(at: IpAddr, behaviour: Server, options: Options) -> Rig {
     let listener = TcpListener::bind((at, 0)).await.unwrap();
     let tcp = listener.local_addr().unwrap();
     tokio::spawn(proxy.clone().serve_tcp(listener));
-    Rig { proxy, sluice, udp, tcp, workers }
+    Rig { proxy, sluice, udp, tcp, asked, workers }
 }
 
 async fn rig(behaviour: Server) -> Rig {
@@ -367,9 +390,40 @@ async fn a_name_that_is_known_is_not_learned_again() {
     assert_eq!(rig.proxy.counters.snapshot().released, 5);
 }
 
-/// More queries than one socket carries, one after the other and together.
+/// Sockets are used again, ports are not: what is drawn twice is a coincidence.
 #[tokio::test]
-async fn sockets_are_used_again_and_worn_out() {
+async fn each_query_leaves_by_a_port_of_its_own() {
+    for at in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        let rig = rig_at(at, Server::Answers, Options::default()).await;
+        for _ in 0..60 {
+            ask(&rig, "a.example.").await;
+        }
+        let mut ports: Vec<u16> = rig.asked.lock().iter().map(SocketAddr::port).collect();
+        assert_eq!(ports.len(), 60);
+        assert!(rig.asked.lock().iter().all(|from| from.ip() == at), "the client's address stays");
+        ports.sort_unstable();
+        ports.dedup();
+        assert!(ports.len() > 55, "{ports:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_comes_to_the_port_of_another_query_is_never_learned() {
+    let rig = rig(Server::Forges).await;
+    for n in 0..40 {
+        let answer = ask(&rig, &format!("n{n}.example.")).await;
+        assert_eq!(answer.answers[0].data, RData::A(A::new(192, 0, 2, 1)));
+    }
+    let learned = rig.sluice.learned.lock().clone();
+    let right = IpAddr::from([192, 0, 2, 1]);
+    let addresses = || learned.iter().flat_map(|learned| &learned.addresses);
+    assert_eq!(addresses().count(), 40);
+    assert!(addresses().all(|(address, _)| *address == right), "{learned:?}");
+}
+
+/// One after the other and together.
+#[tokio::test]
+async fn sockets_are_used_again() {
     let rig = rig(Server::Answers).await;
     for _ in 0..150 {
         assert_eq!(ask(&rig, "a.example.").await.answers.len(), 1);

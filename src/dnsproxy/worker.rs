@@ -151,6 +151,8 @@ impl Worker {
             let now = Instant::now();
             self.expire(now);
             self.flush();
+            let late = self.exchanges.renew(now);
+            self.proxy.counters.stray_replies.add_many(late);
             if now.duration_since(swept) > SWEEP {
                 self.exchanges.sweep(now);
                 swept = now;

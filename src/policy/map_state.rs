@@ -72,11 +72,23 @@ pub enum SlotAction {
     Redirect(Proxy),
 }
 
+/// What a slot speaks of, and so how long a connection lasts that it let pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Basis {
+    /// The peer as it is: when the address becomes another's, the connection is judged as that one's.
+    #[default]
+    Peer,
+    /// A `toFQDNs` rule is among the rules: the connection outlives the answer that gave the address its name, though
+    /// not the rule.
+    Name,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     pub precedence: Precedence,
     pub action: SlotAction,
     pub rules: RuleSetId,
+    pub basis: Basis,
 }
 
 /// Never both `None`.

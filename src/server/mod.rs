@@ -41,7 +41,7 @@ pub use token::{JoinToken, TokenError};
 
 /// Generated from `proto/sluice/v1/cluster.proto`.
 mod proto {
-    #![allow(missing_debug_implementations, clippy::all)]
+    #![allow(missing_debug_implementations, clippy::all, reason = "generated")]
     tonic::include_proto!("sluice.v1");
 }
 

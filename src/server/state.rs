@@ -105,18 +105,20 @@ impl State {
 
     /// Applies manifests and tells every agent.
     pub(super) fn apply(&self, text: &str, mode: ApplyMode) -> Result<Applied, ApplyError> {
-        self.change(mode, |admit| self.objects.apply(text, mode, admit).map(Some))?
+        self.change(mode, text, |admit| self.objects.apply(text, mode, admit).map(Some))?
             .ok_or_else(|| ApplyError::Store(StoreError::Stopped))
     }
 
     /// Deletes an object and tells every agent; `None` when there is none.
     pub(super) fn delete(&self, reference: &ObjectRef) -> Result<Option<Applied>, ApplyError> {
-        self.change(ApplyMode::Commit, |admit| self.objects.delete(reference, admit))
+        self.change(ApplyMode::Commit, "", |admit| self.objects.delete(reference, admit))
     }
 
+    /// `text` is what the change was read from, if it was.
     fn change(
         &self,
         mode: ApplyMode,
+        text: &str,
         run: impl FnOnce(
             &mut dyn FnMut(&[Change]) -> Result<(), Vec<Problem>>,
         ) -> Result<Option<Applied>, ApplyError>,
@@ -133,7 +135,8 @@ impl State {
             if changes.is_empty() {
                 return Ok(());
             }
-            view.apply(changes.to_vec()).map_err(problems)?;
+            let refused = |error: &_| Problem::of_view(error, self.objects.parser(), text);
+            view.apply(changes.to_vec()).map_err(|errors| errors.iter().map(refused).collect::<Vec<_>>())?;
             taken_in = true;
             Ok(())
         });

@@ -25,6 +25,7 @@ mod migrate;
 mod nodes;
 pub mod objects;
 mod open;
+mod refusal;
 mod rows;
 mod settings;
 #[cfg(test)]

@@ -63,6 +63,20 @@ pub trait ManifestParser: Send + Sync {
     ///
     /// Every problem of every document; one invalid object refuses the whole text.
     fn parse(&self, text: &str) -> Result<Parsed, Vec<Problem>>;
+
+    /// Where a field of an object is in `text`, or its nearest ancestor that is there; `None` when the text has no such
+    /// object. A parser that knows no places finds none.
+    fn place(&self, text: &str, object: &ObjectRef, path: &str) -> Option<Place> {
+        let _ = (text, object, path);
+        None
+    }
+}
+
+/// A place in a text, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub line: u32,
+    pub column: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

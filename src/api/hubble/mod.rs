@@ -19,7 +19,7 @@ pub mod filter;
 pub mod json;
 mod mask;
 mod observer;
-#[allow(unreachable_pub)]
+#[allow(unreachable_pub, reason = "generated")]
 pub mod pb;
 mod peers;
 pub mod read;

@@ -417,7 +417,7 @@ mod tests {
         flow.node_name = hostile();
         flow.egress_allowed_by = vec![pb::Policy { name: hostile(), ..Default::default() }];
         flow.sluice.as_mut().unwrap().set_decision(Decision::Rules);
-        #[allow(deprecated)]
+        #[allow(deprecated, reason = "the text is still sent for everybody")]
         {
             flow.summary = hostile();
         }

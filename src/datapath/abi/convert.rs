@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::*;
 use crate::model::{Direction, Family, Identity, PortRange, Protocol};
 use crate::policy::map_state::{
-    DirectionInfo, PolicyEntry, PolicyKey, PortClass, Precedence, Proxy, RuleSetId, Slot, SlotAction,
+    Basis, DirectionInfo, PolicyEntry, PolicyKey, PortClass, Precedence, Proxy, RuleSetId, Slot, SlotAction,
 };
 
 impl Addr {
@@ -148,13 +148,17 @@ impl From<Option<Slot>> for PolicySlot {
             SlotAction::Redirect(Proxy::Dns) => ACTION_REDIRECT_DNS,
             SlotAction::Redirect(Proxy::Tls) => ACTION_REDIRECT_TLS,
         };
-        PolicySlot { precedence: slot.precedence.0, rule_set: slot.rules.0, action }
+        let basis = match slot.basis {
+            Basis::Peer => 0,
+            Basis::Name => ACTION_BY_NAME,
+        };
+        PolicySlot { precedence: slot.precedence.0, rule_set: slot.rules.0, action: action | basis }
     }
 }
 
 /// Meaning of a `SLUICE_ACTION_*`; `None` for an empty slot and for numbers that we do not know.
 pub fn action_from_number(number: u32) -> Option<SlotAction> {
-    match number {
+    match number & ACTION_MASK {
         ACTION_ALLOW => Some(SlotAction::Allow),
         ACTION_DENY => Some(SlotAction::Deny),
         ACTION_PASS => Some(SlotAction::Pass),
@@ -175,6 +179,7 @@ impl PolicySlot {
             precedence: Precedence(self.precedence),
             action: action_from_number(self.action)?,
             rules: RuleSetId(self.rule_set),
+            basis: if self.action & ACTION_BY_NAME == 0 { Basis::Peer } else { Basis::Name },
         })
     }
 }
@@ -324,8 +329,12 @@ mod tests {
             };
             assert_eq!(PolicyMapKey::new(3, key).cell(), Some(key));
         }
-        let slot =
-            Slot { precedence: Precedence(9), action: SlotAction::Redirect(Proxy::Dns), rules: RuleSetId(4) };
+        let slot = Slot {
+            precedence: Precedence(9),
+            action: SlotAction::Redirect(Proxy::Dns),
+            rules: RuleSetId(4),
+            basis: Basis::Name,
+        };
         let entry = PolicyEntry { admin: None, normal: Some(slot) };
         assert_eq!(PolicyMapEntry::from(entry).entry(), entry);
     }

@@ -13,8 +13,8 @@ use crate::cluster::delta::{AddressKind, IpcacheEntry};
 use crate::datapath::table::Observer;
 use crate::model::PortRange;
 use crate::policy::map_state::{
-    CellKinds, DirectionInfo, PolicyEntry, PolicyInfo, PolicyKey, PortClass, PortClassRange, Precedence,
-    Slot, SubjectDelta,
+    Basis, CellKinds, DirectionInfo, PolicyEntry, PolicyInfo, PolicyKey, PortClass, PortClassRange,
+    Precedence, Slot, SubjectDelta,
 };
 
 const SUBJECT: Identity = Identity(300);
@@ -75,7 +75,7 @@ impl State {
             };
             let (precedence, action) =
                 if *allow { (Precedence(10), SlotAction::Allow) } else { (Precedence(20), SlotAction::Deny) };
-            let slot = Slot { precedence, action, rules: RuleSetId(1) };
+            let slot = Slot { precedence, action, rules: RuleSetId(1), basis: Basis::Peer };
             (key, PolicyEntry { admin: None, normal: Some(slot) })
         };
         self.cells.iter().map(entry).collect()

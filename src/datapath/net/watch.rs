@@ -1,4 +1,4 @@
-//! Devices that come, change and go, as the kernel tells it.
+//! Devices that come, change and go, and their addresses, as the kernel tells it.
 
 use futures::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -17,9 +17,16 @@ pub enum DeviceEvent {
     Present { ifindex: u32, name: String, up: bool },
     /// Deleted, or moved to another namespace.
     Gone { ifindex: u32, name: String },
+    /// An address was added, changed or deleted.
+    Addresses { ifindex: u32 },
     /// The kernel had more to tell than fits: list the devices again.
     Missed,
 }
+
+const GROUPS: [MulticastGroup; 3] =
+    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+/// Most events of a batch.
+const BATCH: usize = 4096;
 
 /// A subscription; ends when dropped.
 #[derive(Debug)]
@@ -40,6 +47,9 @@ fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<DeviceEvent> {
     let (message, gone) = match payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => (message, false),
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => (message, true),
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message),
+        ) => return Some(DeviceEvent::Addresses { ifindex: message.header.index }),
         NetlinkPayload::Overrun(_) => return Some(DeviceEvent::Missed),
         _ => return None,
     };
@@ -56,8 +66,10 @@ impl DeviceWatch {
     /// Subscribes in the calling thread's namespace. To be called inside a tokio runtime.
     pub fn start() -> Result<DeviceWatch, NetError> {
         let (connection, handle, mut messages) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link]).map_err(|source| {
-                NetError::Netlink { operation: "subscribe to", object: "device events".to_owned(), source }
+            rtnetlink::new_multicast_connection(&GROUPS).map_err(|source| NetError::Netlink {
+                operation: "subscribe to",
+                object: "device events".to_owned(),
+                source,
             })?;
         let (sender, events) = mpsc::unbounded_channel();
         let forward = async move {
@@ -75,5 +87,12 @@ impl DeviceWatch {
     /// The next event; `None` when the subscription broke.
     pub async fn next(&mut self) -> Option<DeviceEvent> {
         self.events.recv().await
+    }
+
+    /// Waits for an event, and takes along what is there besides; `None` when the subscription broke.
+    pub async fn next_batch(&mut self) -> Option<Vec<DeviceEvent>> {
+        let mut batch = Vec::new();
+        let count = self.events.recv_many(&mut batch, BATCH).await;
+        (count > 0).then_some(batch)
     }
 }

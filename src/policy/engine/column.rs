@@ -16,7 +16,7 @@ use super::repository::{Repository, RuleId, SlotKind};
 use super::rule_sets::RuleSets;
 use super::slab::Slab;
 use crate::model::{Direction, Family, Protocol};
-use crate::policy::map_state::{PolicyEntry, PortClass, Precedence, Slot, SlotAction};
+use crate::policy::map_state::{Basis, PolicyEntry, PortClass, Precedence, Slot, SlotAction};
 use crate::policy::named_port::NamedPort;
 use crate::policy::rule::{PortMatch, Ports};
 
@@ -140,8 +140,12 @@ impl Compiler<'_> {
         contributions.dedup();
         let mut cells: Vec<(Cell, PolicyEntry)> = Vec::new();
         if key.localhost {
-            let slot =
-                Slot { precedence: precedence::LOCALHOST, action: SlotAction::Allow, rules: LOCALHOST_RULES };
+            let slot = Slot {
+                precedence: precedence::LOCALHOST,
+                action: SlotAction::Allow,
+                rules: LOCALHOST_RULES,
+                basis: Basis::Peer,
+            };
             cells.push((Cell::ANY, PolicyEntry { admin: Some(slot), normal: None }));
         }
         for group in contributions.chunk_by(|a, b| (a.cell, a.slot) == (b.cell, b.slot)) {
@@ -189,7 +193,13 @@ impl Compiler<'_> {
                 rules.into()
             })
         };
-        Slot { precedence: state.precedence, action: state.action, rules }
+        let by_name = best.iter().any(|other| repository.rule_state(other.rule).basis == Basis::Name);
+        // Only what lets pass is outlived.
+        let basis = match state.action {
+            SlotAction::Allow | SlotAction::Redirect(_) if by_name => Basis::Name,
+            _ => Basis::Peer,
+        };
+        Slot { precedence: state.precedence, action: state.action, rules, basis }
     }
 
     /// The cells of a rule in a column.

@@ -10,7 +10,7 @@ use super::selectors::{SelectorId, SelectorKey};
 use super::slab::Slab;
 use crate::model::{Direction, Identity, IdentityRecord, ObjectRef};
 use crate::policy::l7::L7Rules;
-use crate::policy::map_state::{Precedence, Proxy, SlotAction};
+use crate::policy::map_state::{Basis, Precedence, Proxy, SlotAction};
 use crate::policy::rule::{
     Action, Entity, Peer, Peers, Policy, PortMatch, Ports, Rule, RuleRef, Spec, Subject, Tier,
 };
@@ -53,6 +53,7 @@ pub(super) struct RuleState {
     pub(super) baseline: bool,
     pub(super) action: SlotAction,
     pub(super) precedence: Precedence,
+    pub(super) basis: Basis,
     /// Matches every peer.
     pub(super) any_peer: bool,
     /// Some port is a name.
@@ -227,6 +228,14 @@ pub(super) fn named_ports(rule: &Rule) -> impl Iterator<Item = super::identities
     })
 }
 
+/// Some peer of the rule is a name.
+fn basis(rule: &Rule) -> Basis {
+    match &rule.peers {
+        Peers::OneOf(peers) if peers.iter().any(|peer| matches!(peer, Peer::Fqdn(_))) => Basis::Name,
+        _ => Basis::Peer,
+    }
+}
+
 /// A rule's state before its precedence among ranked rules is known.
 pub(super) fn rule_state(
     rule: &Rule,
@@ -246,6 +255,7 @@ pub(super) fn rule_state(
         baseline: matches!(tier, Tier::Baseline { .. }),
         action,
         precedence: precedence::normal(action),
+        basis: basis(rule),
         any_peer,
         names_ports: named_ports(rule).next().is_some(),
         selectors,

@@ -185,3 +185,17 @@ pub(super) fn by(decision: &SideDecision) -> Vec<String> {
         other => vec![format!("{other:?}")],
     }
 }
+
+/// One policy with one rule.
+pub(super) fn one(rule: Rule) -> Vec<Arc<crate::policy::rule::Policy>> {
+    vec![policy("p", vec![spec(vec![rule])])]
+}
+
+/// The client's pods.
+pub(super) fn client() -> Peers {
+    Peers::OneOf(vec![pods(&["app=client"])])
+}
+
+pub(super) fn admin(name: &str, priority: u16, rules: Vec<Rule>) -> Arc<crate::policy::rule::Policy> {
+    policy(name, vec![tiered(Tier::Admin { priority }, rules)])
+}
