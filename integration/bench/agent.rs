@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -12,7 +13,20 @@ use sluice::datapath::net::Namespace;
 use super::cluster::{NODE, node_address};
 
 /// The binary that `cargo bench` built beside this one.
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sluice");
+pub const BUILT: &str = env!("CARGO_BIN_EXE_sluice");
+
+static CHOSEN: OnceLock<String> = OnceLock::new();
+
+/// Measures this binary instead of [`BUILT`]. Once, before anything is measured.
+pub fn choose(program: String) {
+    CHOSEN.get_or_init(|| program);
+}
+
+/// The binary that is measured.
+pub fn program() -> &'static str {
+    CHOSEN.get().map_or(BUILT, String::as_str)
+}
+
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where an agent keeps what outlives it.
@@ -53,7 +67,7 @@ impl Agent {
 
     /// The same, with more flags.
     pub fn start_with(node: &Namespace, home: &Home, flags: &[&str]) -> anyhow::Result<(Agent, Duration)> {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command.arg("agent").args(flags);
         Agent::spawn(node, home, command)
     }
@@ -66,7 +80,7 @@ impl Agent {
     ) -> anyhow::Result<(Agent, Duration)> {
         let last = std::thread::available_parallelism()?.get() - 1;
         let mut command = Command::new("taskset");
-        command.args(["-c", &last.to_string(), PROGRAM, "agent"]).args(options);
+        command.args(["-c", &last.to_string(), program(), "agent"]).args(options);
         Agent::spawn(node, home, command)
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use sluice::datapath::net::Namespace;
 
-use super::agent::{Agent, Home, PROGRAM};
+use super::agent::{Agent, Home, program};
 use super::cluster;
 use super::load::{Latency, Pair};
 use super::place::{self, Place};
@@ -118,7 +118,7 @@ fn to_the_terminal(rig: &Rig, report: &mut Report) -> anyhow::Result<()> {
     let mut observe = rig
         .node
         .run(|| {
-            Command::new(PROGRAM)
+            Command::new(program())
                 .args(["observe", "--follow", "--protocol", "udp", "-o", "json", "--socket"])
                 .arg(&socket)
                 .stdout(Stdio::piped())

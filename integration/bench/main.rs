@@ -36,6 +36,9 @@ struct Args {
     /// Runs of each alternative
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=101))]
     rounds: u32,
+    /// The binary to measure, such as the one that `scripts/bench size` builds [default: of the release profile]
+    #[arg(long, value_name = "FILE")]
+    program: Option<String>,
     /// `cargo bench` passes it
     #[arg(long, hide = true)]
     bench: bool,
@@ -61,6 +64,9 @@ enum What {
 
 fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
+    if let Some(program) = args.program {
+        agent::choose(program);
+    }
     let place = place::Place::enter()?;
     let mut report = Report::default();
     let rounds = args.rounds as usize;
@@ -74,7 +80,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Size => policy::binary_size(&mut report)?,
     }
     let name = format!("{:?}", args.what).to_lowercase();
-    let target = Path::new(agent::PROGRAM).parent().and_then(Path::parent);
+    let target = Path::new(agent::BUILT).parent().and_then(Path::parent);
     let default = || target.unwrap_or(Path::new(".")).join(format!("bench-{name}.json"));
     let output = args.output.unwrap_or_else(default);
     report.write(&output, &format!("scripts/bench {name}"))?;

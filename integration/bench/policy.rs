@@ -14,7 +14,7 @@ use sluice::datapath::{Datapath as _, DatapathConfig, KernelDatapath};
 use sluice::identity::{AllocateError, IdentityAllocator, MemoryAllocator};
 use sluice::model::{Identity, Labels};
 
-use super::agent::{Agent, Home, PROGRAM};
+use super::agent::{Agent, BUILT, Home, program};
 use super::cluster::{self, APPS, FULL};
 use super::place::{self, Place};
 use super::pods::{self, Pod};
@@ -303,7 +303,7 @@ fn many_rules(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Resu
     };
     let apply = |path: &str| -> anyhow::Result<f64> {
         let begin = Instant::now();
-        place::command(&node, PROGRAM, &["policy", "apply", "--socket", &socket, path], "")?;
+        place::command(&node, program(), &["policy", "apply", "--socket", &socket, path], "")?;
         let took = millis(begin.elapsed());
         agent.expect_enforced()?;
         Ok(took)
@@ -360,7 +360,7 @@ fn many_rules(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Resu
 
 /// The shipped binary, if it was built (`scripts/bench` does when it is asked to).
 pub fn binary_size(report: &mut Report) -> anyhow::Result<()> {
-    let path = std::path::Path::new(PROGRAM).with_file_name("../dist/sluice");
+    let path = std::path::Path::new(BUILT).with_file_name("../dist/sluice");
     match std::fs::metadata(&path) {
         Ok(meta) => {
             let size = meta.len() as f64 / 1e6;

@@ -184,7 +184,7 @@ impl Derived {
         if keys.is_empty() && ports.is_empty() {
             return;
         }
-        let has_key = |pod: &Pod| keys.iter().any(|key| pod.labels.contains_key(&**key));
+        let has_key = |pod: &Pod| keys.iter().any(|key| pod.labels.contains_key(key));
         let has_port = |pod: &Pod| {
             pod.ports
                 .iter()

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use super::site::Site;
 use super::{NAMES, SUFFIX, ZONES};
-use crate::agent::PROGRAM;
+use crate::agent::program;
 use crate::stats::percentile;
 
 /// Which CPU does what.
@@ -171,7 +171,10 @@ pub fn restarts(site: &Site, times: u32) -> anyhow::Result<u32> {
     let mut children = Vec::new();
     for _ in 0..times {
         let mut proxy = Command::new("taskset");
-        proxy.args(["-c", &Cpu::Proxy.number()?.to_string(), PROGRAM]).args(&arguments).stdin(Stdio::null());
+        proxy
+            .args(["-c", &Cpu::Proxy.number()?.to_string(), program()])
+            .args(&arguments)
+            .stdin(Stdio::null());
         let child = site.node.run(|| proxy.spawn())?.context("start a dns-proxy")?;
         let begin = Instant::now();
         while std::fs::read_to_string(&pid_file).unwrap_or_default().trim() != child.id().to_string() {

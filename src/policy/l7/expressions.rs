@@ -40,7 +40,7 @@ pub(super) struct Expressions {
 #[derive(Debug)]
 enum Automaton {
     /// A table lookup for each byte of the text.
-    Table(dense::DFA<Vec<u32>>),
+    Table(Box<dense::DFA<Vec<u32>>>),
     /// For sets whose table would be large.
     Lazy(meta::Regex),
 }
@@ -58,7 +58,7 @@ impl Automaton {
             )
             .syntax(bytes())
             .build_many(patterns);
-        Ok(table.map_or(Automaton::Lazy(lazy), Automaton::Table))
+        Ok(table.map_or(Automaton::Lazy(lazy), |table| Automaton::Table(table.into())))
     }
 
     /// The patterns that match the whole text.
