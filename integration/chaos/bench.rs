@@ -234,6 +234,9 @@ impl Bench {
     pub fn remove_find_proxy(&self) {
         let pin =
             self.home.join(format!("bpf/sluice/v{}/links/find_proxy", sluice::datapath::abi::ABI_VERSION));
+        // Removing the pin alone detaches it some time later, when the kernel frees the file.
+        let detached = Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin).status().unwrap();
+        assert!(detached.success(), "bpftool link detach: {detached}");
         std::fs::remove_file(pin).unwrap();
     }
 
