@@ -65,6 +65,8 @@ impl Site {
             Some(learning) => site.govern(place, number, learning)?,
             // Where a peer listens.
             None => {
+                site.client.routed_by_stack(&site.node)?;
+                site.server_pod.routed_by_stack(&site.node)?;
                 let address = address(number, 1);
                 command(&site.node, "ip", &["addr", "add", &format!("{address}/32"), "dev", "lo"], "")?;
                 site.resolver = SocketAddr::new(address, 53);
