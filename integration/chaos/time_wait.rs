@@ -1,6 +1,6 @@
 //! A client that uses a port again which the proxy's side still has in TIME_WAIT.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -12,15 +12,34 @@ use crate::proxied::HTTP;
 const PATIENCE: Duration = Duration::from_secs(15);
 const PORT: u16 = 41_000;
 
-/// One request from [`PORT`]; the proxy closes first.
-fn request(address: IpAddr) {
+/// A connection from [`PORT`]. This side's end of the last one is there until its last ACK has come: then the port is taken.
+fn connect(address: IpAddr) -> Socket {
     let any: IpAddr =
         if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let target = SocketAddr::new(address, HTTP);
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&SocketAddr::new(any, PORT).into()).unwrap();
-    socket.connect_timeout(&target.into(), PATIENCE).unwrap();
+    let begun = Instant::now();
+    loop {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        let connected = socket
+            .bind(&SocketAddr::new(any, PORT).into())
+            .and_then(|()| socket.connect_timeout(&target.into(), PATIENCE));
+        match connected {
+            Ok(()) => return socket,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse)
+                    && begun.elapsed() < PATIENCE =>
+            {
+                std::thread::yield_now();
+            }
+            Err(error) => panic!("connect to {target}: {error}"),
+        }
+    }
+}
+
+/// One request from [`PORT`]; the proxy closes first.
+fn request(address: IpAddr) {
+    let socket = connect(address);
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut stream = std::net::TcpStream::from(socket);
     stream.write_all(b"GET /ok HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n").unwrap();
