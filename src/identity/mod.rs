@@ -28,8 +28,7 @@ pub trait IdentityAllocator {
     fn allocate(&mut self, labels: &Labels) -> Result<Identity, AllocateError>;
 
     /// The allocator's own copy of equal labels, if it has one: users that keep that copy share its memory.
-    fn shared(&self, labels: &Labels) -> Option<Labels> {
-        let _ = labels;
+    fn shared(&self, _labels: &Labels) -> Option<Labels> {
         None
     }
 
