@@ -37,6 +37,7 @@
 #define SLUICE_EVENTS_BYTES 8388608
 #define SLUICE_MAX_DROP_TUPLES 65536
 #define SLUICE_MAX_ALLOWANCES 8192
+#define SLUICE_IDENTITY_WORDS 1024 /* sl_identities: ARRAY of __u64: which of the identities below 65536 policies know, one bit each */
 #define SLUICE_PROXY_PLACES 8 /* sl_proxy_listeners: SOCKMAP; {HTTP, TLS, DNS/TCP, DNS/UDP} x {IPv4, IPv6} */
 
 /* ---- well-known identities ------------------------------------------------------------------ */
@@ -158,7 +159,8 @@
 	X(205, ENDPOINT_NOT_READY, "Endpoint has no policy yet") \
 	X(206, INTERNAL, "Internal error") \
 	X(207, SNI_DENIED, "Denied by TLS server name policy") \
-	X(208, DNS_DENIED, "Denied by DNS policy")
+	X(208, DNS_DENIED, "Denied by DNS policy") \
+	X(209, IDENTITY_NOT_LEARNED, "Source identity not known on this node yet")
 
 enum sluice_drop_reason {
 #define SLUICE_X(n, name, text) SLUICE_DROP_##name = n,

@@ -35,9 +35,19 @@ INLINE int source_from_container(struct __sk_buff *skb, struct work *w)
 	return 0;
 }
 
+/* Have the policies of this node's endpoints been compiled with this identity in mind? */
+INLINE int identity_known(__u32 identity)
+{
+	const __u32 word = identity / 64;
+	const __u64 *bits = bpf_map_lookup_elem(&sl_identities, &word);
+
+	return bits && (*bits >> (identity % 64) & 1);
+}
+
 /* The tunnel tells which node sent the packet; the address must be behind that node, or be its own. An
  * address of the cluster that we have not heard of yet counts as the identity that the node says, as
- * long as it is one that pods have. */
+ * long as it is one that pods have, and one that policies know: a rule that denies by label has no entry for
+ * an identity whose labels nobody has told us. */
 INLINE int source_from_overlay(struct work *w)
 {
 	const struct ipcache_entry *node;
@@ -51,6 +61,8 @@ INLINE int source_from_overlay(struct work *w)
 		w->src.identity == SLUICE_ID_UNKNOWN && w->tunnel_id >= 256 && w->tunnel_id <= 65535) {
 		node = ipcache_lookup(&w->tunnel_remote);
 		if (node && (node->flags & SLUICE_IPC_NODE)) {
+			if (!identity_known(w->tunnel_id))
+				return SLUICE_DROP_IDENTITY_NOT_LEARNED;
 			w->src.identity = w->tunnel_id;
 			return 0;
 		}

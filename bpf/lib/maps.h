@@ -33,6 +33,7 @@ SLUICE_MAP(sl_policy, BPF_MAP_TYPE_HASH, struct policy_key, struct policy_entry,
 SLUICE_MAP(sl_policy_info, BPF_MAP_TYPE_ARRAY, __u32, struct policy_info, SLUICE_MAX_POLICIES, 0);
 SLUICE_MAP(sl_port_class, BPF_MAP_TYPE_LPM_TRIE, struct port_class_key, __u32,
 		   SLUICE_MAX_PORT_CLASSES, GROWING);
+SLUICE_MAP(sl_identities, BPF_MAP_TYPE_ARRAY, __u32, __u64, SLUICE_IDENTITY_WORDS, 0);
 SLUICE_MAP(sl_services, BPF_MAP_TYPE_HASH, struct svc_key, struct svc_entry, SLUICE_MAX_SERVICES,
 		   GROWING);
 SLUICE_MAP(sl_backends, BPF_MAP_TYPE_HASH, struct backend_key, struct backend_entry,

@@ -65,12 +65,13 @@ INLINE int nat_taken_by_node(struct work *w, const struct sluice_addr *node, __u
 	return e && ct_alive(e, w->pkt.protocol, w->now);
 }
 
-/* Claims the outside port in w->nat_key, which holds the reverse key. Returns 1 on success. */
-INLINE int nat_claim(struct work *w, const struct sluice_addr *node, __u16 port)
+/* Claims the outside port in w->nat_key, which holds the reverse key. Returns 1 on success. Tried in a loop, so
+ * verified by itself. */
+GLOBAL int nat_claim(struct work *w, __u32 port)
 {
 	const struct nat_entry *old;
 
-	if (nat_taken_by_node(w, node, port))
+	if (!w || nat_taken_by_node(w, &w->nat_key.local, port))
 		return 0;
 	w->nat_key.local_port = port;
 	addr_copy(&w->nat_entry.to_addr, &w->pkt.saddr);
@@ -118,7 +119,7 @@ GLOBAL int nat_map(struct work *w, __u32 *port)
 	nat_key_of(&w->nat_key, node, &w->pkt.daddr, 0, remote_port, w->pkt.protocol, 1);
 	candidate = start;
 	for (int i = 0; i < NAT_PROBES; i++) {
-		if (nat_claim(w, node, candidate)) {
+		if (nat_claim(w, candidate)) {
 			nat_key_of(&w->nat_key, &w->pkt.saddr, &w->pkt.daddr, w->pkt.sport, remote_port,
 					   w->pkt.protocol, 0);
 			addr_copy(&w->nat_entry.to_addr, node);

@@ -92,6 +92,11 @@ impl Cell {
     pub fn allow_tcp(identity: u32, port: u16) -> Cell {
         Cell::normal(identity, 6, abi::PORT_EXACT | u32::from(port), slot(abi::ACTION_ALLOW, 10, 7))
     }
+
+    /// `identity` may not.
+    pub fn deny_tcp(identity: u32, port: u16) -> Cell {
+        Cell::normal(identity, 6, abi::PORT_EXACT | u32::from(port), slot(abi::ACTION_DENY, 20, 8))
+    }
 }
 
 pub struct Node {
@@ -100,6 +105,7 @@ pub struct Node {
     pub bob: u32,
     pub uplink: u32,
     epoch: u32,
+    identities: Vec<u64>,
     pub config: abi::NodeConfig,
 }
 
@@ -127,6 +133,7 @@ impl Node {
             bob: devices[1],
             uplink: devices[2],
             epoch: 1,
+            identities: vec![0; abi::IDENTITY_WORDS as usize],
             config: abi::NodeConfig {
                 flags: abi::CFG_REDIRECT_PEER,
                 uplink_ifindex: devices[2],
@@ -206,6 +213,13 @@ impl Node {
             Addr::from(address),
             abi::IpcacheValue { identity, flags, tunnel_ep },
         );
+    }
+
+    /// Says that policies know this identity.
+    pub fn know_identity(&mut self, identity: u32) {
+        self.identities[(identity / 64) as usize] |= 1 << (identity % 64);
+        let word = identity / 64;
+        self.kernel.set("sl_identities", word, self.identities[word as usize]);
     }
 
     pub fn know_prefix(&mut self, prefix: &str, prefix_len: u32, identity: u32, flags: u32) {

@@ -104,6 +104,10 @@ fn verdict(
     }
 }
 
+/// Addresses of the cluster that no pod that we know of has.
+const STRANGERS: [&str; 2] = ["10.244.2.99", "fd00:244:0:2::99"];
+const DAVE: u32 = 1004;
+
 const DROP: u32 = abi::EVENT_DROP;
 const PASS: (u32, u8) = (abi::EVENT_VERDICT, 0);
 
@@ -132,11 +136,34 @@ fn the_tunnel_is_believed_about_addresses_behind_that_node_only() {
 fn a_node_may_name_the_identity_of_a_pod_that_we_have_not_heard_of() {
     let (mut node, other) = overlay();
     let invalid = (DROP, DropReason::InvalidTunnelSource as u8);
-    for stranger in ["10.244.2.99", "fd00:244:0:2::99"] {
+    node.know_identity(CAROL);
+    for stranger in STRANGERS {
         let stranger: IpAddr = stranger.parse().unwrap();
         assert_eq!(verdict(&mut node, &other, "172.18.0.3", CAROL, stranger, 2001), PASS);
         // But not a reserved identity, and not from a machine that is no node.
         assert_eq!(verdict(&mut node, &other, "172.18.0.3", abi::ID_HOST, stranger, 2002), invalid);
         assert_eq!(verdict(&mut node, &other, "172.18.0.77", CAROL, stranger, 2003), invalid);
+    }
+}
+
+#[test]
+fn an_identity_whose_labels_nobody_told_us_waits_even_where_all_pods_may_speak() {
+    let (mut node, other) = overlay();
+    let denied = (DROP, DropReason::PolicyDeny as u8);
+    let not_learned = (DROP, DropReason::IdentityNotLearned as u8);
+    let all_pods = abi::GROUP_PODS;
+    node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, Cell::allow_tcp(all_pods, 80))]);
+    for (stranger, port) in STRANGERS.into_iter().zip([3001, 3101]) {
+        let stranger: IpAddr = stranger.parse().unwrap();
+        // A rule that denies Dave by label has no entry yet: his labels are not known here.
+        assert_eq!(verdict(&mut node, &other, "172.18.0.3", DAVE, stranger, port), not_learned);
+    }
+    node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, Cell::deny_tcp(DAVE, 80))]);
+    node.know_identity(DAVE);
+    node.know_identity(CAROL);
+    for (stranger, port) in STRANGERS.into_iter().zip([3002, 3102]) {
+        let stranger: IpAddr = stranger.parse().unwrap();
+        assert_eq!(verdict(&mut node, &other, "172.18.0.3", DAVE, stranger, port), denied);
+        assert_eq!(verdict(&mut node, &other, "172.18.0.3", CAROL, stranger, port + 1), PASS);
     }
 }

@@ -10,17 +10,35 @@ use sluice::policy::oracle::Flow;
 use crate::kernel::KernelJudge;
 
 /// The policy is the first of them: see [`POLICY`].
-const OBJECTS: &str = r#"
+const ALLOWED_BY_LABEL: &str = r#"
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {namespace: shop, name: server}
 spec:
   podSelector: {matchLabels: {app: server}}
   ingress: [{from: [{namespaceSelector: {matchLabels: {team: a}}}], ports: [{port: 80}]}]
+"#;
+/// Everybody may, but one team.
+const DENIED_BY_LABEL: &str = r#"
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {namespace: shop, name: server}
+spec:
+  endpointSelector: {matchLabels: {app: server}}
+  ingress: [{fromEntities: [all]}]
+  ingressDeny:
+  - fromEndpoints: [{matchLabels: {"k8s:io.cilium.k8s.namespace.labels.team": a, "k8s:io.kubernetes.pod.namespace": web}}]
+    toPorts: [{ports: [{port: "81"}]}]
+"#;
+const OBJECTS: &str = r#"
 ---
 apiVersion: v1
 kind: Namespace
-metadata: {name: shop, labels: {team: a}}
+metadata: {name: web, labels: {team: a}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
 ---
 apiVersion: v1
 kind: Node
@@ -29,7 +47,7 @@ status: {addresses: [{type: InternalIP, address: 172.18.0.1}]}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {namespace: shop, name: client, labels: {app: client}}
+metadata: {namespace: web, name: client, labels: {app: client}}
 spec: {nodeName: node1}
 status: {podIPs: [{ip: 10.244.0.1}]}
 ---
@@ -40,7 +58,7 @@ spec: {nodeName: node1}
 status: {podIPs: [{ip: 10.244.0.2}]}
 "#;
 const POLICY: usize = 0;
-const ALL: usize = 5;
+const ALL: usize = 6;
 
 fn orders(rest: &[usize]) -> Vec<Vec<usize>> {
     if rest.is_empty() {
@@ -55,8 +73,19 @@ fn orders(rest: &[usize]) -> Vec<Vec<usize>> {
 }
 
 #[test]
-fn nothing_forbidden_is_delivered_in_any_order_of_start_up() {
-    let manifest = k8s::parse("startup.yaml", OBJECTS, &ParseOptions::default());
+fn what_no_rule_allows_is_not_delivered_in_any_order_of_start_up() {
+    nothing_forbidden_is_delivered(ALLOWED_BY_LABEL);
+}
+
+#[test]
+fn what_a_rule_denies_by_label_is_not_delivered_in_any_order_of_start_up() {
+    nothing_forbidden_is_delivered(DENIED_BY_LABEL);
+}
+
+/// The policy lets the client reach port 80 and not port 81.
+#[track_caller]
+fn nothing_forbidden_is_delivered(policy: &str) {
+    let manifest = k8s::parse("startup.yaml", &format!("{policy}{OBJECTS}"), &ParseOptions::default());
     assert!(manifest.problems.is_empty(), "{:?}", manifest.problems);
     let changes: Vec<Change> =
         manifest.documents.iter().map(|document| Change::Upsert(document.resource.clone())).collect();
@@ -68,7 +97,7 @@ fn nothing_forbidden_is_delivered_in_any_order_of_start_up() {
         protocol: Protocol::Tcp,
         port,
     };
-    for order in orders(&[0, 1, 2, 3, 4]) {
+    for order in orders(&[0, 1, 2, 3, 4, 5]) {
         let options = ViewOptions {
             node: "node1".into(),
             cluster_name: "default".into(),

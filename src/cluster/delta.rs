@@ -15,7 +15,8 @@ use crate::policy::map_state::SubjectDelta;
 /// a hole: upserts of policies (and port classes) first, so that no address ever points to an
 /// identity that the policies do not know yet; then addresses and classes; then endpoints, the node
 /// and Services; then deletes of policy entries and what else was removed. Deletes that come before
-/// the addresses moved would leave the old identity without its entries.
+/// the addresses moved would leave the old identity without its entries. Identities that go are forgotten before all
+/// that, and new ones are made known when their entries are there.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Delta {
     /// Policy revision that these changes realize.
@@ -25,6 +26,8 @@ pub struct Delta {
     /// Prefix -> class identity, for `ipBlock` and `networks` rules.
     pub address_classes: Vec<(IpNet, Option<Identity>)>,
     pub policies: Vec<SubjectDelta>,
+    /// Identities of pods that policies began or ceased to know.
+    pub identities: Vec<(Identity, Presence)>,
     pub endpoints: Vec<EndpointChange>,
     pub services: Vec<(ServiceFrontend, Option<ServiceEntry>)>,
     pub node: Option<NodeSettings>,
@@ -36,6 +39,7 @@ impl Delta {
         self.ipcache.is_empty()
             && self.address_classes.is_empty()
             && self.policies.is_empty()
+            && self.identities.is_empty()
             && self.endpoints.is_empty()
             && self.services.is_empty()
             && self.node.is_none()
@@ -52,6 +56,14 @@ pub enum Cause {
     /// what was allowed while the address was fresh goes on until it ends, and a new address takes
     /// nothing from anyone.
     Names,
+}
+
+/// Whether policies know an identity. Until they do, a packet that claims it is dropped: a deny rule by label
+/// has no entry for it yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Known,
+    Gone,
 }
 
 /// What an address prefix stands for.

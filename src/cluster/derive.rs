@@ -314,7 +314,9 @@ impl Derived {
                 &undescribed
             }
             (None, MissingNamespaces::Wait) => {
-                let (labels, identity) = (None, Identity::INIT);
+                // Not `init`, which rules for the whole cluster allow: a rule that denies by a label of the namespace
+                // could not hold yet.
+                let (labels, identity) = (None, Identity::UNKNOWN);
                 return Ok(PodState { pod: pod.clone(), labels, identity, is_endpoint: false });
             }
         };

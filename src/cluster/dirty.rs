@@ -1,15 +1,16 @@
 //! What a transaction has to look at again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::delta::Presence;
 use super::expand::References;
 use super::objects::{Objects, Stored, service_of};
 use crate::identity::pod::has_own_addresses;
-use crate::model::{Kind, ObjectRef};
+use crate::model::{Identity, Kind, ObjectRef};
 use crate::policy::l7::DnsPattern;
 use crate::service::selects;
 
@@ -29,6 +30,8 @@ pub(super) struct Dirty {
     pub(super) patterns: BTreeSet<DnsPattern>,
     /// Prefixes of the address class trie.
     pub(super) classes: BTreeSet<IpNet>,
+    /// Identities of pods that the engine was told of, or told to forget: filled in when it has accepted.
+    pub(super) identities: BTreeMap<Identity, Presence>,
     /// Prefixes of the ipcache whose entry may differ from the published one.
     pub(super) ipcache: BTreeSet<IpNet>,
 }

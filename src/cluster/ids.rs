@@ -3,9 +3,11 @@
 //! Contract: a number that nothing refers to any more is only given back when the transaction has
 //! succeeded ([`Ids::settle`]); after a failed one, the old references find their old numbers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::classes::ClassKey;
+use super::delta::Presence;
 use crate::identity::registry::{Acquired, LocalExhausted, LocalNumbers, Registry};
 use crate::identity::reserved::{ApiServer, cidr_record, class_record};
 use crate::identity::{AllocateError, IdentityAllocator};
@@ -23,6 +25,16 @@ pub(super) enum EngineOp {
     RemovePolicy(ObjectRef),
     AddSubject(Identity),
     RemoveSubject(Identity),
+}
+
+/// What of this is about identities of pods; the last word counts, and forgetting comes last.
+pub(super) fn presences(ops: &[EngineOp]) -> BTreeMap<Identity, Presence> {
+    let told = ops.iter().filter_map(|op| match op {
+        EngineOp::UpsertIdentity(record) => Some((record.id, Presence::Known)),
+        EngineOp::RemoveIdentity(id) => Some((*id, Presence::Gone)),
+        _ => None,
+    });
+    told.filter(|(id, _)| id.is_cluster_scope()).collect()
 }
 
 /// Tells the engine everything, or nothing when the result does not fit.

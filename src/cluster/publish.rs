@@ -78,6 +78,7 @@ impl Published {
         self.services(objects, options, dirty, &mut delta);
         self.node(objects, options, &mut delta);
         delta.policies = policies;
+        delta.identities = dirty.identities.iter().map(|(id, presence)| (*id, *presence)).collect();
         delta
     }
 
@@ -145,7 +146,7 @@ impl Published {
         }
     }
 
-    /// Everything but policies, as a delta from nothing.
+    /// Everything but policies and identities, as a delta from nothing.
     pub(super) fn full(&self) -> Delta {
         Delta {
             ipcache: self.ipcache.iter().map(|(prefix, entry)| (prefix, Some(*entry))).collect(),

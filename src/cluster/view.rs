@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::delta::{AddressKind, Cause, Delta, IpcacheEntry, ServiceEntry, ServiceFrontend};
+use super::delta::{AddressKind, Cause, Delta, IpcacheEntry, Presence, ServiceEntry, ServiceFrontend};
 use super::derive::Derived;
 use super::dirty::Dirty;
-use super::ids::{EngineOp, Ids, commit};
+use super::ids::{EngineOp, Ids, commit, presences};
 use super::objects::{Objects, Stored};
 use super::options::{ViewError, ViewOptions};
 use super::publish::{LocalEndpoint, Published};
@@ -160,7 +160,9 @@ impl View {
 
     fn derive_and_commit(&mut self, dirty: &mut Dirty) -> Result<Vec<SubjectDelta>, ViewError> {
         let ops = self.derived.derive(&self.objects, &self.options, dirty)?;
+        let identities = presences(&ops);
         let policies = commit(&mut self.engine, ops)?;
+        dirty.identities.extend(identities);
         self.derived.ids.settle();
         Ok(policies)
     }
@@ -293,7 +295,9 @@ impl View {
     /// The whole state as a delta from nothing, for a datapath of which nothing is known.
     pub fn full(&self) -> Delta {
         let policies = self.engine.subjects().map(|subject| self.full_policy(subject)).collect();
-        Delta { revision: self.revision, policies, ..self.published.full() }
+        let known = self.engine.identities().map(|record| record.id).filter(|id| id.is_cluster_scope());
+        let identities = known.map(|id| (id, Presence::Known)).collect();
+        Delta { revision: self.revision, policies, identities, ..self.published.full() }
     }
 
     fn full_policy(&self, subject: Identity) -> SubjectDelta {

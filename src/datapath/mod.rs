@@ -19,6 +19,7 @@ mod endpoints;
 pub mod events;
 pub mod expedite;
 mod host_devices;
+mod identities;
 pub mod inspect;
 pub mod kernel;
 pub mod learned;

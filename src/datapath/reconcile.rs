@@ -11,6 +11,7 @@ use hashbrown::{HashMap, HashSet};
 use super::DatapathError;
 use super::abi::*;
 use super::addresses::AddressPlan;
+use super::identities;
 use super::tables::Tables;
 use super::transition::{info_flags, range_keys};
 use super::writer::{StalePorts, Writer};
@@ -142,6 +143,7 @@ impl Writer {
             classes: wanted.classes.exactly(&*self.tables.address_classes)?,
         };
         result.addresses = addresses.changes();
+        delta.identities = identities::changes(&self.tables, &full.identities)?;
         delta.ipcache.clear();
         delta.address_classes.clear();
         self.apply_with(&delta, addresses, &stale_ports)?;

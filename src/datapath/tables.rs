@@ -58,6 +58,7 @@ pub mod name {
     pub const POLICY: &str = "sl_policy";
     pub const POLICY_INFO: &str = "sl_policy_info";
     pub const PORT_CLASS: &str = "sl_port_class";
+    pub const IDENTITIES: &str = "sl_identities";
     pub const SERVICES: &str = "sl_services";
     pub const BACKENDS: &str = "sl_backends";
     pub const CT: &str = "sl_ct";
@@ -85,6 +86,7 @@ pub fn specs(capacity: &Capacity) -> Vec<MapSpec> {
         spec::<PolicyMapKey, PolicyMapEntry>(name::POLICY, HASH, capacity.policy_entries),
         spec::<u32, PolicyInfoValue>(name::POLICY_INFO, ARRAY, MAX_POLICIES),
         spec::<PortClassKey, u32>(name::PORT_CLASS, LPM_TRIE, MAX_PORT_CLASSES),
+        spec::<u32, u64>(name::IDENTITIES, ARRAY, IDENTITY_WORDS),
         spec::<ServiceKey, ServiceValue>(name::SERVICES, HASH, MAX_SERVICES),
         spec::<BackendKey, BackendValue>(name::BACKENDS, HASH, MAX_BACKENDS),
         spec::<CtKey, CtEntry>(name::CT, LRU_HASH, capacity.connections),
@@ -119,6 +121,7 @@ pub struct Tables {
     pub policy: Shared<PolicyMapKey, PolicyMapEntry>,
     pub policy_info: Shared<u32, PolicyInfoValue>,
     pub port_classes: Shared<PortClassKey, u32>,
+    pub identities: Shared<u32, u64>,
     pub services: Shared<ServiceKey, ServiceValue>,
     pub backends: Shared<BackendKey, BackendValue>,
 }
@@ -144,6 +147,7 @@ impl Tables {
             policy: table(name::POLICY, open)?,
             policy_info: table(name::POLICY_INFO, open)?,
             port_classes: table(name::PORT_CLASS, open)?,
+            identities: table(name::IDENTITIES, open)?,
             services: table(name::SERVICES, open)?,
             backends: table(name::BACKENDS, open)?,
         })
@@ -182,6 +186,7 @@ impl Tables {
             policy: maker.make(name::POLICY, None),
             policy_info: maker.make(name::POLICY_INFO, None),
             port_classes: maker.make(name::PORT_CLASS, Some(PortClassKey::shorter)),
+            identities: maker.make(name::IDENTITIES, None),
             services: maker.make(name::SERVICES, None),
             backends: maker.make(name::BACKENDS, None),
         }

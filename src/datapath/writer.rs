@@ -1,7 +1,8 @@
 //! Writes deltas into maps: the kernel's or the in-memory twin's. The order is the contract.
 //!
 //! 1. Everything is encoded, ids are given out, room is checked: what cannot fit changes nothing.
-//! 2. Policies settle, addresses move, policies finish (see [`super::transition`]).
+//! 2. Identities that go are forgotten; policies settle, addresses move, policies finish (see
+//!    [`super::transition`]); new identities are made known.
 //! 3. Endpoints appear or change; Services (slots, entry, stale slots).
 //! 4. Removals: endpoints, Services, subjects.
 //! 5. The node's switches; the host firewall only when the host's policy is loaded.
@@ -19,6 +20,7 @@ use super::abi::convert::family;
 use super::abi::*;
 use super::addresses::AddressPlan;
 use super::endpoints::{EndpointDevice, Endpoints};
+use super::identities;
 use super::policies::Policies;
 use super::services::{ServicePlan, Services};
 use super::tables::Tables;
@@ -84,6 +86,7 @@ impl Writer {
         let judged_again = delta.cause == Cause::Objects && addresses.changes_a_peer(&self.tables)?;
         let transitions = self.plan_policies(delta, &addresses, stale_ports)?;
 
+        identities::forget(&self.tables, &delta.identities)?;
         for transition in &transitions {
             transition.settle(&self.tables, &mut self.policies)?;
         }
@@ -91,6 +94,7 @@ impl Writer {
         for transition in &transitions {
             transition.finish(&self.tables, &mut self.policies, delta.cause)?;
         }
+        identities::make_known(&self.tables, &delta.identities)?;
         if judged_again {
             self.policies.rejudge_all(&self.tables)?;
         }

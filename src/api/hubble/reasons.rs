@@ -38,7 +38,7 @@ pub fn to_wire(reason: DropReason) -> Wire {
         DropReason::TtlExceeded => Wire::TtlExceeded,
         DropReason::FragNoFirst => Wire::FirstLogicalDatagramFragmentNotFound,
         DropReason::InvalidTunnelSource => Wire::UnknownSender,
-        DropReason::UnknownIdentity => Wire::InvalidIdentity,
+        DropReason::UnknownIdentity | DropReason::IdentityNotLearned => Wire::InvalidIdentity,
         DropReason::EndpointNotReady => Wire::DropEpNotReady,
         DropReason::Internal => Wire::Unknown,
     }

@@ -147,7 +147,7 @@ fn cve_2023_39347_no_label_of_a_pod_moves_it_out_of_its_namespace() {
 fn a_pod_whose_namespace_is_not_known_yet_is_closed() {
     let mut view = view();
     view.apply(vec![node(LOCAL, &["172.18.0.11"]), pod("a/web", LOCAL, &["10.244.1.1"], WEB)]).unwrap();
-    assert_eq!(identity_of(&view, "10.244.1.1"), Identity::INIT);
+    assert_eq!(identity_of(&view, "10.244.1.1"), Identity::UNKNOWN);
     assert_eq!(view.endpoints().count(), 0);
     let sides = view.decide(ip("10.244.1.1"), ip("192.0.2.1"), FLOW);
     assert_eq!(sides.denied().unwrap().direction, Direction::Egress);

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::super::delta::{EndpointChange, IpcacheEntry, NodeSettings, ServiceEntry, ServiceFrontend};
+use super::super::delta::{
+    EndpointChange, IpcacheEntry, NodeSettings, Presence, ServiceEntry, ServiceFrontend,
+};
 use super::*;
 use crate::fqdn::Learned;
 use crate::policy::decision::Outcome;
@@ -145,6 +147,7 @@ struct Tables {
     entries: BTreeMap<(Identity, PolicyKey), PolicyEntry>,
     /// Like the kernel's trie: one class for a range.
     ranges: BTreeMap<(Identity, Direction, Protocol, crate::model::PortRange), u32>,
+    identities: BTreeSet<Identity>,
     endpoints: BTreeMap<String, (Vec<IpAddr>, Identity)>,
     services: BTreeMap<ServiceFrontend, ServiceEntry>,
     node: Option<NodeSettings>,
@@ -162,6 +165,12 @@ impl Tables {
         delta.ipcache.iter().for_each(|(prefix, entry)| set(&mut self.ipcache, *prefix, *entry));
         delta.address_classes.iter().for_each(|(prefix, id)| set(&mut self.classes, *prefix, *id));
         delta.policies.iter().for_each(|policy| self.policy(policy));
+        for (identity, presence) in &delta.identities {
+            match presence {
+                Presence::Known => self.identities.insert(*identity),
+                Presence::Gone => self.identities.remove(identity),
+            };
+        }
         for change in &delta.endpoints {
             match change {
                 EndpointChange::Upsert { pod, addresses, identity } => {

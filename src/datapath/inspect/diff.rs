@@ -4,9 +4,10 @@ use hashbrown::HashMap;
 
 use super::Inspector;
 use super::rows::Divergence;
-use crate::cluster::delta::{Delta, ServiceFrontend};
+use crate::cluster::delta::{Delta, Presence, ServiceFrontend};
 use crate::datapath::DatapathError;
 use crate::datapath::addresses::AddressPlan;
+use crate::datapath::identities;
 use crate::datapath::reconcile::{Wanted, compare};
 use crate::datapath::tables::name;
 use crate::model::{Backend, Identity};
@@ -65,6 +66,9 @@ impl Inspector {
         add(name::IPCACHE_LPM, prefixes.keys.len(), prefixes.deletes.len());
         let classes = addresses.classes.exactly(&*self.tables.address_classes)?;
         add(name::ADDR_CLASS, classes.keys.len(), classes.deletes.len());
+        let changes = identities::changes(&self.tables, &full.identities)?;
+        let missing = changes.iter().filter(|(_, presence)| *presence == Presence::Known).count();
+        add(name::IDENTITIES, missing, changes.len() - missing);
         rows.extend(self.diff_services(full)?);
         rows.sort_by(|a, b| (a.map, &a.what).cmp(&(b.map, &b.what)));
         Ok(rows)

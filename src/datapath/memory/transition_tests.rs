@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::delta::{AddressKind, IpcacheEntry};
+use crate::cluster::delta::{AddressKind, IpcacheEntry, Presence};
 use crate::datapath::table::Observer;
 use crate::model::PortRange;
 use crate::policy::map_state::{
@@ -179,4 +179,58 @@ proptest! {
             }
         }
     }
+}
+
+/// Another pod, whose identity comes and goes with a cell that denies it.
+const DENIED: Identity = Identity(400);
+
+#[test]
+fn a_packet_from_a_node_may_name_an_identity_only_while_its_cells_are_there() {
+    let key = PolicyKey {
+        direction: Direction::Egress,
+        identity: DENIED,
+        protocol: Some(Protocol::Tcp),
+        port: PortClass::Any,
+    };
+    let deny = Slot {
+        precedence: Precedence(20),
+        action: SlotAction::Deny,
+        rules: RuleSetId(1),
+        basis: Basis::Peer,
+    };
+    let entry = PolicyEntry { admin: None, normal: Some(deny) };
+    let delta = |presence, upserts, deletes| {
+        let nothing = State { narrow: false, range: None, default_deny: false, cells: BTreeMap::new() };
+        let mut delta = nothing.delta(&nothing);
+        let cells = CellKinds { id_protocol: true, ..Default::default() };
+        delta.policies[0].info.egress.cells = cells;
+        delta.policies[0].upserts = upserts;
+        delta.policies[0].deletes = deletes;
+        Delta { identities: vec![(DENIED, presence)], ..delta }
+    };
+    let known = |tables: &Tables| {
+        let bits = tables.identities.get(&(DENIED.0 / 64)).unwrap().unwrap_or_default();
+        bits >> (DENIED.0 % 64) & 1 == 1
+    };
+    let writes: Arc<Mutex<Vec<(bool, bool)>>> = Arc::default();
+    let watched: Arc<OnceLock<Tables>> = Arc::default();
+    let observer = {
+        let (writes, watched) = (writes.clone(), watched.clone());
+        Observer::new(move || {
+            let Some(tables) = watched.get() else { return };
+            let mut denied = false;
+            tables.policy.for_each(&mut |key, _| denied |= key.identity == DENIED.0).unwrap();
+            writes.lock().push((known(tables), denied));
+        })
+    };
+    let tables = Tables::in_memory_observed(&Capacity::default(), &observer);
+    let mut datapath = MemoryDatapath::from_tables(tables.clone()).unwrap();
+    watched.set(tables.clone()).unwrap();
+    datapath.apply(&delta(Presence::Known, vec![(key, entry)], vec![])).unwrap();
+    assert!(known(&tables));
+    datapath.apply(&delta(Presence::Gone, vec![], vec![key])).unwrap();
+    assert!(!known(&tables));
+    let writes = writes.lock();
+    assert!(writes.contains(&(true, true)));
+    assert!(writes.iter().all(|(known, denied)| *denied || !known), "{writes:?}");
 }
