@@ -207,6 +207,7 @@ impl Core {
             }
         }
         drop(full);
+        self.store.give_back_memory();
         give_back_memory();
         Ok(())
     }
@@ -226,6 +227,7 @@ impl Core {
         self.keep_offset();
         self.realize(delta, revision);
         if is_large {
+            self.store.give_back_memory();
             give_back_memory();
         }
         Ok(())

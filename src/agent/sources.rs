@@ -22,9 +22,9 @@ const REPORT: Duration = Duration::from_secs(20);
 
 /// Starts with what the agent's own store holds, and the local node if no object describes it.
 pub fn start_standalone(core: &mut Core, loaded: Loaded, addresses: &[IpAddr]) -> anyhow::Result<()> {
-    let described: BTreeSet<ObjectRef> = loaded.resources.iter().map(Resource::reference).collect();
     let mut changes: Vec<Change> = Vec::new();
-    if !described.contains(&ObjectRef::new(Kind::Node, "", &core.config.node_name)) {
+    let own = ObjectRef::new(Kind::Node, "", &core.config.node_name);
+    if !loaded.resources.iter().any(|resource| resource.reference() == own) {
         changes.push(local_node(&core.config, addresses));
     }
     changes.extend(core.restore_endpoints()?);

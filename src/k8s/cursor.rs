@@ -10,6 +10,8 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::UnknownFields;
 use super::near::nearest;
 use super::problem::{Position, Problem, Severity};
@@ -256,7 +258,7 @@ impl<'a> Cursor<'a> {
 pub struct Fields<'a> {
     cursor: Cursor<'a>,
     entries: &'a [Entry],
-    known: RefCell<Vec<&'static str>>,
+    known: RefCell<SmallVec<[&'static str; 16]>>,
     open: Cell<bool>,
 }
 

@@ -86,7 +86,28 @@ fn number(value: usize) -> u32 {
 /// A collection that is still open.
 enum Frame {
     Sequence(Vec<Node>),
-    Mapping { entries: Vec<Entry>, seen: HashSet<String>, key: Option<Key>, merges: Vec<Node> },
+    Mapping { entries: Vec<Entry>, hashed: Hashed, key: Option<Key>, merges: Vec<Node> },
+}
+
+/// Mappings with fewer keys are searched.
+const FEW_KEYS: usize = 16;
+
+/// The keys of a mapping that has many; of others it is empty. Nearly all are small, and a search costs less than a
+/// table and a copy of each key; a large one, which may be hostile, costs what it weighs.
+#[derive(Default)]
+struct Hashed(HashSet<String>);
+
+impl Hashed {
+    /// Whether the mapping with these entries has no such key; the caller adds it.
+    fn admits(&mut self, entries: &[Entry], key: &str) -> bool {
+        if entries.len() < FEW_KEYS {
+            return entries.iter().all(|entry| entry.key != key);
+        }
+        if self.0.is_empty() {
+            self.0.extend(entries.iter().map(|entry| entry.key.clone()));
+        }
+        self.0.insert(key.to_owned())
+    }
 }
 
 enum Key {
@@ -154,7 +175,7 @@ impl Builder {
             Event::MappingStart(_, anchor, _) => {
                 let frame = Frame::Mapping {
                     entries: Vec::new(),
-                    seen: HashSet::new(),
+                    hashed: Hashed::default(),
                     key: None,
                     merges: Vec::new(),
                 };
@@ -200,9 +221,9 @@ impl Builder {
         let Some(Open { frame, line, column, start_byte, anchor }) = self.stack.pop() else { return Ok(()) };
         let value = match frame {
             Frame::Sequence(items) => Value::Sequence(items),
-            Frame::Mapping { mut entries, mut seen, merges, .. } => {
+            Frame::Mapping { mut entries, mut hashed, merges, .. } => {
                 for merge in merges {
-                    self.merge(&mut entries, &mut seen, merge);
+                    self.merge(&mut entries, &mut hashed, merge);
                 }
                 Value::Mapping(entries)
             }
@@ -211,13 +232,17 @@ impl Builder {
     }
 
     /// `<<`: entries of other mappings, for keys that this one has not.
-    fn merge(&mut self, entries: &mut Vec<Entry>, seen: &mut HashSet<String>, source: Node) {
+    fn merge(&mut self, entries: &mut Vec<Entry>, hashed: &mut Hashed, source: Node) {
         match source.value {
             Value::Mapping(merged) => {
-                entries.extend(merged.into_iter().filter(|entry| seen.insert(entry.key.clone())));
+                for entry in merged {
+                    if hashed.admits(entries, &entry.key) {
+                        entries.push(entry);
+                    }
+                }
             }
             Value::Sequence(sources) => {
-                sources.into_iter().for_each(|source| self.merge(entries, seen, source))
+                sources.into_iter().for_each(|source| self.merge(entries, hashed, source))
             }
             _ => self.faults.push(fault(
                 source.line,
@@ -259,8 +284,8 @@ impl Builder {
                 check_size(&node, &bytes)?;
                 items.push(node);
             }
-            Frame::Mapping { entries, seen, key, merges } => match key.take() {
-                None => *key = Some(self::key(node, plain, seen, &mut self.faults)),
+            Frame::Mapping { entries, hashed, key, merges } => match key.take() {
+                None => *key = Some(self::key(node, plain, entries, hashed, &mut self.faults)),
                 Some(Key::Field { text, line, column }) => {
                     entries.push(Entry { key: text, key_line: line, key_column: column, value: node });
                 }
@@ -273,7 +298,7 @@ impl Builder {
 }
 
 /// What a key node stands for. Kubernetes turns numbers and booleans into text.
-fn key(node: Node, plain: bool, seen: &mut HashSet<String>, faults: &mut Vec<Fault>) -> Key {
+fn key(node: Node, plain: bool, entries: &[Entry], hashed: &mut Hashed, faults: &mut Vec<Fault>) -> Key {
     let Node { value, line, column } = node;
     let text = match value {
         Value::Text(text) if plain && text.text == "<<" => return Key::Merge,
@@ -286,7 +311,7 @@ fn key(node: Node, plain: bool, seen: &mut HashSet<String>, faults: &mut Vec<Fau
             return Key::Dropped;
         }
     };
-    if !seen.insert(text.clone()) {
+    if !hashed.admits(entries, &text) {
         faults.push(fault(
             line,
             column,

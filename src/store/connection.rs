@@ -151,6 +151,20 @@ impl Store {
         self.write("probe", move |tx| set_counter(tx, "probe", now))
     }
 
+    /// Lets go of the pages that SQLite keeps in memory: a start reads all of the file once, and nothing for long
+    /// afterwards. Does not wait.
+    pub fn give_back_memory(&self) {
+        let job: Job = Box::new(|connection| {
+            if let Err(error) = connection.release_memory() {
+                tracing::debug!(%error, "the state store keeps its memory");
+            }
+        });
+        if let Some(jobs) = &self.inner.jobs {
+            // A store that is busy has a use for its pages; one that has ended has none.
+            let _ = jobs.try_send(job);
+        }
+    }
+
     /// The last write failed, and nothing has worked since.
     pub fn is_failing(&self) -> bool {
         self.inner.health.lock().failing.is_some()

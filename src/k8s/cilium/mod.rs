@@ -181,7 +181,7 @@ fn rule(fields: &Fields<'_>, context: Context<'_>) -> Vec<Rule> {
     if ports.is_some() && icmps.is_some() {
         fields.cursor().error("icmps and toPorts may not stand in one rule");
     }
-    let path = fields.cursor().path();
+    let whole = || fields.cursor().path();
     let build = |ports: Ports, l7: Option<crate::policy::l7::L7Rules>, path: &str| Rule {
         direction: context.direction,
         action: context.action,
@@ -196,10 +196,10 @@ fn rule(fields: &Fields<'_>, context: Context<'_>) -> Vec<Rule> {
             .map(|PortRule { ports, l7, path }| build(Ports::OneOf(ports), l7, &path))
             .collect(),
         (None, Some(types)) if types.is_empty() => Vec::new(),
-        (None, Some(types)) => vec![build(Ports::OneOf(types), None, &path)],
+        (None, Some(types)) => vec![build(Ports::OneOf(types), None, &whole())],
         // Neither peers nor ports: `{}` only turns default deny on.
         (None, None) if peers.is_none() => Vec::new(),
-        (None, None) => vec![build(Ports::Any, None, &path)],
+        (None, None) => vec![build(Ports::Any, None, &whole())],
     }
 }
 

@@ -125,6 +125,17 @@ fn a_key_that_is_set_twice_is_an_error() {
     rejected("kind: Pod\nkind: Node\n", &["test.yaml:2:1", "\"kind\" is already set"]);
 }
 
+/// Small mappings are searched, large ones are hashed: the one that is written twice may be on either side of the step.
+#[test]
+fn a_key_that_is_set_twice_is_an_error_in_a_mapping_of_any_size() {
+    for (count, twice) in [(2, 0), (15, 14), (16, 3), (16, 15), (17, 16), (100, 1), (100, 99)] {
+        let mut text = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels:\n".to_owned();
+        (0..count).for_each(|key| text.push_str(&format!("    k{key}: x\n")));
+        text.push_str(&format!("    k{twice}: y\n"));
+        rejected(&text, &[&format!("test.yaml:{}:5", 6 + count), &format!("\"k{twice}\" is already set")]);
+    }
+}
+
 #[test]
 fn broken_yaml_is_an_error_with_its_place() {
     rejected("a: [1, 2\nb: 3\n", &["test.yaml:2:", "not YAML"]);
