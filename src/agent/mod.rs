@@ -132,6 +132,7 @@ pub fn manifests(config: &AgentConfig) -> Manifests {
 
 /// Runs an agent until it is told to stop.
 pub fn run(config: AgentConfig, on_corrupt: OnCorrupt) -> anyhow::Result<()> {
+    crate::datapath::share_heaps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("sluice")

@@ -49,7 +49,7 @@ pub use inspect::Inspector;
 pub use kernel::{KernelDatapath, ProxyState};
 pub use memory::MemoryDatapath;
 pub use reconcile::Reconciled;
-pub use sys::give_back_memory;
+pub use sys::{give_back_memory, share_heaps};
 
 use crate::cluster::delta::Delta;
 

@@ -353,6 +353,20 @@ pub fn give_back_memory() {
     }
 }
 
+/// Heaps that the threads of a process share. With glibc's default each thread may have its own, and each keeps free room
+/// of its own: 4 MiB of an agent with 10,000 pods. Two are enough where one thread does nearly all of the work.
+#[cfg(target_env = "gnu")]
+const HEAPS: libc::c_int = 2;
+
+/// Bounds the number of heaps. To be called before other threads start: a thread that has a heap keeps it.
+pub fn share_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes the allocator's own lock and sets a number.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+    }
+}
+
 /// CLOCK_MONOTONIC, which `bpf_ktime_get_ns` reads.
 pub fn monotonic_now() -> io::Result<std::time::Duration> {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
