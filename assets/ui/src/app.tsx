@@ -13,7 +13,7 @@ import { Policies } from './policies';
 import type { Filter } from './scene';
 import { Spark } from './spark';
 import { plain, rate } from './text';
-import { type Theme, useTheme } from './theme';
+import { useTheme } from './theme';
 
 export type View = 'map' | 'flows' | 'policies';
 const VIEWS: [View, string][] = [['map', 'Map'], ['flows', 'Flows'], ['policies', 'Policies']];
@@ -31,7 +31,7 @@ export function App() {
   const [selection, setSelection] = useState<Selection>(null);
   const [help, setHelp] = useState(false);
   const [attempt, setAttempt] = useState(0);
-  const [theme, setTheme] = useTheme();
+  const [theme, otherTheme] = useTheme();
   const input = useRef<HTMLInputElement>(null);
   const go = useCallback((next: View) => { history.replaceState(null, '', `#${next}`); setView(next); }, []);
 
@@ -67,7 +67,7 @@ export function App() {
       else if (event.key === '/') { event.preventDefault(); input.current?.focus(); }
       else if (event.key === '?') setHelp((shown) => !shown);
       else if (event.key === 'd') setFilter((f) => ({ ...f, verdict: f.verdict === 'denied' ? 'all' : 'denied' }));
-      else if (event.key === 't') setTheme((now: Theme) => (now === 'dark' ? 'light' : 'dark'));
+      else if (event.key === 't') otherTheme();
     };
     addEventListener('hashchange', onHash);
     addEventListener('keydown', onKey);
@@ -108,7 +108,7 @@ export function App() {
         </div>
         <div class="right">
           <Spark model={model} beat={beat} />
-          <button type="button" class="icon" title="Dark or light (t)" aria-label="Dark or light" onClick={() => setTheme(theme === 'dark' ? 'light' : 'dark')}>{theme === 'dark' ? '☾' : '☀'}</button>
+          <button type="button" class="icon" title="Dark or light (t)" aria-label="Dark or light" onClick={otherTheme}>{theme === 'dark' ? '☾' : '☀'}</button>
           <button type="button" class="icon" title="Keys and filters (?)" aria-label="Help" onClick={() => setHelp(true)}>?</button>
         </div>
       </header>
