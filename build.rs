@@ -143,9 +143,9 @@ fn compile_protos(dir: &Path, out: &Path) {
         return;
     }
     let descriptors = protox::compile(&protos, [dir]).expect("compile proto/");
-    // Reflection of the flow API shows what an observer serves: not the cluster's own API.
+    // Reflection of the flow API shows what every observer serves: not the cluster's own API, nor what a relay asks.
     let mut observer = descriptors.clone();
-    observer.file.retain(|file| file.package() != "sluice.v1");
+    observer.file.retain(|file| !["sluice.v1", "sluice.explain.v1"].contains(&file.package()));
     let encoded = prost::Message::encode_to_vec(&observer);
     fs::write(out.join("observer_descriptors.bin"), encoded).expect("write observer_descriptors.bin");
     tonic_prost_build::configure()

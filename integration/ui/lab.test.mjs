@@ -53,7 +53,7 @@ test('a denied connection of a real lab is explained, and the suggested policy o
   await close();
 });
 
-test('a relay shows the flows of all nodes, and says who knows what it does not', async () => {
+test('a relay shows the flows of all nodes, and asks them why', async () => {
   const { page, errors, close } = await open(browser, { at: pages.split(' ').at(-1) });
   const backend = await backendAddress();
   const call = () => run(['lab', 'exec', '--name', lab, 'shop/frontend', '--', 'curl', '-s', '-o', '/dev/null', '-m', '2', `http://${backend}:8080/`]);
@@ -70,15 +70,28 @@ test('a relay shows the flows of all nodes, and says who knows what it does not'
   });
   await rows.first().click();
   const details = page.getByRole('complementary', { name: 'Details' });
-  await details.getByText(/The agent of node2 knows/).waitFor();
+  await details.getByText(/by rules, on node1/).waitFor();
+  await details.getByText(/by rules, on node2/).waitFor();
   await page.keyboard.press('Escape');
   await page.getByRole('link', { name: 'Policies' }).click();
-  await page.getByText(/what the flows in its memory tell of policies/).waitFor();
+  await page.getByRole('button', { name: /shop\/default-deny.*selects [4-9]/ }).waitFor();
   await page.getByRole('button', { name: /shop\/backend-in/ }).click();
   await page.getByRole('cell', { name: 'spec.ingress[0]' }).waitFor();
   await page.getByRole('link', { name: 'Map' }).click();
   await page.waitForFunction(() => [...globalThis.sluiceScene.model.pairs.values()].some((pair) =>
     pair.from.name === 'frontend' && pair.to.name === 'backend' && pair.passed > 0));
+  // Denied at its source's node already: the other side is asked all the same, and both are opened at once.
+  const other = () => run(['lab', 'exec', '--name', lab, 'shop/frontend', '--', 'curl', '-s', '-o', '/dev/null', '-m', '1', `http://${backend}:8081/`]);
+  assert.equal((await other()).code, 28);
+  await page.getByRole('complementary', { name: 'Denied connections' }).getByRole('button', { name: /shop\/frontend to shop\/backend/ }).click();
+  await details.getByText(/by default deny.*, on node1/).waitFor();
+  await details.getByText(/by default deny.*, on node2/).waitFor();
+  await details.getByText('tried in the engine').waitFor();
+  const yaml = await details.locator('.suggestion pre').innerText();
+  assert.equal(yaml.match(/kind: NetworkPolicy/g).length, 2, yaml);
+  assert.equal((await run(['policy', 'apply', '--socket', socket, '-'], yaml)).code, 0);
+  // Nothing listens there: a reset comes back as soon as the connection is allowed.
+  for (const deadline = Date.now() + 15_000; (await other()).code !== 7;) assert.ok(Date.now() < deadline, 'still denied');
   assert.deepEqual(await page.evaluate(() => globalThis.violations), []);
   assert.deepEqual(errors, []);
   await close();

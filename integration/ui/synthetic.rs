@@ -238,7 +238,6 @@ impl UiSource for Synthetic {
             cluster: "synthetic".into(),
             nodes: vec!["node1".into()],
             health: "ok".into(),
-            explains: true,
             ..About::default()
         })
     }
@@ -273,6 +272,7 @@ impl UiSource for Synthetic {
                 objects: vec![policy("default-deny")],
                 rules: Vec::new(),
                 near_miss: Some(format!("NetworkPolicy shop/intended spec.egress[0]: {HOSTILE}")),
+                node: None,
             }],
             suggestion: Some(Suggestion {
                 yaml: Some(format!(
@@ -282,6 +282,7 @@ impl UiSource for Synthetic {
                 notes: vec!["This one address.".into()],
                 verified: true,
             }),
+            missing: Vec::new(),
         })
     }
 

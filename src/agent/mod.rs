@@ -204,13 +204,14 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
         tokio::spawn(follower.run(updates));
         tokio::spawn(sources::report(client, core.clone(), addresses));
     }
+    let shown = Arc::new(ui::AgentUi { core: core.clone(), hub: Arc::clone(&hub) });
     if let Some(ui) = config.ui.clone() {
-        ui_listener::start(ui, core.clone(), Arc::clone(&hub)).await;
+        ui_listener::start(ui, Arc::clone(&shown)).await;
     }
     let observed = observe(&config, &core, &hub).await?;
     let stop = tokio_util::sync::CancellationToken::new();
     hub.note(crate::flow::journal::AgentEvent::Started);
-    observer::serve(&config, Arc::clone(&hub), observed.clone(), stop.clone()).await?;
+    observer::serve(&config, Arc::clone(&hub), observed.clone(), shown, stop.clone()).await?;
     let backend = Arc::new(AgentBackend { core: core.clone(), hub, history: observed.clone() });
     let socket = config.run_dir.join("admin.sock");
     let listener = api::unix::bind(&socket).await?;

@@ -17,8 +17,9 @@ use crate::api::hubble::convert::Naming;
 use crate::api::hubble::serve::{self, Places};
 use crate::api::hubble::source::{Observed, PeerInfo, PeerTls, RingCounts};
 use crate::api::hubble::tls::{Clients, Credentials, TlsFiles};
-use crate::api::hubble::{PORT, SOCKET, observer_services};
+use crate::api::hubble::{PORT, SOCKET, explain, observer_services};
 use crate::api::past::PastFlows;
+use crate::api::ui::source::UiSource;
 use crate::cluster::delta::{Delta, EndpointChange};
 use crate::cluster::{Change, Resource};
 use crate::config::{AgentConfig, FlowApiSecurity};
@@ -82,11 +83,12 @@ impl Observed for AgentObserver {
     }
 }
 
-/// The flow API's sockets, open and in service until `stop`.
+/// The flow API's sockets, open and in service until `stop`; beside it `explainer`, for relays.
 pub async fn serve(
     config: &AgentConfig,
     hub: Arc<Hub>,
     history: Option<Arc<Recorder>>,
+    explainer: Arc<dyn UiSource>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let observer = Arc::new(AgentObserver {
@@ -96,7 +98,9 @@ pub async fn serve(
         hub,
         history,
     });
-    let routes = serve::routes(observer_services(observer)).await.context("the flow API")?;
+    let mut services = observer_services(observer);
+    services.add_service(explain::service(explainer));
+    let routes = serve::routes(services).await.context("the flow API")?;
     let places = Places::default();
     if let Some(api) = &config.flow_api {
         let credentials = match &api.security {

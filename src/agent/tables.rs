@@ -404,6 +404,7 @@ impl Core {
             objects,
             rules,
             near_miss,
+            node: None,
         }
     }
 }

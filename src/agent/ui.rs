@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 use super::core::{Core, CoreHandle};
 use super::hub::Hub;
 use crate::api::backend::{Answer, Backend as _, Refusal};
-use crate::api::ui::source::{About, Governed, KnownPod, PolicyUse, Question, UiSource, Why};
+use crate::api::ui::source::{About, Governed, KnownPod, PolicyUse, Question, Scope, UiSource, Why};
 use crate::flow::Flow;
 use crate::model::{Kind, ObjectRef};
 
@@ -32,7 +32,7 @@ impl Core {
             trouble,
             flows_seen: self.hub.seen(),
             flows_lost: self.hub.lost(),
-            explains: true,
+            scope: Scope::Node,
         }
     }
 

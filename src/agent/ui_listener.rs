@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use super::core::CoreHandle;
-use super::hub::Hub;
 use super::ui::AgentUi;
 use crate::config::UiConfig;
 
 /// Binds, reports where, and serves in the background.
-pub async fn start(config: UiConfig, core: CoreHandle, hub: Arc<Hub>) {
+pub async fn start(config: UiConfig, shown: Arc<AgentUi>) {
     let url = config.url();
     let state = match config.open().await {
         Ok(opened) => {
-            tokio::spawn(opened.serve(Arc::new(AgentUi { core: core.clone(), hub })));
+            tokio::spawn(opened.serve(Arc::clone(&shown) as _));
             tracing::info!(url, "the web UI is open");
             Ok(url)
         }
@@ -23,5 +21,5 @@ pub async fn start(config: UiConfig, core: CoreHandle, hub: Arc<Hub>) {
         }
     };
     // A core that is gone has nobody to tell.
-    core.call(move |core| core.ui = Some(state)).await.ok();
+    shown.core.call(move |core| core.ui = Some(state)).await.ok();
 }

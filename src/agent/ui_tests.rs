@@ -4,15 +4,20 @@
 use super::tests::{PODS, rig};
 use super::ui::AgentUi;
 use crate::api::backend::{ApplyMode, Backend as _};
-use crate::api::ui::source::{Question, UiSource as _, Why};
-use crate::flow::L7;
+use crate::api::ui::source::{ProxyRequest, Question, UiSource as _, Why};
 use crate::model::Protocol;
 
 const CLIENT: &str = "10.244.0.6";
 const WEB: &str = "10.244.0.5";
 
 fn question(from: &str, to: &str, port: u16) -> Question {
-    Question { from: from.parse().unwrap(), to: to.parse().unwrap(), port, protocol: Protocol::Tcp, l7: None }
+    Question {
+        from: from.parse().unwrap(),
+        to: to.parse().unwrap(),
+        port,
+        protocol: Protocol::Tcp,
+        request: None,
+    }
 }
 
 /// Applies policies over two pods, asks, applies what is suggested, and asks again.
@@ -127,20 +132,17 @@ spec:
   - fromEndpoints: [{matchLabels: {app: client}}]
     toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{method: GET, path: /public}]}}]
 ";
-    let http = |method: &str, path: &str| L7::Http {
+    let http = |method: &str, path: &str| ProxyRequest::Http {
         method: method.into(),
         path: path.into(),
         host: "web".into(),
-        status: 403,
-        latency_us: 0,
-        version: crate::flow::HttpVersion::default(),
     };
-    let refused = Question { l7: Some(http("POST", "/admin?x=1")), ..question(CLIENT, WEB, 80) };
+    let refused = Question { request: Some(http("POST", "/admin?x=1")), ..question(CLIENT, WEB, 80) };
     let (before, after) = before_and_after(l7, refused).await;
     assert_eq!(before.verdict, "denied");
     assert!(before.suggestion.is_some_and(|suggestion| suggestion.verified));
     assert_eq!(after.verdict, "redirected");
-    let passes = Question { l7: Some(http("GET", "/public")), ..question(CLIENT, WEB, 80) };
+    let passes = Question { request: Some(http("GET", "/public")), ..question(CLIENT, WEB, 80) };
     let rig = rig();
     rig.backend.apply(format!("{PODS}---{l7}"), ApplyMode::Commit).await.unwrap();
     let ui = AgentUi { core: rig.backend.core.clone(), hub: rig.backend.hub.clone() };

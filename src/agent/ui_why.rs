@@ -7,9 +7,8 @@ use std::net::IpAddr;
 
 use super::core::Core;
 use super::manifests;
-use crate::api::ui::source::{Question, Suggestion, Why};
+use crate::api::ui::source::{ProxyRequest, Question, Suggestion, Why};
 use crate::cluster::Change;
-use crate::flow::L7;
 use crate::identity::pod::is_meta_key;
 use crate::k8s::suggest::{Need, Peer, PodLabel, Refused, Subject};
 use crate::model::{Direction, Identity, Kind, LabelSource, ObjectRef};
@@ -24,7 +23,7 @@ struct Asked {
     from: IpAddr,
     to: IpAddr,
     flow: L4Flow,
-    l7: Option<L7>,
+    request: Option<ProxyRequest>,
 }
 
 impl Core {
@@ -34,13 +33,13 @@ impl Core {
             from: question.from,
             to: question.to,
             flow: L4Flow { protocol: question.protocol, port: question.port },
-            l7: question.l7.clone(),
+            request: question.request.clone(),
         };
         let refused = self.refused_sides(&asked);
         let is_denied = answer.verdict == "denied" || !refused.is_empty();
         let suggestion = is_denied.then(|| self.suggest(&asked, &refused));
         let verdict = if is_denied { "denied".to_owned() } else { answer.verdict };
-        Why { verdict, sides: answer.sides, suggestion }
+        Why { verdict, sides: answer.sides, suggestion, missing: Vec::new() }
     }
 
     /// Sides that refuse: at L3/L4, or what a proxy was asked.
@@ -50,14 +49,14 @@ impl Core {
             Outcome::Deny => true,
             Outcome::Allow => false,
             Outcome::Redirect(_) => {
-                asked.l7.as_ref().is_some_and(|l7| !self.admits(asked, side.direction, l7))
+                asked.request.as_ref().is_some_and(|request| !self.admits(asked, side.direction, request))
             }
         };
         sides.iter().filter(|side| refuses(side)).cloned().collect()
     }
 
     /// A side's L7 rules admit this request. Headers are not known here: a rule that asks for one does not count.
-    fn admits(&self, asked: &Asked, direction: Direction, l7: &L7) -> bool {
+    fn admits(&self, asked: &Asked, direction: Direction, request: &ProxyRequest) -> bool {
         let (source, destination) = (self.view.resolve(asked.from), self.view.resolve(asked.to));
         let (subject, peer) = match direction {
             Direction::Egress => (source.identity, PeerView::from(&destination)),
@@ -65,8 +64,8 @@ impl Core {
         };
         let policy = self.view.engine().l7(subject, direction, peer, asked.flow);
         let mut rules = policy.rules.iter().filter_map(|(_, rules)| rules.as_deref());
-        match l7 {
-            L7::Http { method, path, host, .. } if policy.refuses_requests() => {
+        match request {
+            ProxyRequest::Http { method, path, host } if policy.refuses_requests() => {
                 let http = rules.filter_map(|rules| match rules {
                     L7Rules::Http(rules) => Some(rules),
                     _ => None,
@@ -75,20 +74,18 @@ impl Core {
                 let request = Request { method, path, host, headers: &[] };
                 compiled.is_ok_and(|compiled| compiled.decide(&request).is_some())
             }
-            L7::Dns { query, .. } if policy.refuses_requests() => {
+            ProxyRequest::Dns { query } if policy.refuses_requests() => {
                 let name = crate::policy::l7::names::canonical(query);
                 rules.any(|rules| match rules {
                     L7Rules::Dns(patterns) => patterns.iter().any(|pattern| pattern.matches(&name)),
                     _ => false,
                 })
             }
-            L7::Tls { server_name } if policy.refuses_server_names() => {
-                let name = server_name.as_deref().map(crate::policy::l7::names::canonical);
-                name.is_some_and(|name| {
-                    rules.any(|rules| match rules {
-                        L7Rules::Tls(patterns) => patterns.iter().any(|pattern| pattern.matches(&name)),
-                        _ => false,
-                    })
+            ProxyRequest::Tls { server_name } if policy.refuses_server_names() => {
+                let name = crate::policy::l7::names::canonical(server_name);
+                rules.any(|rules| match rules {
+                    L7Rules::Tls(patterns) => patterns.iter().any(|pattern| pattern.matches(&name)),
+                    _ => false,
                 })
             }
             _ => true,
@@ -154,14 +151,14 @@ impl Core {
             },
             _ => Subject::Node { name: owner.name.to_string() },
         };
-        let refused = asked.l7.as_ref().and_then(|l7| match l7 {
-            L7::Http { method, path, .. } => {
-                Some(Refused::Http { method: method.to_string(), path: path.to_string() })
+        let refused = asked.request.as_ref().map(|request| match request {
+            ProxyRequest::Http { method, path, .. } => {
+                Refused::Http { method: method.to_string(), path: path.to_string() }
             }
-            L7::Dns { query, .. } => Some(Refused::Dns { name: crate::policy::l7::names::canonical(query) }),
-            L7::Tls { server_name } => server_name
-                .as_deref()
-                .map(|name| Refused::ServerName(crate::policy::l7::names::canonical(name))),
+            ProxyRequest::Dns { query } => Refused::Dns { name: crate::policy::l7::names::canonical(query) },
+            ProxyRequest::Tls { server_name } => {
+                Refused::ServerName(crate::policy::l7::names::canonical(server_name))
+            }
         });
         Some(Need {
             direction: side.direction,

@@ -202,7 +202,7 @@ pub struct Endpoint {
 }
 
 /// How one direction of an endpoint is governed.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Enforcement {
     pub default_deny: bool,
@@ -272,4 +272,7 @@ pub struct ExplainSide {
     pub rules: Vec<String>,
     /// The rule that came closest, and what it missed by.
     pub near_miss: Option<String>,
+    /// The node that decides it; absent where that is the node that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }

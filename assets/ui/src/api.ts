@@ -2,8 +2,10 @@
 
 export interface About {
   version: string; cluster: string; nodes: string[]; health: string; trouble: string[];
-  flowsSeen: number; flowsLost: number; explains: boolean;
+  flowsSeen: number; flowsLost: number; scope: Scope;
 }
+/** Of how much of the cluster a page tells: an agent's of its node, a relay's of all. */
+export type Scope = 'node' | 'cluster';
 export interface NodeData { id: number; kind: NodeKind; namespace: string; name: string; pods: string[] }
 export type NodeKind = 'workload' | 'machine' | 'name' | 'prefix' | 'reserved';
 /** id, from, to, protocol, port, passed, dropped, last (ms), reason, [what, passed, refused] of L7 */
@@ -21,10 +23,10 @@ export interface FlowRow {
 export interface FlowBatch { rows: FlowRow[]; skipped: number; first: boolean }
 export interface ObjectRef { kind: string; namespace: string; name: string }
 export interface WhySide {
-  direction: string; verdict: string; because: string; objects: ObjectRef[]; rules: string[]; nearMiss: string | null;
+  direction: string; verdict: string; because: string; objects: ObjectRef[]; rules: string[]; nearMiss: string | null; node?: string;
 }
 export interface Suggestion { yaml: string | null; notes: string[]; verified: boolean }
-export interface Why { verdict: string; sides: WhySide[]; suggestion: Suggestion | null }
+export interface Why { verdict: string; sides: WhySide[]; suggestion: Suggestion | null; missing: string[] }
 export interface RuleUse { path: string; direction: string; action: string; hits: number | null; idle: boolean }
 export interface PolicyUse { object: ObjectRef; selects: string[]; defaultDeny: string[]; rules: RuleUse[] }
 export interface Enforcement { defaultDeny: boolean; policies: ObjectRef[] }

@@ -119,10 +119,10 @@ export function App() {
         <div class="view">
           {view === 'map' && <MapView model={model} filter={filter} selection={selection} select={setSelection} theme={theme} beat={beat} />}
           {view === 'flows' && <FlowTable store={flows} beat={beat} nodes={(about?.nodes.length ?? 1) > 1 ? 'many' : 'one'} text={filter.text} chosen={selection?.kind === 'flow' ? selection.flow : null} choose={(flow: FlowRow) => setSelection({ kind: 'flow', flow })} />}
-          {view === 'policies' && <Policies filter={filter} from={about?.explains === false ? 'flows' : 'engine'} />}
+          {view === 'policies' && <Policies filter={filter} scope={about?.scope ?? 'node'} />}
           {view === 'map' && denied.length > 0 && !selection && <Denied pairs={denied} choose={(pair) => setSelection({ kind: 'pair', pair })} />}
         </div>
-        {selection && <Details selection={selection} model={model} beat={beat} select={setSelection} explains={about?.explains ?? false} close={() => setSelection(null)} />}
+        {selection && <Details selection={selection} model={model} beat={beat} select={setSelection} scope={about?.scope ?? 'node'} close={() => setSelection(null)} />}
       </main>
       {help && <Help close={() => setHelp(false)} />}
     </div>

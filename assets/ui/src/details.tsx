@@ -1,14 +1,14 @@
 // What is selected: a workload, a connection between two, or one flow; for what is denied, why and what would allow it.
 
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { Refused, get, pathOf, question, type FlowRow, type Governed, type Why, type WhySide } from './api';
+import { Refused, get, pathOf, question, type FlowRow, type Governed, type Scope, type Why, type WhySide } from './api';
 import { verdictClass, what } from './flows';
 import { type Edge, type MapModel, type MapNode, type Pair, portName, title } from './model';
 import { ago, clock, count, plain, rate } from './text';
 
 export type Selection = { kind: 'node'; node: MapNode } | { kind: 'pair'; pair: Pair } | { kind: 'flow'; flow: FlowRow } | null;
 
-interface Props { selection: NonNullable<Selection>; model: MapModel; beat: number; explains: boolean; select(selection: Selection): void; close(): void }
+interface Props { selection: NonNullable<Selection>; model: MapModel; beat: number; scope: Scope; select(selection: Selection): void; close(): void }
 
 export function Details(props: Props) {
   const { selection, close } = props;
@@ -25,17 +25,12 @@ export function Details(props: Props) {
   );
 }
 
-/** A relay has the flows of all nodes and the policies of none. */
-function Elsewhere({ node }: { node?: string }) {
-  return <p class="muted elsewhere">Why, and what would allow it: this page is a relay's, which knows flows and no policies. The agent of {node ? plain(node) : 'the node where the pod lives'} knows; <code>sluice ui</code> there prints the address of its page.</p>;
-}
-
 const KINDS: Record<string, string> = { workload: 'Workload', machine: 'Node', name: 'DNS name', prefix: 'Address range', reserved: 'Reserved identity' };
 
-function NodeDetails({ node, select, model, explains }: Props & { node: MapNode }) {
+function NodeDetails({ node, select, model, scope }: Props & { node: MapNode }) {
   const [governed, setGoverned] = useState<Governed[] | null>(null);
   useEffect(() => {
-    if (!explains || node.kind !== 'workload') return;
+    if (node.kind !== 'workload') return;
     get<Governed[]>('governed').then(setGoverned, () => setGoverned([]));
   }, []);
   const mine = governed?.filter((g) => node.pods.some((pod) => plain(g.pod) === `${node.namespace}/${pod}`)) ?? [];
@@ -47,8 +42,7 @@ function NodeDetails({ node, select, model, explains }: Props & { node: MapNode 
       <h2>{node.name}</h2>
       {node.pods.length > 1 && <p class="muted">{node.pods.length} pods: {node.pods.slice(0, 8).join(', ')}{node.pods.length > 8 && ' …'}</p>}
       {mine[0] && <Sides governed={mine[0]} />}
-      {!explains && node.kind === 'workload' && <Elsewhere />}
-      {governed && mine.length === 0 && <p class="muted">Its pods live on another node: that node's page knows which policies select them.</p>}
+      {governed && mine.length === 0 && <p class="muted">{scope === 'node' ? 'Its pods live on another node: that node\'s page knows which policies select them.' : 'No node that answers has its pods.'}</p>}
       <Connections title="Calls" pairs={out} other={(p) => p.to} select={select} />
       <Connections title="Is called by" pairs={into} other={(p) => p.from} select={select} />
       {model.cursor && out.length + into.length === 0 && <p class="muted">Silent since this page looks.</p>}
@@ -97,7 +91,7 @@ function Connections({ title: heading, pairs, other, select }: { title: string; 
   );
 }
 
-function PairDetails({ pair, model, select, explains }: Props & { pair: Pair }) {
+function PairDetails({ pair, model, select, scope }: Props & { pair: Pair }) {
   const now = performance.now();
   const edges = [...pair.edges].sort((a, b) => Number(b.dropped > 0) - Number(a.dropped > 0) || b.last - a.last);
   const [open, setOpen] = useState<number | null>(() => edges.find((e) => e.dropped > 0)?.id ?? null);
@@ -114,16 +108,14 @@ function PairDetails({ pair, model, select, explains }: Props & { pair: Pair }) 
           </h3>
           <p class="muted">Last seen {ago(edge.last, Date.now())}{edge.dropped > 0 && edge.reason && `; dropped: ${plain(edge.reason)}`}</p>
           {edge.l7.length > 0 && <Layer7 edge={edge} />}
-          {!explains && <EdgeSays edge={edge} model={model} />}
-          {explains && edge.dropped > 0 && (open === edge.id
-            ? <EdgeWhy edge={edge} model={model} />
+          {edge.dropped > 0 && (open === edge.id
+            ? <EdgeWhy edge={edge} model={model} scope={scope} />
             : <button type="button" onClick={() => setOpen(edge.id)}>Why, and what would allow it</button>)}
-          {explains && edge.dropped === 0 && (open === edge.id
-            ? <EdgeWhy edge={edge} model={model} />
+          {edge.dropped === 0 && (open === edge.id
+            ? <EdgeWhy edge={edge} model={model} scope={scope} />
             : <button type="button" class="quiet" onClick={() => setOpen(edge.id)}>Why it is allowed</button>)}
         </section>
       ))}
-      {!explains && <Elsewhere />}
     </>
   );
 }
@@ -149,23 +141,14 @@ function useNewest(edge: Edge, model: MapModel): [FlowRow | null, string] {
   return [flow, problem];
 }
 
-/** What the newest flow itself says of the decision. */
-function EdgeSays({ edge, model }: { edge: Edge; model: MapModel }) {
-  const [flow] = useNewest(edge, model);
-  if (!flow) return null;
-  return (
-    <p>{verdictClass(flow.verdict) === 'deny' ? 'Denied' : 'Allowed'} at {flow.direction} <span class="muted">on {plain(flow.node)} {BECAUSE[flow.because] ?? ''}</span>{flow.policies.length > 0 && <>: {flow.policies.map(plain).join(', ')}</>}</p>
-  );
-}
-
 /** The newest flow of an edge, explained. */
-function EdgeWhy({ edge, model }: { edge: Edge; model: MapModel }) {
+function EdgeWhy({ edge, model, scope }: { edge: Edge; model: MapModel; scope: Scope }) {
   const [flow, problem] = useNewest(edge, model);
   if (problem) return <p class="notice warn">{plain(problem)}</p>;
-  return flow ? <WhyOf flow={flow} /> : <p class="muted">…</p>;
+  return flow ? <WhyOf flow={flow} scope={scope} /> : <p class="muted">…</p>;
 }
 
-function FlowDetails({ flow, explains }: Props & { flow: FlowRow }) {
+function FlowDetails({ flow, scope }: Props & { flow: FlowRow }) {
   const ends: [string, FlowRow['source']][] = [['From', flow.source], ['To', flow.destination]];
   return (
     <>
@@ -181,8 +164,7 @@ function FlowDetails({ flow, explains }: Props & { flow: FlowRow }) {
         {flow.l7?.latencyUs !== undefined && flow.l7.latencyUs > 0 && <><dt>Latency</dt><dd>{(flow.l7.latencyUs / 1000).toFixed(1)} ms</dd></>}
         {flow.policies.length > 0 && <><dt>Policies</dt><dd>{flow.policies.map(plain).join(', ')}</dd></>}
       </dl>
-      {explains && !flow.reply && <WhyOf flow={flow} />}
-      {!explains && !flow.reply && <Elsewhere node={flow.node} />}
+      {!flow.reply && <WhyOf flow={flow} scope={scope} />}
     </>
   );
 }
@@ -192,7 +174,7 @@ const BECAUSE: Record<string, string> = {
   'allow-localhost': 'the node reaches its own pods', hairpin: 'a pod reaches itself',
 };
 
-function WhyOf({ flow }: { flow: FlowRow }) {
+function WhyOf({ flow, scope }: { flow: FlowRow; scope: Scope }) {
   const [why, setWhy] = useState<Why | null>(null);
   const [problem, setProblem] = useState('');
   useEffect(() => {
@@ -206,9 +188,10 @@ function WhyOf({ flow }: { flow: FlowRow }) {
   return (
     <div class="why">
       <h3>Why</h3>
-      {why.sides.length === 0 && <p class="muted">Neither end lives on this node: the nodes where they live decide.</p>}
-      {why.sides.map((side) => <SideOf key={side.direction} side={side} />)}
-      {deniedThen && why.verdict === 'allowed' && <p class="notice good">The policies that are loaded now allow it.</p>}
+      {why.sides.length === 0 && <p class="muted">{scope === 'node' ? 'Neither end lives on this node: the nodes where they live decide.' : 'Neither end lives on a node that answers: nothing here decides about it.'}</p>}
+      {why.sides.map((side) => <SideOf key={side.direction + side.node} side={side} />)}
+      {why.missing.map((node) => <p key={node} class="notice warn">Not asked, and a side may be missing here: {plain(node)}</p>)}
+      {deniedThen && why.verdict === 'allowed' && why.sides.length > 0 && why.missing.length === 0 && <p class="notice good">The policies that are loaded now allow it.</p>}
       {why.suggestion && <Suggested suggestion={why.suggestion} />}
     </div>
   );
@@ -219,7 +202,7 @@ function SideOf({ side }: { side: WhySide }) {
   const near = side.nearMiss;
   return (
     <div class={`verdict ${denied ? 'deny' : 'allow'}`}>
-      <p><b>{side.direction}</b> {side.verdict === 'redirected' ? 'allowed, a proxy judges each request' : side.verdict} <span class="muted">{BECAUSE[side.because] ?? plain(side.because)}</span></p>
+      <p><b>{side.direction}</b> {side.verdict === 'redirected' ? 'allowed, a proxy judges each request' : side.verdict} <span class="muted">{BECAUSE[side.because] ?? plain(side.because)}{side.node && `, on ${plain(side.node)}`}</span></p>
       {side.objects.length > 0 && <p>{side.because === 'default-deny' ? 'turned on by ' : ''}{side.objects.map((o, i) => <span key={pathOf(o)}>{i > 0 && ', '}<span class="muted">{o.kind}</span> {plain(pathOf(o))}</span>)}</p>}
       {side.rules.length > 0 && <ul>{side.rules.map((rule) => <li key={rule}><code>{plain(rule)}</code></li>)}</ul>}
       {near && <p class="near">Closest rule: {plain(near)}</p>}

@@ -1,15 +1,14 @@
-// Policies of this node: whom they select, what their rules decided, which of them never did. A relay's page has what
-// flows tell of the policies of all nodes.
+// Policies: whom they select, what their rules decided, which of them never did; of one node, or of all on a relay's page.
 
 import { useEffect, useState } from 'preact/hooks';
-import { get, pathOf, type PolicyUse } from './api';
+import { get, pathOf, type PolicyUse, type Scope } from './api';
 import type { Filter } from './scene';
 import { count, plain } from './text';
 
 /** How often the hit counts are asked for. */
 const EVERY = 3000;
 
-export function Policies({ filter, from }: { filter: Filter; from: 'engine' | 'flows' }) {
+export function Policies({ filter, scope }: { filter: Filter; scope: Scope }) {
   const [policies, setPolicies] = useState<PolicyUse[] | null>(null);
   const [problem, setProblem] = useState('');
   const [open, setOpen] = useState('');
@@ -34,14 +33,13 @@ export function Policies({ filter, from }: { filter: Filter; from: 'engine' | 'f
     <section class="policies" aria-label="Policies">
       <div class="flowbar">
         <span>{shown.length === policies.length ? `${policies.length} policies` : `${shown.length} of ${policies.length} policies`}</span>
-        {from === 'engine' && <label class="check"><input type="checkbox" checked={unusedOnly} onChange={(e) => setUnusedOnly(e.currentTarget.checked)} /> only with unused rules</label>}
+        <label class="check"><input type="checkbox" checked={unusedOnly} onChange={(e) => setUnusedOnly(e.currentTarget.checked)} /> only with unused rules</label>
       </div>
-      {from === 'flows' && <p class="notice">This page is a relay's: here is what the flows in its memory tell of policies. One that decided nothing lately is not listed; texts, unused rules and what selects a pod are on the page of each node's agent (<code>sluice ui</code> there prints its address).</p>}
-      {policies.length === 0 && <p class="empty">{from === 'flows' ? 'No flow names a policy yet.' : 'No policy is loaded: everything is allowed.'}</p>}
+      {policies.length === 0 && <p class="empty">No policy is loaded: everything is allowed.</p>}
       <ul class="cards">
         {shown.map((policy) => {
           const key = `${policy.object.kind} ${pathOf(policy.object)}`;
-          return <Card key={key} policy={policy} from={from} open={open === key} toggle={() => setOpen(open === key ? '' : key)} />;
+          return <Card key={key} policy={policy} scope={scope} open={open === key} toggle={() => setOpen(open === key ? '' : key)} />;
         })}
       </ul>
     </section>
@@ -52,33 +50,32 @@ const hitsOf = (policy: PolicyUse): number => policy.rules.reduce((sum, rule) =>
 /** Rules that could have decided something here and never did. */
 const unused = (policy: PolicyUse): number => (policy.selects.length === 0 ? 0 : policy.rules.filter((rule) => rule.hits === 0).length);
 
-function Card({ policy, from, open, toggle }: { policy: PolicyUse; from: 'engine' | 'flows'; open: boolean; toggle(): void }) {
+function Card({ policy, scope, open, toggle }: { policy: PolicyUse; scope: Scope; open: boolean; toggle(): void }) {
   const idle = unused(policy);
   return (
     <li class={open ? 'card open' : 'card'}>
       <button type="button" class="cardhead" aria-expanded={open} onClick={toggle}>
         <span class="name"><b>{plain(pathOf(policy.object))}</b><span class="muted">{policy.object.kind}</span></span>
         {policy.defaultDeny.length > 0 && <span class="tag">default deny {policy.defaultDeny.join(', ')}</span>}
-        <span class={policy.selects.length ? 'num' : 'num warn'}>{from === 'flows' ? `decided for ${policy.selects.length}` : policy.selects.length ? `selects ${policy.selects.length}` : 'selects nothing here'}</span>
+        <span class={policy.selects.length ? 'num' : 'num warn'}>{policy.selects.length ? `selects ${policy.selects.length}` : scope === 'node' ? 'selects nothing here' : 'selects nothing'}</span>
         <span class="num">{count(hitsOf(policy))} hits</span>
         {idle > 0 && <span class="tag warn">{idle} unused</span>}
       </button>
-      {open && <Inside policy={policy} from={from} />}
+      {open && <Inside policy={policy} scope={scope} />}
     </li>
   );
 }
 
-function Inside({ policy, from }: { policy: PolicyUse; from: 'engine' | 'flows' }) {
+function Inside({ policy, scope }: { policy: PolicyUse; scope: Scope }) {
   const [text, setText] = useState<string | null>(null);
   const { kind, namespace, name } = policy.object;
   useEffect(() => {
-    if (from === 'flows') return;
     get<string>(`manifest/${kind}/${encodeURIComponent(namespace || '-')}/${encodeURIComponent(name)}`).then(setText, (error: Error) => setText(`# ${error.message}`));
   }, []);
   const most = Math.max(1, ...policy.rules.map((r) => r.hits ?? 0));
   return (
     <div class="inside">
-      {policy.rules.length === 0 && <p class="muted">{from === 'flows' ? 'No rule of it decided a flow' : 'It has no rules'}{policy.defaultDeny.length > 0 && ': it only turns default deny on'}.</p>}
+      {policy.rules.length === 0 && <p class="muted">It has no rules{policy.defaultDeny.length > 0 && ': it only turns default deny on'}.</p>}
       {policy.rules.length > 0 && (
         <table>
           <thead><tr><th>Rule</th><th>Direction</th><th>Action</th><th class="num">Hits</th></tr></thead>
@@ -93,7 +90,7 @@ function Inside({ policy, from }: { policy: PolicyUse; from: 'engine' | 'flows' 
           </tbody>
         </table>
       )}
-      <p><b>{from === 'flows' ? 'Decided for' : 'Selects'}</b> {policy.selects.length ? policy.selects.slice(0, 30).map(plain).join(', ') : 'no pod of this node'}{policy.selects.length > 30 && ' …'}</p>
+      <p><b>Selects</b> {policy.selects.length ? policy.selects.slice(0, 30).map(plain).join(', ') : scope === 'node' ? 'no pod of this node' : 'no pod'}{policy.selects.length > 30 && ' …'}</p>
       {text && <pre tabIndex={0}>{text.split('\n').map(plain).join('\n')}</pre>}
     </div>
   );

@@ -5,6 +5,7 @@
 //! | `pb`, `convert`, `read`, `reasons`, `filter`, `mask` | wire forms, and back |
 //! | [`source`] | what an agent has to offer to be observed |
 //! | `observer`, `stream`, `events`, `peers` | the services of an agent |
+//! | [`explain`] | what an agent tells relays beside the flow API: why, and by which policies |
 //! | [`relay`] | the same services over many agents |
 //! | [`serve`], [`tls`] | sockets, credentials and limits |
 //! | [`client`] | the other side |
@@ -15,6 +16,7 @@
 pub mod client;
 pub mod convert;
 mod events;
+pub mod explain;
 pub mod filter;
 pub mod json;
 mod mask;

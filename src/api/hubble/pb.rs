@@ -18,6 +18,11 @@ pub mod relay {
 }
 
 pub mod sluice {
+    pub mod explain {
+        pub mod v1 {
+            tonic::include_proto!("sluice.explain.v1");
+        }
+    }
     pub mod flow {
         pub mod v1 {
             tonic::include_proto!("sluice.flow.v1");

@@ -456,7 +456,9 @@ async fn pool(bench: &Bench, doubles: &[Arc<Double>]) -> (Arc<Pool>, Cancellatio
     for (at, double) in doubles.iter().enumerate() {
         let source: Arc<dyn Observed> = Arc::clone(double) as _;
         let stop = if at + 1 == doubles.len() { gone.clone() } else { bench.stop.clone() };
-        let server = bench.serve(&double.node, observer_services(source), stop).await;
+        let mut services = observer_services(source);
+        services.add_service(super::explain::service(Arc::clone(double) as _));
+        let server = bench.serve(&double.node, services, stop).await;
         pool.put(&double.node, PeerAddress { server, server_name: None });
     }
     (pool, gone)

@@ -11,7 +11,7 @@
 //! | `POST /login`, `/logout` | the token in, a cookie out |
 //!
 //! The filter is that of [`super::flow_query`]. What a [`source::UiSource`] has, any server can show: an agent
-//! its node's flows and policies, a relay the flows of all nodes.
+//! its node's flows and policies, a relay those of all nodes, whose agents it asks.
 
 pub mod feeder;
 mod files;
@@ -38,11 +38,10 @@ use self::feeder::Feeder;
 use self::graph::Cursor;
 use self::guard::Guard;
 use self::live::{Live, Rows};
-use self::source::{Question, UiSource};
+use self::source::{ProxyRequest, Question, UiSource};
 use super::admin::{self, answer};
 use super::flow_query;
 use super::types::Failure;
-use crate::flow::L7;
 use crate::model::{Kind, ObjectRef};
 
 /// A wrong token is answered after this long.
@@ -139,30 +138,21 @@ fn question(parameters: &[(String, String)]) -> Result<Question, String> {
     let protocol = admin::protocol(name)
         .ok_or_else(|| format!("protocol={name}: expected TCP, UDP, SCTP, ICMP or ICMPv6"))?;
     let text = |name: &str| parameter(parameters, name).unwrap_or_default();
-    let l7 = match (
+    let request = match (
         parameter(parameters, "http-method"),
         parameter(parameters, "dns-query"),
         parameter(parameters, "server-name"),
     ) {
-        (Some(method), ..) => Some(L7::Http {
+        (Some(method), ..) => Some(ProxyRequest::Http {
             method: method.into(),
             path: text("http-path").into(),
             host: text("http-host").into(),
-            status: 0,
-            latency_us: 0,
-            version: crate::flow::HttpVersion::default(),
         }),
-        (_, Some(query), _) => Some(L7::Dns {
-            query: query.into(),
-            query_type: "A".into(),
-            rcode: "".into(),
-            answers: Vec::new(),
-            latency_us: 0,
-        }),
-        (.., Some(name)) => Some(L7::Tls { server_name: Some(name.into()) }),
+        (_, Some(query), _) => Some(ProxyRequest::Dns { query: query.into() }),
+        (.., Some(name)) => Some(ProxyRequest::Tls { server_name: name.into() }),
         _ => None,
     };
-    Ok(Question { from: address("from")?, to: address("to")?, port, protocol, l7 })
+    Ok(Question { from: address("from")?, to: address("to")?, port, protocol, request })
 }
 
 async fn why(State(ui): Shared, Query(parameters): Parameters) -> Response {

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::api::backend::Answer;
 use crate::api::types::{Enforcement, ExplainSide};
-use crate::flow::{Flow, L7};
+use crate::flow::Flow;
 use crate::model::{ObjectRef, Protocol};
 
 /// Whose flows these are, and whether all is well there.
@@ -25,8 +25,18 @@ pub struct About {
     pub trouble: Vec<String>,
     pub flows_seen: u64,
     pub flows_lost: u64,
-    /// Explanations and policies are known here.
-    pub explains: bool,
+    pub scope: Scope,
+}
+
+/// Of how much of the cluster flows, policies and pods are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Scope {
+    /// One node, by its agent.
+    #[default]
+    Node,
+    /// Every node that answers, by a relay.
+    Cluster,
 }
 
 /// A pod that is on the map before it has said a word.
@@ -45,23 +55,33 @@ pub struct Question {
     pub to: IpAddr,
     pub port: u16,
     pub protocol: Protocol,
-    /// What a proxy refused, where it was a proxy.
-    pub l7: Option<L7>,
+    /// What a proxy was asked, where one refused.
+    pub request: Option<ProxyRequest>,
+}
+
+/// What of a request a proxy judges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProxyRequest {
+    Http { method: Arc<str>, path: Arc<str>, host: Arc<str> },
+    Dns { query: Arc<str> },
+    Tls { server_name: Arc<str> },
 }
 
 /// Why a connection is allowed or denied, and what would allow it.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Why {
     /// `allowed`, `denied` or `redirected`.
     pub verdict: String,
     pub sides: Vec<ExplainSide>,
     pub suggestion: Option<Suggestion>,
+    /// Nodes that were asked and did not answer, each with the reason: a side that one of them decides is not here.
+    pub missing: Vec<String>,
 }
 
 /// The smallest addition that lets a connection pass.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Suggestion {
     /// Manifests; absent where no additional policy can allow it.
     pub yaml: Option<String>,
@@ -72,17 +92,17 @@ pub struct Suggestion {
 }
 
 /// A policy object and the use that is made of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyUse {
     pub object: ObjectRef,
-    /// Endpoints of this node that it selects.
+    /// Endpoints of the [`Scope`] that it selects.
     pub selects: Vec<String>,
     pub default_deny: Vec<crate::model::Direction>,
     pub rules: Vec<RuleUse>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleUse {
     /// Field path inside the object.
@@ -96,8 +116,8 @@ pub struct RuleUse {
     pub idle: bool,
 }
 
-/// What governs a pod of this node.
-#[derive(Clone, Debug, Serialize)]
+/// What governs a pod of the [`Scope`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Governed {
     pub pod: String,
@@ -119,6 +139,6 @@ pub trait UiSource: Send + Sync + 'static {
     fn policies(&self) -> Answer<'_, Vec<PolicyUse>>;
     /// The text of an object as it was applied.
     fn manifest(&self, object: ObjectRef) -> Answer<'_, String>;
-    /// Pods of this node.
+    /// Pods of the [`Scope`].
     fn governed(&self) -> Answer<'_, Vec<Governed>>;
 }

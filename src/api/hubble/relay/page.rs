@@ -1,8 +1,8 @@
 //! What a relay shows in the web UI: the flows of all nodes.
 //!
 //! Nothing is followed while nobody looks. The first page starts a stream over all nodes that ends when the
-//! last one has gone for [`LINGER`]. A relay holds no policies: of the objects it knows what the flows say of
-//! them ([`super::usage`]), and for everything else it names who knows, a node's own agent.
+//! last one has gone for [`LINGER`]. A relay holds no policies: what it is asked about them it asks the agents
+//! ([`super::explain`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
+use super::explain::{self, Answers, Missing};
 use super::pool::{Peer, PeerState, Pool};
 use super::service::Joined;
-use super::usage;
-use crate::api::backend::{Answer, Refusal};
+use crate::api::backend::Answer;
 use crate::api::hubble::pb::observer::GetFlowsRequest;
 use crate::api::hubble::pb::observer::get_flows_response::ResponseTypes;
 use crate::api::hubble::read;
-use crate::api::ui::source::{About, Governed, KnownPod, PolicyUse, Question, UiSource, Why};
+use crate::api::ui::source::{About, Governed, KnownPod, PolicyUse, Question, Scope, UiSource, Why};
 use crate::flow::Flow;
 use crate::flow::ring::Ring;
 use crate::model::ObjectRef;
@@ -49,6 +49,8 @@ pub struct RelayPage {
     pool: Arc<Pool>,
     version: String,
     shared: Arc<Shared>,
+    /// Nodes that answer, and had no answer when they were last asked about policies.
+    mute: Mutex<BTreeMap<Arc<str>, String>>,
 }
 
 #[derive(Debug)]
@@ -77,7 +79,7 @@ impl RelayPage {
             lost: AtomicU64::new(0),
             stage: watch::channel(Stage::Idle).0,
         };
-        RelayPage { pool, version, shared: Arc::new(shared) }
+        RelayPage { pool, version, shared: Arc::new(shared), mute: Mutex::default() }
     }
 
     /// Flows are gathered from here on; the caller has a receiver, so that they are gathered for somebody.
@@ -92,6 +94,13 @@ impl RelayPage {
         if is_first {
             tokio::spawn(Arc::clone(&self.shared).gather(Arc::clone(&self.pool)));
         }
+    }
+
+    /// Remembers who did not answer this.
+    fn heard<T>(&self, answers: Answers<T>) -> Answers<T> {
+        let mute = answers.missing.iter().filter(|(_, why)| !matches!(why, Missing::Unavailable(_)));
+        *self.mute.lock() = mute.map(|(node, why)| (Arc::clone(node), why.to_string())).take(NAMED).collect();
+        answers
     }
 
     fn about(&self) -> About {
@@ -114,6 +123,11 @@ impl RelayPage {
                 PeerState::Unknown => waiting = true,
             }
         }
+        for (node, why) in self.mute.lock().iter() {
+            if peers.get(node).is_some_and(|peer| matches!(peer.state, PeerState::Connected(_))) {
+                trouble.push(format!("{node} does not tell of its policies: {why}"));
+            }
+        }
         if missing > NAMED {
             trouble.push(format!("{} more nodes do not answer", missing - NAMED));
         }
@@ -133,7 +147,7 @@ impl RelayPage {
             trouble,
             flows_seen,
             flows_lost: self.shared.lost.load(Ordering::Relaxed),
-            explains: false,
+            scope: Scope::Cluster,
         }
     }
 }
@@ -227,18 +241,6 @@ enum Ended {
     Broken(Status),
 }
 
-/// Who knows what a relay does not.
-fn elsewhere<T>(what: &str) -> Answer<'static, T>
-where
-    T: Send + 'static,
-{
-    let text = format!(
-        "A relay knows flows, not {what}: ask the agent of the node where the pod lives (`sluice ui` there prints the \
-         address of its page)."
-    );
-    Box::pin(std::future::ready(Err(Refusal::Conflict(text))))
-}
-
 impl UiSource for RelayPage {
     fn about(&self) -> Answer<'_, About> {
         Box::pin(std::future::ready(Ok(self.about())))
@@ -275,20 +277,19 @@ impl UiSource for RelayPage {
         receiver
     }
 
-    fn why(&self, _: Question) -> Answer<'_, Why> {
-        elsewhere("why a policy decided as it did")
+    fn why(&self, question: Question) -> Answer<'_, Why> {
+        Box::pin(async move { self.heard(explain::why(&self.pool, &question).await).join() })
     }
 
     fn policies(&self) -> Answer<'_, Vec<PolicyUse>> {
-        let flows = self.recent(MEMORY);
-        Box::pin(std::future::ready(Ok(usage::of(&flows))))
+        Box::pin(async { self.heard(explain::policies(&self.pool).await).join() })
     }
 
-    fn manifest(&self, _: ObjectRef) -> Answer<'_, String> {
-        elsewhere("the text of objects")
+    fn manifest(&self, object: ObjectRef) -> Answer<'_, String> {
+        Box::pin(async move { explain::manifest(&self.pool, &object).await.join(&object) })
     }
 
     fn governed(&self) -> Answer<'_, Vec<Governed>> {
-        elsewhere("which policies select a pod")
+        Box::pin(async { self.heard(explain::governed(&self.pool).await).join() })
     }
 }

@@ -10,10 +10,12 @@ use tokio::task::AbortHandle;
 use tonic::transport::Channel;
 
 use crate::api::hubble::client::{self, ClientTls, Security, ServerAddress, causes};
+use crate::api::hubble::explain;
 use crate::api::hubble::pb::observer::observer_client::ObserverClient;
 use crate::api::hubble::pb::observer::{ServerStatusRequest, ServerStatusResponse};
 use crate::api::hubble::pb::peer::peer_client::PeerClient;
 use crate::api::hubble::pb::peer::{ChangeNotification, ChangeNotificationType, NotifyRequest};
+use crate::api::hubble::pb::sluice::explain::v1::explainer_client::ExplainerClient;
 
 /// Peers that one relay keeps.
 const PEERS: usize = 5000;
@@ -51,6 +53,10 @@ pub struct Peer {
 impl Peer {
     pub fn client(&self) -> ObserverClient<Channel> {
         ObserverClient::new(self.channel.clone()).max_decoding_message_size(client::MAX_RESPONSE)
+    }
+
+    pub fn explainer(&self) -> ExplainerClient<Channel> {
+        ExplainerClient::new(self.channel.clone()).max_decoding_message_size(explain::MAX_ANSWER)
     }
 
     pub fn is_available(&self) -> bool {
