@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
+use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
 use super::scalar;
 use super::tree::{Entry, Node, Text, Value};
@@ -47,18 +47,17 @@ pub fn documents(text: &str) -> (Vec<YamlDocument>, Option<Fault>) {
     }
     // A byte order mark belongs to no value.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let options = granit_parser::options! {
-        emit_comments: false,
-        flow_nesting_limit: MAX_DEPTH,
-        block_nesting_limit: MAX_DEPTH,
-    };
     let mut builder = Builder {
         nodes_left: MAX_NODES,
         anchored_left: MAX_ALIASED_NODES,
         aliased_left: MAX_ALIASED_NODES,
-        ..Builder::default()
+        offsets: Offsets::of(text),
+        done: Vec::new(),
+        stack: Vec::new(),
+        faults: Vec::new(),
+        anchors: HashMap::new(),
     };
-    for event in Parser::new_from_str_with_options(text, options) {
+    for event in Parser::new_from_str(text) {
         let step = match event {
             Ok((event, span)) => builder.event(event, span),
             Err(error) => Err(syntax_fault(&error)),
@@ -125,12 +124,35 @@ struct Open {
     frame: Frame,
     line: u32,
     column: u32,
-    start_byte: usize,
+    start: usize,
     anchor: usize,
 }
 
-#[derive(Default)]
-struct Builder {
+/// Where characters are in a text: the parser counts these, budgets count bytes. Asked in order, all answers together cost
+/// one walk through the text; in ASCII nothing.
+struct Offsets<'a> {
+    /// What is not walked through yet; none of an ASCII text.
+    rest: Option<std::str::CharIndices<'a>>,
+    characters: usize,
+}
+
+impl<'a> Offsets<'a> {
+    fn of(text: &'a str) -> Offsets<'a> {
+        Offsets { rest: (!text.is_ascii()).then(|| text.char_indices()), characters: 0 }
+    }
+
+    /// The offset of a character; of one that is behind, where the walk is.
+    fn byte(&mut self, character: usize) -> usize {
+        let Some(rest) = &mut self.rest else { return character };
+        while self.characters < character && rest.next().is_some() {
+            self.characters += 1;
+        }
+        rest.offset()
+    }
+}
+
+struct Builder<'a> {
+    offsets: Offsets<'a>,
     done: Vec<YamlDocument>,
     stack: Vec<Open>,
     faults: Vec<Fault>,
@@ -141,10 +163,10 @@ struct Builder {
     aliased_left: usize,
 }
 
-impl Builder {
+impl Builder<'_> {
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Fault> {
         let (line, column) = (number(span.start.line()), number(span.start.col() + 1));
-        let byte = span.start.byte_offset().unwrap_or_default();
+        let at = self.offsets.byte(span.start.index());
         match event {
             Event::DocumentStart(..) => self.anchors.clear(),
             Event::Scalar(text, style, anchor, tag) => {
@@ -156,8 +178,8 @@ impl Builder {
                     }
                     _ => (line, column),
                 };
-                let core_tag = tag.as_ref().and_then(|tag| tag.core_suffix());
-                let plain = style == ScalarStyle::Plain && core_tag != Some("str");
+                let is_text = tag.is_some_and(|tag| tag.is_yaml_core_schema() && tag.suffix == "str");
+                let plain = style == ScalarStyle::Plain && !is_text;
                 let value = if plain {
                     scalar::resolve(&text)
                 } else {
@@ -167,21 +189,24 @@ impl Builder {
                     Value::Text(text) => Value::Text(Text { content_line, content_column, ..text }),
                     other => other,
                 };
-                self.value(Node { value, line, column }, anchor, plain, byte..byte)?;
+                self.value(Node { value, line, column }, anchor, plain, at..at)?;
             }
-            Event::SequenceStart(_, anchor, _) => {
-                self.open(Frame::Sequence(Vec::new()), line, column, byte, anchor)?;
+            Event::SequenceStart(anchor, _) => {
+                self.open(Frame::Sequence(Vec::new()), line, column, at, anchor)?;
             }
-            Event::MappingStart(_, anchor, _) => {
+            Event::MappingStart(anchor, _) => {
                 let frame = Frame::Mapping {
                     entries: Vec::new(),
                     hashed: Hashed::default(),
                     key: None,
                     merges: Vec::new(),
                 };
-                self.open(frame, line, column, byte, anchor)?;
+                self.open(frame, line, column, at, anchor)?;
             }
-            Event::SequenceEnd | Event::MappingEnd => self.close(span.end.byte_offset().unwrap_or(byte))?,
+            Event::SequenceEnd | Event::MappingEnd => {
+                let end = self.offsets.byte(span.end.index());
+                self.close(end)?;
+            }
             Event::Alias(anchor) => {
                 let Some((node, size)) = self.anchors.get(&anchor) else {
                     let message = format!(
@@ -195,7 +220,7 @@ impl Builder {
                 };
                 self.aliased_left = left;
                 let node = Node { line, column, ..node.clone() };
-                self.value(node, 0, false, byte..byte)?;
+                self.value(node, 0, false, at..at)?;
             }
             _ => {}
         }
@@ -207,18 +232,18 @@ impl Builder {
         frame: Frame,
         line: u32,
         column: u32,
-        start_byte: usize,
+        start: usize,
         anchor: usize,
     ) -> Result<(), Fault> {
         if self.stack.len() >= MAX_DEPTH {
             return Err(fault(line, column, format!("nested deeper than {MAX_DEPTH} levels")));
         }
-        self.stack.push(Open { frame, line, column, start_byte, anchor });
+        self.stack.push(Open { frame, line, column, start, anchor });
         Ok(())
     }
 
-    fn close(&mut self, end_byte: usize) -> Result<(), Fault> {
-        let Some(Open { frame, line, column, start_byte, anchor }) = self.stack.pop() else { return Ok(()) };
+    fn close(&mut self, end: usize) -> Result<(), Fault> {
+        let Some(Open { frame, line, column, start, anchor }) = self.stack.pop() else { return Ok(()) };
         let value = match frame {
             Frame::Sequence(items) => Value::Sequence(items),
             Frame::Mapping { mut entries, mut hashed, merges, .. } => {
@@ -228,7 +253,7 @@ impl Builder {
                 Value::Mapping(entries)
             }
         };
-        self.value(Node { value, line, column }, anchor, false, start_byte..end_byte)
+        self.value(Node { value, line, column }, anchor, false, start..end)
     }
 
     /// `<<`: entries of other mappings, for keys that this one has not.

@@ -38,6 +38,18 @@ fn an_object_of_ten_megabytes_is_refused() {
     rejected(&text, &["test.yaml:1:1", "bytes, at most", &MAX_OBJECT_BYTES.to_string()]);
 }
 
+/// The parser counts characters, and the API server what it is sent.
+#[test]
+fn an_object_of_long_characters_is_measured_in_bytes() {
+    let lines: String =
+        (0..40_000).map(|index| format!("    k{index}: {}\n", "\u{1f6b0}".repeat(20))).collect();
+    let text = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations:\n{lines}");
+    assert!(text.chars().count() < MAX_OBJECT_BYTES && text.len() > MAX_OBJECT_BYTES);
+    let said = read(&text).problems[0].to_string();
+    let size = text.len().to_string();
+    assert!(said.contains("bytes, at most") && said.contains(&size[..3]), "{said}");
+}
+
 #[test]
 fn an_input_without_end_is_refused() {
     rejected(&" ".repeat(MAX_INPUT_BYTES + 1), &["at most"]);
