@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::answer::Learned;
 use super::pattern_text;
 use crate::policy::l7::DnsPattern;
+use crate::policy::l7::names::NameSet;
 
 /// Limits and the TTL floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,8 @@ pub struct NameManager {
     owners: HashMap<IpAddr, BTreeSet<Arc<str>>>,
     ends: BTreeSet<(Duration, Arc<str>, IpAddr)>,
     patterns: BTreeSet<DnsPattern>,
+    /// The same, found by name.
+    matching: NameSet<DnsPattern>,
     stats: NameManagerStats,
 }
 
@@ -119,7 +122,7 @@ impl NameManager {
                 self.stats.refused_names += 1;
                 return touched;
             }
-            let patterns = self.patterns.iter().filter(|pattern| pattern.matches(name)).cloned().collect();
+            let patterns = self.matching.lookup(name).cloned().collect();
             self.names.insert(name.clone(), Name { addresses: BTreeMap::new(), patterns });
         }
         for (address, end) in ends {
@@ -221,6 +224,7 @@ impl NameManager {
     pub fn add_pattern(&mut self, pattern: &DnsPattern) -> Touched {
         let mut touched = Touched::new();
         if self.patterns.insert(pattern.clone()) {
+            self.matching.insert(pattern.clone(), pattern.clone());
             for (name, entry) in &mut self.names {
                 if pattern.matches(name) {
                     entry.patterns.insert(pattern.clone());
@@ -235,6 +239,7 @@ impl NameManager {
     pub fn remove_pattern(&mut self, pattern: &DnsPattern) -> Touched {
         let mut touched = Touched::new();
         if self.patterns.remove(pattern) {
+            self.matching.remove(pattern);
             for entry in self.names.values_mut() {
                 if entry.patterns.remove(pattern) {
                     touched.extend(entry.addresses.keys().copied());

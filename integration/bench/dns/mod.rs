@@ -68,6 +68,9 @@ fn forwarding(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Resu
         site.server.next_addresses();
         let Throughput { rate, lost: missing } = throughput(site, SECONDS)?;
         lost[which] += missing;
+        if missing > 0 {
+            eprintln!("  {missing} lost on the way of alternative {which}:{}", site.losses()?);
+        }
         runs[which].rate.push(rate);
         let seen = latency(site, BACKGROUND, Duration::from_secs(2))?;
         runs[which].p50.push(seen.p50);

@@ -1,5 +1,6 @@
 //! One node with a client, a DNS server and the world outside.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use sluice::datapath::net::link::VethPair;
@@ -35,7 +36,7 @@ pub struct Site {
     pub resolver: SocketAddr,
     pub home: Option<Home>,
     _world: Namespace,
-    _agent: Option<Agent>,
+    agent: Option<Agent>,
 }
 
 fn address(number: u8, last: u8) -> IpAddr {
@@ -59,7 +60,7 @@ impl Site {
             resolver: asked,
             home: None,
             _world: world,
-            _agent: None,
+            agent: None,
         };
         match learning {
             Some(learning) => site.govern(place, number, learning)?,
@@ -73,6 +74,33 @@ impl Site {
             }
         }
         Ok(site)
+    }
+
+    /// Where datagrams can have been lost: at full sockets, by name of the place, and what the proxy counted.
+    pub fn losses(&self) -> anyhow::Result<String> {
+        let mut text = String::new();
+        let places = [
+            ("client", &self.client.namespace),
+            ("server", &self.server_pod.namespace),
+            ("node", &self.node),
+        ];
+        for (name, space) in places {
+            let snmp = space.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+            let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
+            let (titles, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+            let counted = titles.split(' ').zip(values.split(' '));
+            for (title, value) in counted.filter(|(title, value)| title.contains("Err") && *value != "0") {
+                write!(text, " {name} {title} {value}").expect("a string grows");
+            }
+        }
+        if let Some(agent) = &self.agent {
+            for (name, count) in agent.status()?.proxies.into_iter().flat_map(|proxy| proxy.counters) {
+                if count > 0 && !["queries", "released"].contains(&name.as_str()) {
+                    write!(text, " proxy {name} {count}").expect("a string grows");
+                }
+            }
+        }
+        Ok(text)
     }
 
     fn govern(&mut self, place: &Place, number: u8, learning: Learning) -> anyhow::Result<()> {
@@ -94,7 +122,7 @@ impl Site {
         }
         agent.await_proxy("dns-proxy")?;
         self.home = Some(home);
-        self._agent = Some(agent);
+        self.agent = Some(agent);
         Ok(())
     }
 

@@ -69,31 +69,80 @@ fn glob(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Many patterns, each with a value; a lookup costs a hash and the patterns with wildcards.
+/// The last whole labels of a pattern that have no star: all names that it matches end with them. Empty where a star is in
+/// the last label.
+fn fixed_tail(pattern: &str) -> &str {
+    let behind_stars = pattern.rsplit('*').next().unwrap_or(pattern);
+    behind_stars.split_once('.').map_or("", |(_, labels)| labels)
+}
+
+/// Many patterns, each with a value; a lookup costs a hash for each label of the name, and the patterns that end as it does.
 #[derive(Clone, Debug)]
 pub struct NameSet<V> {
     names: HashMap<Arc<str>, Vec<V>>,
-    patterns: Vec<(Arc<str>, V)>,
+    /// By [`fixed_tail`].
+    patterns: HashMap<Arc<str>, Vec<(Arc<str>, V)>>,
+}
+
+impl<V> Default for NameSet<V> {
+    fn default() -> NameSet<V> {
+        NameSet { names: HashMap::new(), patterns: HashMap::new() }
+    }
 }
 
 impl<V> FromIterator<(DnsPattern, V)> for NameSet<V> {
     fn from_iter<I: IntoIterator<Item = (DnsPattern, V)>>(entries: I) -> NameSet<V> {
-        let mut set = NameSet { names: HashMap::new(), patterns: Vec::new() };
-        for (pattern, value) in entries {
-            match pattern {
-                DnsPattern::Name(name) => set.names.entry(name).or_default().push(value),
-                DnsPattern::Pattern(pattern) => set.patterns.push((pattern, value)),
-            }
-        }
+        let mut set = NameSet::default();
+        entries.into_iter().for_each(|(pattern, value)| set.insert(pattern, value));
         set
     }
 }
 
 impl<V> NameSet<V> {
+    pub fn insert(&mut self, pattern: DnsPattern, value: V) {
+        match pattern {
+            DnsPattern::Name(name) => self.names.entry(name).or_default().push(value),
+            DnsPattern::Pattern(pattern) => {
+                let tail = fixed_tail(&pattern);
+                match self.patterns.get_mut(tail) {
+                    Some(known) => known.push((pattern, value)),
+                    None => {
+                        self.patterns.insert(tail.into(), vec![(pattern, value)]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes out a pattern with all of its values.
+    pub fn remove(&mut self, pattern: &DnsPattern) {
+        match pattern {
+            DnsPattern::Name(name) => {
+                self.names.remove(name);
+            }
+            DnsPattern::Pattern(pattern) => {
+                let tail = fixed_tail(pattern);
+                if let Some(known) = self.patterns.get_mut(tail) {
+                    known.retain(|(other, _)| other != pattern);
+                    if known.is_empty() {
+                        self.patterns.remove(tail);
+                    }
+                }
+            }
+        }
+    }
+
     /// The values of everything that matches `name`, which is canonical.
     pub fn lookup<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a V> {
         let exact = self.names.get(name).into_iter().flatten();
-        let wild = self.patterns.iter().filter(move |(pattern, _)| pattern_matches(pattern, name));
+        // A star stands for something before a dot, or is in the last label: the whole name is nobody's tail.
+        let tails =
+            name.match_indices('.').map(move |(dot, _)| &name[dot + 1..]).filter(|tail| !tail.is_empty());
+        let wild = tails
+            .chain([""])
+            .filter_map(|tail| self.patterns.get(tail))
+            .flatten()
+            .filter(move |(pattern, _)| pattern_matches(pattern, name));
         exact.chain(wild.map(|(_, value)| value))
     }
 
@@ -165,7 +214,31 @@ mod tests {
         assert!(set.contains(&canonical("B.Example.")));
     }
 
+    #[test]
+    fn a_pattern_that_was_taken_out_is_not_found() {
+        let [name, wild] = [DnsPattern::Name("a.example".into()), DnsPattern::Pattern("*.example".into())];
+        let mut set: NameSet<u8> = [(name.clone(), 1), (wild.clone(), 2)].into_iter().collect();
+        set.remove(&name);
+        assert_eq!(set.lookup("a.example").copied().collect::<Vec<_>>(), [2]);
+        set.remove(&wild);
+        assert!(!set.contains("a.example") && set.patterns.is_empty() && set.names.is_empty());
+    }
+
     proptest! {
+        #[test]
+        fn a_set_finds_what_each_pattern_says(
+            patterns in proptest::collection::vec("(\\*\\*\\.)?[ab*.]{1,6}", 0..6),
+            name in "[ab.]{0,8}",
+        ) {
+            let set: NameSet<usize> =
+                patterns.iter().map(|text| DnsPattern::Pattern(text.as_str().into())).zip(0..).collect();
+            let mut found: Vec<usize> = set.lookup(&name).copied().collect();
+            found.sort_unstable();
+            let expected: Vec<usize> =
+                (0..patterns.len()).filter(|at| pattern_matches(&patterns[*at], &name)).collect();
+            prop_assert_eq!(found, expected);
+        }
+
         #[test]
         fn globs_agree_with_a_regular_expression(pattern in "[a*.]{1,6}", name in "[ab.]{0,8}") {
             let expression = format!("^{}$", pattern.replace('.', "\\.").replace('*', "[^.]*"));
