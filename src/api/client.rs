@@ -15,7 +15,7 @@ use super::types::Failure;
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("{path}: {source}; is the agent running? (systemctl status sluice, or `sluice agent`)", path = .path.display())]
+    #[error("{path}: {source}; is the agent running? (systemctl status sluice-agent, or `sluice agent`)", path = .path.display())]
     Unreachable { path: PathBuf, source: std::io::Error },
     #[error("{path}: permission denied; run as root", path = .0.display())]
     NotPermitted(PathBuf),

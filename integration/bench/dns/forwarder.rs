@@ -42,7 +42,7 @@ impl Forwarder {
         std::fs::write(
             &file,
             format!(
-                "setLocal('{at}:53')\nsetACL({{'0.0.0.0/0'}})\nsetMaxUDPOutstanding(65535)\nsetSecurityPollSuffix('')\nnewServer({{address='{server}:53', useClientSubnet=false}}):setUp()\naddAction(NotRule(makeRule('{SUFFIX}.')), RCodeAction(DNSRCode.REFUSED))\n"
+                "setLocal('{at}:53')\nsetACL({{'0.0.0.0/0'}})\nsetMaxUDPOutstanding(65535)\nsetUDPSocketBufferSizes(4194304, 4194304)\nsetSecurityPollSuffix('')\nnewServer({{address='{server}:53', useClientSubnet=false}}):setUp()\naddAction(NotRule(makeRule('{SUFFIX}.')), RCodeAction(DNSRCode.REFUSED))\n"
             ),
         )?;
         let mut command = Command::new("taskset");

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use sluice::datapath::net::Namespace;
 
 /// Addresses of one answer.
 const ADDRESSES: u32 = 5;
 const HEADER: usize = 12;
+const RECEIVE_BUFFER: usize = 4 << 20;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Which addresses a name has.
@@ -43,6 +45,8 @@ impl Server {
     pub fn start(namespace: &Namespace, address: SocketAddr) -> anyhow::Result<Server> {
         let socket = namespace.run(|| UdpSocket::bind(address))??;
         socket.set_read_timeout(Some(PATIENCE))?;
+        // All that dnsperf has out may come at once: what is lost here is nobody's fault who is measured.
+        setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
         let state = Arc::new(State {
             generation: AtomicU32::new(0),
             rotating_ttl: AtomicU32::new(0),
