@@ -5,6 +5,7 @@
 
 mod condition;
 mod labels;
+mod predicate;
 mod text;
 
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use ipnet::IpNet;
 
 pub use self::condition::{Condition, End, PartyMatch, ProtocolMatch, ReplyMatch, VerdictKind};
 pub use self::labels::LabelSelector;
+pub use self::predicate::{Predicate, SharedPredicate};
 pub use self::text::{Glob, NamePattern, PatternError, Regex, StatusMatch};
 use super::{DecidedBy, Flow};
 
@@ -48,6 +50,15 @@ impl Selection {
     pub fn matches(&self, flow: &Flow) -> bool {
         (self.allow.is_empty() || self.allow.iter().any(|filter| filter.matches(flow)))
             && !self.deny.iter().any(|filter| filter.matches(flow))
+    }
+
+    /// Whether a flow may take as long as a predicate does, which is much longer than any other condition.
+    pub fn has_predicates(&self) -> bool {
+        self.allow
+            .iter()
+            .chain(&self.deny)
+            .flat_map(|filter| filter.all.iter().flatten().chain(&filter.not))
+            .any(|condition| matches!(condition, Condition::Predicate(_)))
     }
 }
 

@@ -26,6 +26,8 @@ use crate::flow::ring::Batch;
 
 /// Flows that are looked at in one go; other tasks run between two.
 const CHUNK: usize = 1024;
+/// The same where expressions look at them: a hostile one takes about a millisecond for a flow.
+const CHUNK_OF_PREDICATES: usize = 32;
 
 /// What is asked for, once it has been checked.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub struct Query {
     number: Option<u64>,
     order: Order,
     follow: Follow,
+    /// Flows that are looked at in one go.
+    chunk: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +68,12 @@ impl Query {
         {
             return Err(Status::invalid_argument("since is after until"));
         }
+        let selection = filter::selection(&request.whitelist, &request.blacklist, naming)?;
         // Following without a number or a time shows what comes from now on.
         let nothing_past = request.follow && request.number == 0 && since.is_none();
         Ok(Query {
-            selection: Arc::new(filter::selection(&request.whitelist, &request.blacklist, naming)?),
+            chunk: if selection.has_predicates() { CHUNK_OF_PREDICATES } else { CHUNK },
+            selection: Arc::new(selection),
             mask: Mask::new(request.field_mask.as_ref())?,
             since_ns: since.unwrap_or(0),
             until_ns: until.unwrap_or(u64::MAX),
@@ -200,9 +206,10 @@ impl Reader {
 
     fn search(&mut self) {
         let Phase::Searching { below, left, found } = &mut self.phase else { return };
-        let from = below.saturating_sub(CHUNK as u64).max(1);
+        let chunk = self.query.chunk;
+        let from = below.saturating_sub(chunk as u64).max(1);
         let Batch { flows, cursor, .. } =
-            self.source.read(from, usize::try_from(*below - from).unwrap_or(CHUNK));
+            self.source.read(from, usize::try_from(*below - from).unwrap_or(chunk));
         let first = cursor - flows.len() as u64;
         for flow in flows.iter().rev().filter(|flow| self.query.wants(flow)) {
             found.push_back(Arc::clone(flow));
@@ -263,7 +270,8 @@ impl Reader {
 
     fn read_past(&mut self) {
         let Phase::Past { cursor, left } = &mut self.phase else { return };
-        let remaining = usize::try_from(self.end.saturating_sub(*cursor)).unwrap_or(CHUNK).min(CHUNK);
+        let chunk = self.query.chunk;
+        let remaining = usize::try_from(self.end.saturating_sub(*cursor)).unwrap_or(chunk).min(chunk);
         if *left == 0 || remaining == 0 {
             return self.past_is_over();
         }
@@ -272,7 +280,7 @@ impl Reader {
         *cursor = next;
         let before = self.end.saturating_sub(first);
         let mut wanted = Vec::new();
-        for flow in flows.iter().take(usize::try_from(before).unwrap_or(CHUNK)) {
+        for flow in flows.iter().take(usize::try_from(before).unwrap_or(chunk)) {
             if *left > 0 && self.query.wants(flow) {
                 *left -= 1;
                 wanted.push(Arc::clone(flow));
@@ -299,7 +307,7 @@ impl Reader {
     fn read_live(&mut self) -> Progress {
         let Phase::Live { cursor } = &mut self.phase else { return Progress::Moved };
         self.grown.mark_unchanged();
-        let Batch { flows, cursor: next, lost } = self.source.read(*cursor, CHUNK);
+        let Batch { flows, cursor: next, lost } = self.source.read(*cursor, self.query.chunk);
         *cursor = next;
         self.report_lost(lost, LostEventSource::HubbleRingBuffer);
         let kernel = self.source.counts().lost;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::labels::LabelSelector;
+use super::predicate::SharedPredicate;
 use super::text::{Glob, NamePattern, Regex, StatusMatch};
 use crate::flow::{EventKind, Flow, L7, Observation, Party, Verdict};
 use crate::model::{Direction, Family, Identity, Protocol};
@@ -161,6 +162,8 @@ pub enum Condition {
     DnsQuery(Regex),
     ServerName(Glob),
     Uuid(String),
+    /// What an expression says.
+    Predicate(SharedPredicate),
     /// All of these.
     Each(Vec<Condition>),
     /// At least one of these.
@@ -224,6 +227,7 @@ impl Condition {
             | Condition::DnsQuery(_)
             | Condition::ServerName(_) => flow.l7.as_deref().is_some_and(|l7| self.matches_l7(l7)),
             Condition::Uuid(uuid) => crate::flow::uuid_text(flow.uuid()) == *uuid,
+            Condition::Predicate(predicate) => predicate.matches(flow),
             Condition::Each(conditions) => conditions.iter().all(|condition| condition.matches(flow)),
             Condition::Any(conditions) => conditions.iter().any(|condition| condition.matches(flow)),
             Condition::Never => false,
