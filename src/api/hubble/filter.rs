@@ -6,12 +6,13 @@
 
 use tonic::Status;
 
+use super::cel::Expressions;
 use super::convert::{Naming, event_number, nanoseconds, trace_number};
 use super::pb::flow as pb;
 use super::reasons;
 use crate::flow::filter::{
     Condition, End, Filter, Glob, LabelSelector, NamePattern, PartyMatch, PatternError, ProtocolMatch, Regex,
-    ReplyMatch, Selection, StatusMatch, VerdictKind, address_or_cidr,
+    ReplyMatch, Selection, SharedPredicate, StatusMatch, VerdictKind, address_or_cidr,
 };
 use crate::flow::{EventKind, Observation};
 use crate::model::{Direction, Family, Identity, Protocol};
@@ -22,6 +23,8 @@ const FILTERS: usize = 64;
 const CONDITIONS: usize = 2048;
 /// Regular expressions in one request.
 const EXPRESSIONS: usize = 64;
+/// CEL expressions in one request; clients say each twice where a flag of theirs speaks of either end.
+const CEL_EXPRESSIONS: usize = 16;
 
 /// What one request asks for.
 pub fn selection(
@@ -29,7 +32,7 @@ pub fn selection(
     deny: &[pb::FlowFilter],
     naming: &Naming,
 ) -> Result<Selection, Status> {
-    let mut budget = Budget { conditions: CONDITIONS, expressions: EXPRESSIONS };
+    let mut budget = Budget { conditions: CONDITIONS, expressions: EXPRESSIONS, cel: CEL_EXPRESSIONS };
     let mut list = |name: &str, filters: &[pb::FlowFilter]| {
         if filters.len() > FILTERS {
             return Err(Status::invalid_argument(format!("{name}: more than {FILTERS} filters")));
@@ -58,6 +61,7 @@ pub fn time(name: &str, time: Option<&prost_types::Timestamp>) -> Result<Option<
 struct Budget {
     conditions: usize,
     expressions: usize,
+    cel: usize,
 }
 
 impl Budget {
@@ -71,6 +75,14 @@ impl Budget {
             .expressions
             .checked_sub(expressions)
             .ok_or_else(|| format!("more than {EXPRESSIONS} regular expressions in one request"))?;
+        Ok(())
+    }
+
+    fn take_cel(&mut self, expressions: usize) -> Result<(), String> {
+        self.cel = self
+            .cel
+            .checked_sub(expressions)
+            .ok_or_else(|| format!("more than {CEL_EXPRESSIONS} expressions in one request"))?;
         Ok(())
     }
 }
@@ -121,9 +133,7 @@ fn compile(filter: &pb::FlowFilter, naming: &Naming, budget: &mut Budget) -> Res
     packet(filter, naming, g)?;
     layer7(filter, g)?;
     own(filter, g)?;
-    if filter.experimental.as_ref().is_some_and(|experimental| !experimental.cel_expression.is_empty()) {
-        return Err("experimental.cel_expression: sluice does not evaluate CEL expressions".into());
-    }
+    expressions(filter, naming, g)?;
     Ok(Filter { all: groups.all, ..Filter::default() })
 }
 
@@ -391,6 +401,21 @@ fn own(filter: &pb::FlowFilter, g: &mut Groups<'_>) -> Result<(), String> {
     })
 }
 
+/// All expressions of a filter are one condition: they share the message that they look at, and an error in one of
+/// them ends them all.
+fn expressions(filter: &pb::FlowFilter, naming: &Naming, g: &mut Groups<'_>) -> Result<(), String> {
+    let Some(experimental) = &filter.experimental else { return Ok(()) };
+    let sources = &experimental.cel_expression;
+    if sources.is_empty() {
+        return Ok(());
+    }
+    let named = |error| format!("experimental.cel_expression{error}");
+    g.budget.take_cel(sources.len()).map_err(|error| named(format!(": {error}")))?;
+    let expressions = Expressions::compile(sources, naming).map_err(named)?;
+    g.all.push(vec![Condition::Predicate(SharedPredicate::new(expressions))]);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -496,6 +521,47 @@ mod tests {
         }
         let many = vec![pb::FlowFilter::default(); FILTERS + 1];
         assert!(selection(&many, &[], &naming()).is_err());
+    }
+
+    fn expressions(sources: &[&str]) -> Option<pb::flow_filter::Experimental> {
+        Some(pb::flow_filter::Experimental { cel_expression: strings(sources) })
+    }
+
+    #[test]
+    fn expressions_are_alternatives_and_anded_with_other_members() {
+        let filter = |ports: &[&str], sources: &[&str]| pb::FlowFilter {
+            destination_port: strings(ports),
+            experimental: expressions(sources),
+            ..Default::default()
+        };
+        let to = ["_flow.l4.TCP.destination_port == 80", "_flow.l4.TCP.destination_port == 81"];
+        assert!(matches(filter(&[], &to), &flow(81)));
+        assert!(!matches(filter(&[], &to), &flow(82)));
+        assert!(matches(filter(&["81", "82"], &to), &flow(81)));
+        assert!(!matches(filter(&["82"], &to), &flow(81)));
+        assert!(matches(filter(&["82"], &[]), &flow(82)));
+        let denied = selection(&[], &[filter(&[], &to)], &naming()).unwrap();
+        assert!(denied.has_predicates() && denied.matches(&flow(82)) && !denied.matches(&flow(81)));
+    }
+
+    #[test]
+    fn expressions_that_are_refused_are_named() {
+        let message = |sources: &[&str]| {
+            refusal(pb::FlowFilter { experimental: expressions(sources), ..Default::default() })
+        };
+        assert_eq!(
+            message(&["true", "_flow.sauce == ''"]),
+            "whitelist[0].experimental.cel_expression[1]: flow.Flow has no member sauce"
+        );
+        assert_eq!(
+            message(&["true"; CEL_EXPRESSIONS + 1]),
+            "whitelist[0].experimental.cel_expression: more than 16 expressions in one request"
+        );
+        // One budget for all filters of the request.
+        let half = pb::FlowFilter { experimental: expressions(&["true"; 9]), ..Default::default() };
+        let status =
+            selection(std::slice::from_ref(&half), std::slice::from_ref(&half), &naming()).unwrap_err();
+        assert!(status.message().starts_with("blacklist[0].experimental.cel_expression: more than"));
     }
 
     #[test]

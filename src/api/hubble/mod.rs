@@ -3,6 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `pb`, `convert`, `read`, `reasons`, `filter`, `mask` | wire forms, and back |
+//! | `cel` | expressions in filters |
 //! | [`source`] | what an agent has to offer to be observed |
 //! | `observer`, `stream`, `events`, `peers` | the services of an agent |
 //! | [`explain`] | what an agent tells relays beside the flow API: why, and by which policies |
@@ -13,6 +14,7 @@
 //! A reader pulls: nothing is buffered for it beyond one chunk, so a slow or stuck one holds no memory. What
 //! the ring has overwritten meanwhile is reported as lost.
 
+mod cel;
 pub mod client;
 pub mod convert;
 mod events;

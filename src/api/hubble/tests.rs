@@ -250,6 +250,55 @@ async fn history_goes_before_what_is_in_memory() {
     assert_eq!(flows(&server, request).await.len(), 20);
 }
 
+/// A filter with one expression.
+fn expression(source: &str) -> pb::FlowFilter {
+    let experimental = pb::flow_filter::Experimental { cel_expression: vec![source.to_owned()] };
+    pb::FlowFilter { experimental: Some(experimental), ..Default::default() }
+}
+
+#[tokio::test]
+async fn expressions_select_flows_in_memory_and_in_history() {
+    let bench = Bench::new();
+    let double = Double::new("node1", 1000);
+    *double.history.lock() = (1..=50).map(example).collect();
+    double.push((51..=600).map(example));
+    let server = bench.observer(&double).await;
+    let source = "_flow.l4.TCP.destination_port % 100u == 7u && _flow.verdict == Verdict.FORWARDED";
+    let only = GetFlowsRequest { whitelist: vec![expression(source)], ..Default::default() };
+    assert_eq!(ports(&flows(&server, only.clone()).await), [107, 207, 307, 407, 507]);
+    let last = GetFlowsRequest { number: 2, ..only.clone() };
+    assert_eq!(ports(&flows(&server, last).await), [407, 507]);
+    let since = GetFlowsRequest { since: Some(timestamp(1)), ..only.clone() };
+    assert_eq!(ports(&flows(&server, since).await), [7, 107, 207, 307, 407, 507]);
+    let late = expression("_flow.l4.TCP.destination_port < 599u");
+    let without = GetFlowsRequest { blacklist: vec![late], ..Default::default() };
+    assert_eq!(ports(&flows(&server, without).await), [599, 600]);
+}
+
+#[tokio::test]
+async fn a_relay_hands_expressions_on_and_says_why_they_are_refused() {
+    let bench = Bench::new();
+    let doubles: Vec<_> = ["node1", "node2"].iter().map(|node| Double::new(node, 100)).collect();
+    for port in 1..=20 {
+        doubles[usize::from(port) % 2].push([example(port)]);
+    }
+    let (server, _gone) = relay(&bench, &doubles).await;
+    let request = |source| GetFlowsRequest { whitelist: vec![expression(source)], ..Default::default() };
+    let wanted = request("_flow.l4.TCP.destination_port in [7u, 8u] || _flow.node_name == 'node3'");
+    assert_eq!(ports(&flows(&server, wanted).await), [7, 8]);
+    for (source, message) in [
+        ("_flow.sauce == 1", "experimental.cel_expression[0]: flow.Flow has no member sauce"),
+        ("(", "experimental.cel_expression[0]: 1:2: "),
+    ] {
+        let stream = client(&server).await.get_flows(request(source)).await.unwrap().into_inner();
+        // The states of the nodes come first.
+        let responses: Vec<_> = stream.collect().await;
+        let status = responses.into_iter().find_map(Result::err).unwrap();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
+        assert!(status.message().contains(message), "{status:?}");
+    }
+}
+
 #[tokio::test]
 async fn following_goes_on_where_the_past_ends() {
     let bench = Bench::new();
