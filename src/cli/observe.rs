@@ -268,7 +268,8 @@ filter_flags! {
     #[arg(value_name = "IP", hide = true)] snat_ip: "snat-ip",
     #[arg(value_name = "ID", hide = true)] trace_id: "trace-id",
     #[arg(value_name = "ID", hide = true)] ip_trace_id: "ip-trace-id",
-    #[arg(value_name = "CEL", hide = true)] cel_expression: "cel-expression",
+    /// CEL expression over the flow as it is in -o json: '_flow.verdict == Verdict.DROPPED'
+    #[arg(value_name = "CEL")] cel_expression: "cel-expression",
 }
 
 impl FilterArgs {
