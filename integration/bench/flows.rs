@@ -3,8 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
@@ -18,6 +17,8 @@ use super::pods::{self, Pod};
 use super::report::{Bar, Report, Row};
 use super::stats::{interleaved, percentile};
 
+mod flood;
+mod followed;
 mod past;
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -88,6 +89,7 @@ pub fn run(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Result<
     cost(place, rounds, report)?;
     let rig = Rig::new(place, "events", "verdicts")?;
     to_the_terminal(&rig, report)?;
+    followed::run(&rig, report)?;
     events(&rig, report)?;
     drops(&rig, report)
 }
@@ -218,16 +220,12 @@ fn drops(rig: &Rig, report: &mut Report) -> anyhow::Result<()> {
          metadata: {namespace: bench, name: deny-all}\nspec: {podSelector: {}, policyTypes: [Ingress]}\n",
     )?;
     let cpu = rig.agent.cpu()?;
-    let sent = Arc::new(AtomicU64::new(0));
     let begin = Instant::now();
     let started_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
-    let rate = rig.flood(|number| {
-        sent.store(number, Ordering::Relaxed);
-        (2000 + (number % 100) as u16, Renew::Nothing)
-    })?;
+    let rate = flood::send(&rig.pods[0], rig.pods[1].address, 2000..2100, FLOOD)?;
     let cores = (rig.agent.cpu()? - cpu).as_secs_f64() / begin.elapsed().as_secs_f64();
     let late = rig.agent.drops_seen_after(started_ns, 2000..2100)?;
-    report.add(Row::absolute("packets dropped", rate, "1/s", Bar::Shown, 1));
+    report.add(Row::absolute("packets sent that policy drops", rate, "1/s", Bar::AtLeast(1_000_000.0), 1));
     report.add(Row::absolute(
         "of 100 flows dropped, the last was seen after",
         late.as_secs_f64(),

@@ -209,6 +209,16 @@ fn the_real_hubble_command_line_shows_the_right_flows() {
     finds(&server, &["--node-name", "node2", "--since", "10m", "--first", "3"], |flow| {
         is(flow, "/node_name", "node2")
     });
+    let expression =
+        "_flow.verdict == Verdict.DROPPED && _flow.source.pod_name.startsWith('stran') && !has(_flow.l7)";
+    finds(&server, &["--cel-expression", expression], |flow| {
+        is(flow, "/verdict", "DROPPED") && is(flow, "/source/pod_name", "stranger") && flow["l7"].is_null()
+    });
+    let misspelled = observe(&server, &["--cel-expression", "_flow.sauce == ''"]).unwrap_err();
+    assert!(
+        misspelled.contains("has no member sauce") || misspelled.contains("undefined field"),
+        "{misspelled}"
+    );
     assert!(observe(&server, &["--pod", "nobody/nothing", "--all"]).unwrap().is_empty());
     let refused = observe(&server, &["--http-path", "(a{900}){900}"]).unwrap_err();
     assert!(refused.contains("http_path"), "{refused}");

@@ -51,7 +51,8 @@ struct RunArgs {
     /// Address and port for agents
     #[arg(long, env = "SLUICE_SERVER_LISTEN", default_value = "0.0.0.0:7443", value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// HOST:PORT under which agents reach this server, where it is not the listening address
+    /// HOST:PORT under which agents reach this server, where it is not the listening address, or this machine's
+    /// name where that is every address
     #[arg(long, env = "SLUICE_SERVER_ADVERTISE", value_name = "HOST:PORT")]
     advertise: Option<String>,
     /// Name of the cluster (label io.cilium.k8s.policy.cluster); the same on every agent
@@ -175,7 +176,7 @@ fn serve(args: RunArgs, socket: &std::path::Path) -> CliResult {
     logs::init(args.log_format, &args.log).map_err(|error| CliError::Invalid(error.to_string()))?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
-    let advertise = args.advertise.unwrap_or_else(|| args.listen.to_string());
+    let advertise = args.advertise.unwrap_or_else(|| advertised(args.listen));
     let config = ServerConfig {
         state_dir: args.state_dir,
         cluster_name: args.cluster_name,
@@ -206,6 +207,16 @@ fn serve(args: RunArgs, socket: &std::path::Path) -> CliResult {
         tracing::info!("stopped");
         Ok(Exit::Done)
     })
+}
+
+/// What other machines call this one: nobody reaches `0.0.0.0` from elsewhere.
+fn advertised(listen: SocketAddr) -> String {
+    match nix::sys::utsname::uname() {
+        Ok(name) if listen.ip().is_unspecified() => {
+            format!("{}:{}", name.nodename().to_string_lossy(), listen.port())
+        }
+        _ => listen.to_string(),
+    }
 }
 
 /// Cancelled by SIGINT and SIGTERM.
@@ -244,6 +255,15 @@ mod tests {
             &["x", "token", "rotate", "--run-dir", "/r"],
         ] {
             assert_eq!(Line::try_parse_from(line).unwrap().server.run_dir, PathBuf::from("/r"), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn nodes_are_not_told_to_join_an_address_that_is_every_address() {
+        assert_eq!(advertised("192.0.2.1:7443".parse().unwrap()), "192.0.2.1:7443");
+        for every in ["0.0.0.0:7443", "[::]:7443"] {
+            let told = advertised(every.parse().unwrap());
+            assert!(told.ends_with(":7443") && told != every && told.len() > ":7443".len(), "{told}");
         }
     }
 
