@@ -16,6 +16,7 @@ use crate::policy::engine::{
 use crate::policy::l7::snapshot::Snapshot;
 use crate::policy::l7::{DnsPattern, HttpRule, L7Rules};
 use crate::policy::map_state::PortClass;
+use crate::policy::named_port;
 use crate::policy::rule::{
     Action, Entity, Peer, Peers, Policy, PortMatch, Ports, Rule, RuleRef, Spec, Subject, Tier,
 };
@@ -41,17 +42,24 @@ fn class_ids() -> Vec<Identity> {
     (0..PREFIXES.len() as u32).map(|n| Identity(Identity::ADDRESS_CLASS_MIN + n)).collect()
 }
 
+/// The port name of a pod, as its label says it.
+fn arbitrary_port_name() -> impl Strategy<Value = Option<String>> {
+    let numbers = prop::sample::select(vec!["80.tcp", "81.tcp", "53.tcp_53.udp", "8080.tcp"]);
+    prop::option::of(numbers.prop_map(|numbers| format!("k8s:io.sluice.named-port.web={numbers}")))
+}
+
 fn arbitrary_pod() -> impl Strategy<Value = IdentityRecord> {
-    let port = prop::option::of(prop::sample::select(vec!["80.tcp", "81.tcp", "53.tcp_53.udp", "8080.tcp"]));
     // One that is in no namespace makes "every pod" something else than "everybody in a namespace".
     let namespace = prop_oneof![8 => Just(Some("k8s:io.kubernetes.pod.namespace=n")), 1 => Just(None)];
-    (0..PODS, 0..3u8, 0..2u8, port, namespace).prop_map(|(index, app, tier, port, namespace)| {
-        let mut texts = vec![format!("k8s:app=a{app}"), format!("k8s:tier=t{tier}")];
-        texts.extend(namespace.map(str::to_owned));
-        texts.extend(port.map(|value| format!("k8s:io.sluice.named-port.web={value}")));
-        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        pod(pod_id(index), &texts)
-    })
+    (0..PODS, 0..3u8, 0..2u8, arbitrary_port_name(), namespace).prop_map(
+        |(index, app, tier, port, namespace)| {
+            let mut texts = vec![format!("k8s:app=a{app}"), format!("k8s:tier=t{tier}")];
+            texts.extend(namespace.map(str::to_owned));
+            texts.extend(port);
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            pod(pod_id(index), &texts)
+        },
+    )
 }
 
 fn arbitrary_identity() -> impl Strategy<Value = IdentityRecord> {
@@ -61,7 +69,8 @@ fn arbitrary_identity() -> impl Strategy<Value = IdentityRecord> {
         2 => (index.clone(), any::<bool>()).prop_map(|(n, learned)| {
             cidr_identity(n as u32, Some(PREFIXES[n]), if learned { &["a.example"] } else { &[] })
         }),
-        1 => index.prop_map(|n| address_class(n as u32, PREFIXES[n])),
+        1 => (index, arbitrary_port_name())
+            .prop_map(|(n, port)| address_class_naming(n as u32, PREFIXES[n], port.as_deref())),
         1 => Just(cidr_identity(LEARNED, None, &["a.example"])),
         1 => Just(host(&["role=worker"])),
         1 => Just(reserved(Identity::WORLD)),
@@ -350,6 +359,20 @@ fn judged_peers(engine: &Engine) -> impl Iterator<Item = Identity> {
     })
 }
 
+/// Peers with one of these classes each. The class of an address has the port names of the pod there, so no peer
+/// is seen with a class of other names.
+fn judged_views(engine: &Engine, classes: &[Option<Identity>]) -> Vec<PeerView> {
+    let names = |id: Identity| {
+        engine.identity(id).map(|record| named_port::decode(&record.labels)).unwrap_or_default()
+    };
+    let classes = classes.iter().copied().cycle();
+    let view = |(identity, class): (Identity, Option<Identity>)| PeerView {
+        identity,
+        address_class: class.filter(|class| names(*class) == names(identity)),
+    };
+    judged_peers(engine).zip(classes).map(view).collect()
+}
+
 proptest! {
     #[test]
     fn step_by_step_equals_at_once(
@@ -379,8 +402,7 @@ proptest! {
         let (engine, world) = run(options, steps);
         for subject in engine.subjects() {
             for direction in Direction::BOTH {
-                for (identity, address_class) in judged_peers(&engine).zip(classes.iter().copied().cycle()) {
-                    let peer = PeerView { identity, address_class };
+                for peer in judged_views(&engine, &classes) {
                     for flow in flows() {
                         let verdict = engine.decide(subject, direction, peer, flow);
                         let wanted = world.judge(subject, direction, peer, flow);
@@ -412,8 +434,7 @@ proptest! {
         let snapshot: Snapshot = serde_json::from_str(&text).unwrap();
         for subject in engine.subjects() {
             for direction in Direction::BOTH {
-                for (identity, address_class) in judged_peers(&engine).zip(classes.iter().copied().cycle()) {
-                    let peer = PeerView { identity, address_class };
+                for peer in judged_views(&engine, &classes) {
                     for flow in flows() {
                         let wanted = engine.l7(subject, direction, peer, flow);
                         match snapshot.policy(subject, direction, peer, flow) {

@@ -66,6 +66,12 @@ pub(super) fn address_class(offset: u32, prefix: &str) -> IdentityRecord {
     }
 }
 
+/// The class of the addresses of pods with a port name, given as the label that says it.
+pub(super) fn address_class_naming(offset: u32, prefix: &str, port: Option<&str>) -> IdentityRecord {
+    let labels = labels(&port.into_iter().collect::<Vec<_>>());
+    IdentityRecord { labels, ..address_class(offset, prefix) }
+}
+
 pub(super) fn requirement(key: &str, operator: Operator) -> Requirement {
     Requirement { key: SelectorKey::parse(key), operator }
 }
