@@ -16,6 +16,7 @@ use cel::common::types::{self, CelBool, CelBytes, CelInt, CelList, CelMap, CelSt
 use cel::common::value::{CowVal, StaticVal, Val};
 use cel::{Env, ExecutionError};
 
+use super::time;
 use super::value::PRESENCE;
 use crate::flow::filter::Regex;
 
@@ -129,19 +130,20 @@ pub fn environment() -> Arc<Env> {
         ] {
             env.add_overload(name, name, arguments, function).expect("no standard function has such a name");
         }
+        time::functions::declare(&mut env).expect("no standard function is of times");
         Arc::new(env)
     });
     Arc::clone(&ENVIRONMENT)
 }
 
-fn argument<'a, 'b, 'v, T: StaticVal>(
+pub fn argument<'a, 'b, 'v, T: StaticVal>(
     arguments: &'a [CowVal<'b, 'v>],
     index: usize,
 ) -> Result<&'a T, ExecutionError> {
     arguments.get(index).and_then(|value| value.downcast_ref::<T>()).ok_or_else(missing)
 }
 
-fn text<'a>(arguments: &'a [CowVal<'_, '_>], index: usize) -> Result<&'a str, ExecutionError> {
+pub fn text<'a>(arguments: &'a [CowVal<'_, '_>], index: usize) -> Result<&'a str, ExecutionError> {
     arguments
         .get(index)
         .and_then(|value| value.downcast_ref::<CelString<'_>>())
@@ -149,7 +151,7 @@ fn text<'a>(arguments: &'a [CowVal<'_, '_>], index: usize) -> Result<&'a str, Ex
         .ok_or_else(missing)
 }
 
-fn missing() -> ExecutionError {
+pub fn missing() -> ExecutionError {
     ExecutionError::missing_argument_or_target()
 }
 

@@ -8,6 +8,7 @@
 //! | `check` | names, members and types are right; the expression is rewritten for the interpreter |
 //! | `types` | what is known of a value before anything runs |
 //! | `value` | protobuf messages as the interpreter's values |
+//! | `time` | times and durations as the interpreter's values |
 //! | `meter` | the work that one flow may cost |
 //!
 //! The interpreter knows no messages, no enums and no bounds. So an expression is small (`SOURCE`, `DEPTH`, `NODES`),
@@ -18,6 +19,7 @@ mod check;
 mod meter;
 #[cfg(test)]
 mod tests;
+mod time;
 mod types;
 mod value;
 

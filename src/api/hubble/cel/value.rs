@@ -1,8 +1,8 @@
 //! Protobuf messages as values of the interpreter, read where they lie.
 //!
 //! As protobuf has it: a scalar that is not set is its default, a message that is not set reads as the empty one, a
-//! wrapper (`google.protobuf.BoolValue`) that is not set is null. Times and durations are CEL's own. What an
-//! expression reads is paid for with the meter.
+//! wrapper (`google.protobuf.BoolValue`) that is not set is null. Times and durations are values of [`super::time`].
+//! What an expression reads is paid for with the meter.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,14 +10,14 @@ use std::collections::HashMap;
 use cel::ExecutionError;
 use cel::common::traits::Indexer;
 use cel::common::types::{
-    CelBool, CelBytes, CelDouble, CelDuration, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString,
-    CelTimestamp, CelUInt, Kind, Type,
+    CelBool, CelBytes, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt, Kind, Type,
 };
 use cel::common::value::{CowVal, Val};
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, FieldDescriptor, MapKey, MessageDescriptor, ReflectMessage as _, Value};
 
 use super::meter::{Meter, text_units};
+use super::time::{Span, Time};
 use super::types::WellKnown;
 
 /// A member of this name and a member's name says whether that is set; no source can say it.
@@ -141,8 +141,8 @@ fn whole<'b, 'm>(message: &'m DynamicMessage, meter: &'m Meter) -> Answer<'b, 'm
     };
     match WellKnown::of(&message.descriptor()) {
         None => Ok(CowVal::owned(Message::set(message, meter))),
-        Some(WellKnown::Timestamp) => timestamp(number("seconds"), number("nanos")),
-        Some(WellKnown::Duration) => duration(number("seconds"), number("nanos")),
+        Some(WellKnown::Timestamp) => Time::new(number("seconds"), number("nanos")).map(CowVal::owned),
+        Some(WellKnown::Duration) => Span::new(number("seconds"), number("nanos")).map(CowVal::owned),
         Some(WellKnown::Wrapper) => Message::set(message, meter).read("value"),
         Some(WellKnown::Opaque) => Ok(CowVal::owned(CelNull)),
     }
@@ -173,25 +173,10 @@ fn unset<'b, 'm>(field: &FieldDescriptor, meter: &'m Meter) -> Answer<'b, 'm> {
     };
     match WellKnown::of(message) {
         None => Ok(CowVal::owned(Message { place: Place::Unset(message.clone()), meter })),
-        Some(WellKnown::Timestamp) => timestamp(0, 0),
-        Some(WellKnown::Duration) => duration(0, 0),
+        Some(WellKnown::Timestamp) => Time::new(0, 0).map(CowVal::owned),
+        Some(WellKnown::Duration) => Span::new(0, 0).map(CowVal::owned),
         Some(WellKnown::Wrapper | WellKnown::Opaque) => Ok(CowVal::owned(CelNull)),
     }
-}
-
-fn timestamp<'b, 'v>(seconds: i64, nanos: i64) -> Answer<'b, 'v> {
-    u32::try_from(nanos)
-        .ok()
-        .and_then(|nanos| chrono::DateTime::from_timestamp(seconds, nanos))
-        .map(|time| CowVal::owned(CelTimestamp::from(time.fixed_offset())))
-        .ok_or_else(|| ExecutionError::function_error("timestamp", "out of range"))
-}
-
-fn duration<'b, 'v>(seconds: i64, nanos: i64) -> Answer<'b, 'v> {
-    chrono::Duration::try_seconds(seconds)
-        .and_then(|whole| whole.checked_add(&chrono::Duration::nanoseconds(nanos)))
-        .map(|duration| CowVal::owned(CelDuration::from(duration)))
-        .ok_or_else(|| ExecutionError::function_error("duration", "out of range"))
 }
 
 impl<'m> Val for Message<'m> {
