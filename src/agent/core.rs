@@ -207,8 +207,7 @@ impl Core {
             }
         }
         drop(full);
-        self.store.give_back_memory();
-        give_back_memory();
+        self.store.give_back_memory(give_back_memory);
         Ok(())
     }
 
@@ -227,8 +226,7 @@ impl Core {
         self.keep_offset();
         self.realize(delta, revision);
         if is_large {
-            self.store.give_back_memory();
-            give_back_memory();
+            self.store.give_back_memory(give_back_memory);
         }
         Ok(())
     }

@@ -152,16 +152,18 @@ impl Store {
     }
 
     /// Lets go of the pages that SQLite keeps in memory: a start reads all of the file once, and nothing for long
-    /// afterwards. Does not wait.
-    pub fn give_back_memory(&self) {
-        let job: Job = Box::new(|connection| {
+    /// afterwards. Does not wait: `then` runs when the pages are free, on the store's thread, and at once if that
+    /// has other things to do.
+    pub fn give_back_memory(&self, then: fn()) {
+        let job: Job = Box::new(move |connection| {
             if let Err(error) = connection.release_memory() {
                 tracing::debug!(%error, "the state store keeps its memory");
             }
+            then();
         });
-        if let Some(jobs) = &self.inner.jobs {
-            // A store that is busy has a use for its pages; one that has ended has none.
-            let _ = jobs.try_send(job);
+        // A store that is busy has a use for its pages; one that has ended has none.
+        if self.inner.jobs.as_ref().is_none_or(|jobs| jobs.try_send(job).is_err()) {
+            then();
         }
     }
 
