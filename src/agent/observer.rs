@@ -100,7 +100,7 @@ pub async fn serve(
     });
     let mut services = observer_services(observer);
     services.add_service(explain::service(explainer));
-    let routes = serve::routes(services).await.context("the flow API")?;
+    let routes = serve::routes(services).await;
     let places = Places::default();
     if let Some(api) = &config.flow_api {
         let credentials = match &api.security {

@@ -133,7 +133,7 @@ async fn serve(
     if let Some(ui) = ui {
         show(&ui, RelayPage::new(Arc::clone(&pool), env!("CARGO_PKG_VERSION").to_owned())).await;
     }
-    let routes = serve::routes(relay_services(pool, version)).await.context("the flow API")?;
+    let routes = serve::routes(relay_services(pool, version)).await;
     let (places, stop) = (Places::default(), CancellationToken::new());
     let path = args.run_dir.join(RELAY_SOCKET);
     let listener = unix::bind(&path).await?;

@@ -8,7 +8,7 @@
 //! | `observer`, `stream`, `events`, `peers` | the services of an agent |
 //! | [`explain`] | what an agent tells relays beside the flow API: why, and by which policies |
 //! | [`relay`] | the same services over many agents |
-//! | [`serve`], [`tls`] | sockets, credentials and limits |
+//! | [`serve`], `late`, [`tls`] | sockets, credentials and limits |
 //! | [`client`] | the other side |
 //!
 //! A reader pulls: nothing is buffered for it beyond one chunk, so a slow or stuck one holds no memory. What
@@ -21,6 +21,7 @@ mod events;
 pub mod explain;
 pub mod filter;
 pub mod json;
+mod late;
 mod mask;
 mod observer;
 #[allow(unreachable_pub, reason = "generated")]

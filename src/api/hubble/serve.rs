@@ -18,6 +18,7 @@ use tonic::service::{Routes, RoutesBuilder};
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
+use super::late::Late;
 use super::pb;
 use super::tls::Credentials;
 
@@ -29,6 +30,7 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const PING: Duration = Duration::from_secs(15);
 /// Names under which clients ask for our health: Hubble's, the service's, and the whole.
 const HEALTH: [&str; 3] = ["hubble.server.Observer", "observer.Observer", ""];
+const VALID: &str = "the build script wrote valid descriptors";
 
 /// A connection with its place in the count. It ends when the server is told to stop: calls that follow flows
 /// would not end by themselves.
@@ -78,19 +80,20 @@ impl<T> Connected for Counted<T> {
 }
 
 /// The services together with health and reflection.
-pub async fn routes(mut services: RoutesBuilder) -> Result<Routes, tonic_reflection::server::Error> {
+pub async fn routes(mut services: RoutesBuilder) -> Routes {
     let (health, service) = tonic_health::server::health_reporter();
     for name in HEALTH {
         health.set_service_status(name, tonic_health::ServingStatus::Serving).await;
     }
-    let reflection = |builder: tonic_reflection::server::Builder<'static>| {
-        builder.register_encoded_file_descriptor_set(pb::DESCRIPTORS)
-    };
     services
         .add_service(service)
-        .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1()?)
-        .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?);
-    Ok(services.routes())
+        .add_service(Late::new(|| reflection().build_v1().expect(VALID)))
+        .add_service(Late::new(|| reflection().build_v1alpha().expect(VALID)));
+    services.routes()
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(pb::DESCRIPTORS)
 }
 
 /// The places that all sockets of one program share.
@@ -229,4 +232,15 @@ where
     };
     accepting.abort();
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_of_reflection_can_be_built() {
+        assert!(reflection().build_v1().is_ok());
+        assert!(reflection().build_v1alpha().is_ok());
+    }
 }

@@ -173,7 +173,7 @@ impl Bench {
     ) -> ServerAddress {
         let path = self.path(&format!("{name}.sock"));
         let listener = UnixListener::bind(&path).unwrap();
-        let routes = serve::routes(services).await.unwrap();
+        let routes = serve::routes(services).await;
         tokio::spawn(serve::unix(listener, routes, Places::default(), stop));
         ServerAddress::Unix(path)
     }
@@ -477,7 +477,7 @@ async fn only_clients_of_the_authority_see_flows() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let source: Arc<dyn Observed> = Arc::clone(&double) as _;
-    let routes = serve::routes(observer_services(source)).await.unwrap();
+    let routes = serve::routes(observer_services(source)).await;
     tokio::spawn(serve::tcp(listener, Some(credentials), routes, Places::default(), bench.stop.clone()));
     let server: ServerAddress = format!("tls://127.0.0.1:{port}").parse().unwrap();
     let ask = async |tls: ClientTls| -> Result<u64, String> {
@@ -496,6 +496,35 @@ async fn only_clients_of_the_authority_see_flows() {
     // A client that never finishes its handshake keeps nobody out.
     let _silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     assert_eq!(ask(good).await, Ok(1));
+}
+
+#[tokio::test]
+async fn services_tell_what_they_are() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+
+    let bench = Bench::new();
+    let server = bench.observer(&Double::new("node1", 100)).await;
+    // What the first question builds answers the second one too.
+    for _ in 0..2 {
+        let channel = connect(&server, &ClientTls::default()).await.unwrap();
+        let request = ServerReflectionRequest {
+            message_request: Some(MessageRequest::ListServices(String::new())),
+            ..ServerReflectionRequest::default()
+        };
+        let asked = ServerReflectionClient::new(channel)
+            .server_reflection_info(tokio_stream::once(request))
+            .await
+            .unwrap();
+        let ServerReflectionResponse { message_response, .. } =
+            asked.into_inner().message().await.unwrap().unwrap();
+        let Some(MessageResponse::ListServicesResponse(list)) = message_response else {
+            panic!("{message_response:?}")
+        };
+        assert!(list.service.iter().any(|service| service.name == "observer.Observer"), "{list:?}");
+    }
 }
 
 /// A pool of these observers; the token ends the last one.
