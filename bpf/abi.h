@@ -17,7 +17,7 @@
 
 #include <linux/types.h>
 
-#define SLUICE_ABI_VERSION 3
+#define SLUICE_ABI_VERSION 4
 
 /* ---- sizes -------------------------------------------------------------------------------- */
 #define SLUICE_MAX_POLICIES 16384	 /* policy_id < this; one per local subject identity */
@@ -37,8 +37,13 @@
 #define SLUICE_EVENTS_BYTES 8388608
 #define SLUICE_MAX_DROP_TUPLES 65536
 #define SLUICE_MAX_ALLOWANCES 8192
+#define SLUICE_MAX_DNS_PAIRS 16384
 #define SLUICE_IDENTITY_WORDS 1024 /* sl_identities: ARRAY of __u64: which of the identities below 65536 policies know, one bit each */
-#define SLUICE_PROXY_PLACES 8 /* sl_proxy_listeners: SOCKMAP; {HTTP, TLS, DNS/TCP, DNS/UDP} x {IPv4, IPv6} */
+/* sl_proxy_listeners: SOCKMAP; {HTTP, TLS, DNS/TCP, DNS/UDP} x {IPv4, IPv6}, then the sockets by which DNS proxies hear
+ * of their queries' replies: one each for processes that live at the same time, x {IPv4, IPv6}. */
+#define SLUICE_PROXY_PLACES 24
+#define SLUICE_PROXY_REPLIES 8
+#define SLUICE_PROXY_REPLY_BITS 3 /* 8 places for each family */
 
 /* ---- well-known identities ------------------------------------------------------------------ */
 #define SLUICE_ID_UNKNOWN 0
@@ -121,6 +126,7 @@
 #define SLUICE_MARK_PROXY_OUT 0x0300u  /* sent by a proxy: identity of the client is in sl_ct */
 #define SLUICE_MARK_VERDICT 0x0400u	   /* policy of both sides is done; do not judge again */
 #define SLUICE_MARK_ANSWER 0x0500u	   /* our own answer to a refused packet, on its way back */
+#define SLUICE_MARK_PROXY_ASKS 0x0600u /* a query of a DNS proxy, in a datagram */
 
 /* ---- drop reasons ------------------------------------------------------------------------------
  * The only list. X(number, name, text). Numbers 130.. are those that Cilium's monitor and Hubble
@@ -195,6 +201,7 @@ struct node_config { /* sl_config: ARRAY[1] */
 	__u16 tunnel_port; /* UDP port of the VXLAN device: its outer packets are not the node's own traffic */
 	__u32 drop_repeats; /* identical drops (see drop_tuple) told in a second; 0: every drop is told */
 	__u32 drop_events;  /* drops told in a second for one device and reason, when drop_repeats is not 0 */
+	__u32 port_key;		/* says which of a DNS proxy's ports belong to which place (dns_pair); odd, random, kept */
 };
 
 struct ipcache_entry { /* sl_ipcache_exact: HASH by sluice_addr; sl_ipcache_lpm: LPM_TRIE */
@@ -492,5 +499,18 @@ struct allowance_used {
 	__u32 second;
 	__u32 used;
 };
+
+/* ---- queries of DNS proxies --------------------------------------------------------------------
+ * A DNS proxy's datagrams leave from the client's address and a port that it draws for each. They have no conntrack
+ * entries, of which a busy resolver would need as many as it asks questions: what a server sends to a client that a
+ * proxy asks it for is the proxy's, if no connection of the client itself knows it. Which of several proxy processes
+ * (one takes over from another) the port belongs to is the upper SLUICE_PROXY_REPLY_BITS bits of
+ * port * port_key (32 bits): each process draws ports that are its own. */
+struct dns_pair { /* sl_dns_pairs: LRU_HASH; value: second of the last query */
+	struct sluice_addr client;
+	struct sluice_addr server;
+	__u32 port; /* of the server */
+};
+#define SLUICE_DNS_PAIR_SECONDS 75 /* more than a proxy waits for a reply */
 
 #endif

@@ -143,6 +143,14 @@ INLINE int sampled(const struct node_config *config)
 		bpf_get_prandom_u32() % config->trace_sample == 0;
 }
 
+/* The client had called a Service, and hears from its address. What a server sends to a DNS proxy keeps its own: the
+ * entry may be that of a client's query from the same port (see proxy.h). */
+INLINE int answers_service(const struct work *w, const struct ct_entry *e)
+{
+	return w->reply && (e->flags & SLUICE_CT_REV_NAT) &&
+		!((e->flags & SLUICE_CT_PROXY) && w->pkt.protocol == IPPROTO_UDP);
+}
+
 /* An established packet. Returns an action, or CONTINUE when the packet must be judged. */
 INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_config *config,
 					   struct ct_entry *e)
@@ -180,7 +188,7 @@ INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_
 	}
 	w->ct_flags = e->flags;
 	w->tunnel_id = src->identity;
-	if (w->reply && (e->flags & SLUICE_CT_REV_NAT))
+	if (answers_service(w, e))
 		rewrite_source(w, &e->svc_addr, e->svc_port);
 	return forward(skb, w, config, dst->ifindex, dst_mac);
 }
@@ -289,7 +297,7 @@ INLINE int flow_inline(struct __sk_buff *skb, struct work *w)
 	verdict = judge(skb, w, e);
 	if (verdict)
 		return refuse(skb, w, verdict);
-	if (w->reply && e && (e->flags & SLUICE_CT_REV_NAT))
+	if (e && answers_service(w, e))
 		rewrite_source(w, &e->svc_addr, e->svc_port);
 	if (w->ct_flags & SLUICE_CT_SERVICE) {
 		verdict = service_remember(w);

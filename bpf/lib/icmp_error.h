@@ -8,6 +8,7 @@
 #define SLUICE_ICMP_ERROR_H
 
 #include "conntrack.h"
+#include "dns.h"
 #include "judge.h"
 #include "rewrite.h"
 
@@ -147,6 +148,12 @@ INLINE struct ct_entry *inner_connection(struct work *w, const struct node_confi
 	return e;
 }
 
+/* The packet comes to this node's stack, and can be given to a proxy. */
+INLINE int arrives(const struct work *w)
+{
+	return w->observation != SLUICE_OBS_TO_CONTAINER && w->observation != SLUICE_OBS_TO_NETWORK;
+}
+
 /* Returns 1 for an error that is part of an allowed connection (translated as it must be), 0 for another
  * one, or a drop reason. */
 GLOBAL int icmp_error(struct __sk_buff *skb, struct work *w)
@@ -164,8 +171,13 @@ GLOBAL int icmp_error(struct __sk_buff *skb, struct work *w)
 	if (!addr_equal(&w->inner.saddr, &w->pkt.daddr))
 		return 0;
 	e = inner_connection(w, config, &from_lo);
-	if (!e)
-		return 0;
+	if (!e) {
+		if (w->inner.protocol != IPPROTO_UDP || !arrives(w) ||
+			!dns_pair_asked(&w->inner.saddr, &w->inner.daddr, w->inner.dport, w->now))
+			return 0;
+		w->ct_flags |= SLUICE_CT_PROXY;
+		goto known;
+	}
 	if (e->flags & SLUICE_CT_HAIRPIN)
 		return 0;
 	if (e->flags & SLUICE_CT_SERVICE) {
@@ -176,14 +188,15 @@ GLOBAL int icmp_error(struct __sk_buff *skb, struct work *w)
 		port = e->svc_port;
 		addr_copy(&w->inner.saddr, &replacement);
 		w->inner.sport = port;
-		if (!inner_connection(w, config, &from_lo))
+		e = inner_connection(w, config, &from_lo);
+		if (!e)
 			return 0;
 		reason = inner_rewrite(skb, w, INNER_SRC, &replacement, port);
 		if (reason)
 			return reason;
 		addr_copy(&w->pkt.daddr, &replacement);
 		rewrite_destination(w, &replacement, 0);
-	} else if ((e->flags & SLUICE_CT_REV_NAT) && !ct_is_reply(e, from_lo)) {
+	} else if ((e->flags & SLUICE_CT_REV_NAT) && !(e->flags & SLUICE_CT_PROXY) && !ct_is_reply(e, from_lo)) {
 		/* Somebody on the way to the backend complains to the client, who knows the frontend only. */
 		addr_copy(&replacement, &e->svc_addr);
 		port = e->svc_port;
@@ -193,6 +206,11 @@ GLOBAL int icmp_error(struct __sk_buff *skb, struct work *w)
 		if (addr_equal(&w->pkt.saddr, &w->inner.daddr))
 			rewrite_source(w, &replacement, 0);
 	}
+	/* Both legs of a proxied connection are the proxy's, whosever address it sent from: it hears of ports that nobody
+	 * listens at, and of paths that are narrower than their ends. */
+	if (arrives(w))
+		w->ct_flags |= e->flags & SLUICE_CT_PROXY;
+known:
 	if (!(w->src.flags & PARTY_KNOWN))
 		party_resolve(&w->src, &w->pkt.saddr);
 	party_resolve(&w->dst, &w->pkt.daddr);

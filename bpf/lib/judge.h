@@ -8,6 +8,7 @@
 #define SLUICE_JUDGE_H
 
 #include "conntrack.h"
+#include "dns.h"
 #include "event.h"
 #include "host.h"
 #include "ipcache.h"
@@ -240,6 +241,13 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 				   !(config->flags & SLUICE_CFG_HOST_FIREWALL) &&
 				   ((w->src.flags | w->dst.flags) & PARTY_HOST) &&
 				   !((w->src.flags | w->dst.flags) & PARTY_LOCAL) && looks_like_answer(w);
+	}
+	/* The reply to a DNS proxy, which judged the query. */
+	if (!e && w->pkt.protocol == IPPROTO_UDP && (w->pkt.flags & PKT_PORTS) &&
+		dns_pair_asked(&w->pkt.daddr, &w->pkt.saddr, w->pkt.sport, w->now)) {
+		w->reply = 1;
+		w->ct_flags |= SLUICE_CT_PROXY;
+		return 0;
 	}
 	if (e && (e->flags & SLUICE_CT_FQDN))
 		w->learned = w->reply == w->from_lo ? e->lo.identity : e->hi.identity;

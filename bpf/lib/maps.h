@@ -51,6 +51,8 @@ SLUICE_MAP(sl_drops, BPF_MAP_TYPE_LRU_HASH, struct drop_tuple, struct drop_told,
 SLUICE_MAP(sl_allowances, BPF_MAP_TYPE_LRU_HASH, struct allowance_key, struct allowance_used,
 		   SLUICE_MAX_ALLOWANCES, 0);
 
+SLUICE_MAP(sl_dns_pairs, BPF_MAP_TYPE_LRU_HASH, struct dns_pair, __u32, SLUICE_MAX_DNS_PAIRS, 0);
+
 /* What user space reads. */
 SLUICE_MAP(sl_metrics, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 2 * SLUICE_MAX_METRIC, 0);
 SLUICE_MAP(sl_ep_stats, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct ep_counter, SLUICE_MAX_ENDPOINTS, 0);

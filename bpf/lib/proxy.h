@@ -12,22 +12,34 @@
  * What pods, the uplink or the tunnel send on either of them goes up to the socket that has the tuple; what
  * the proxy sends has the mark PROXY_OUT, which no pod and no other machine can set. Sockets are looked up
  * only for packets whose source was checked, or a pod could speak in another one's connection.
+ *
+ * Datagrams have no sockets of their own, and no second flow. Queries go to the proxy's listener; the proxy sends
+ * its own with the mark PROXY_ASKS from ports that it draws itself (dns.h), and what the server sends to the client
+ * goes to where the proxy hears of replies. A port may be drawn that the client used lately: what the server sends
+ * there is still the proxy's, as everything is that comes from a server whose answers the client gets by a proxy.
  */
 #ifndef SLUICE_PROXY_H
 #define SLUICE_PROXY_H
 
 #include "deliver.h"
+#include "dns.h"
 #include "judge.h"
 #include "rewrite.h"
 
 #define AF_INET_FAMILY 2
 
-/* The index of sl_proxy_listeners, see src/datapath/proxy.rs. `listener` as in SLUICE_CT_LISTENER. */
-INLINE __u32 listener_place(__u32 listener, __u8 protocol, int is_v6)
+/* Indexes of sl_proxy_listeners, see src/datapath/proxy.rs. `listener` as in SLUICE_CT_LISTENER. */
+INLINE __u32 listener_place(__u32 listener, int is_v6)
 {
-	if (!listener)
-		return SLUICE_PROXY_PLACES;
-	return 2 * (protocol == IPPROTO_UDP ? 3 : listener - 1) + !!is_v6;
+	return listener ? 2 * (listener - 1) + !!is_v6 : SLUICE_PROXY_PLACES;
+}
+
+INLINE __u32 datagram_place(const struct work *w, const struct node_config *config)
+{
+	int is_v6 = !!(w->pkt.flags & PKT_V6);
+	__u32 owner = (w->pkt.dport * config->port_key) >> (32 - SLUICE_PROXY_REPLY_BITS);
+
+	return w->reply ? SLUICE_PROXY_REPLIES + 2 * owner + is_v6 : listener_place(4, is_v6);
 }
 
 INLINE __u32 proxy_tuple(struct bpf_sock_tuple *tuple, const struct packet *p)
@@ -51,22 +63,13 @@ INLINE int assign_connected(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
 	__u32 size = proxy_tuple(&tuple, p);
-	struct bpf_sock *sk;
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	int assigned = 0;
 
-	if (p->protocol == IPPROTO_TCP) {
-		sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-		if (!sk)
-			return 0;
-		if (sk->state != BPF_TCP_LISTEN)
-			assigned = !bpf_sk_assign(skb, sk, 0);
-		bpf_sk_release(sk);
-		return assigned;
-	}
-	sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return 0;
-	assigned = !bpf_sk_assign(skb, sk, 0);
+	if (sk->state != BPF_TCP_LISTEN)
+		assigned = !bpf_sk_assign(skb, sk, 0);
 	bpf_sk_release(sk);
 	return assigned;
 }
@@ -88,25 +91,26 @@ INLINE int assign_listener(struct __sk_buff *skb, __u32 place)
 GLOBAL int to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 {
 	const struct node_config *config = node_config();
-	int is_datagram, opens, given = 0;
+	int opens, given;
 	__u32 listener;
 
 	if (!w || !config)
 		return TC_ACT_SHOT;
 	if (!(config->flags & SLUICE_CFG_PROXY))
 		return drop(skb, w, SLUICE_DROP_PROXY_NOT_FOUND);
-	is_datagram = w->pkt.protocol != IPPROTO_TCP;
-	if (is_datagram && !w->reply && !action)
-		action = SLUICE_ACTION_REDIRECT_DNS; /* nothing else is redirected without connections */
-	/* A datagram to the server belongs to the listener, always: a lookup could find a socket that the proxy
-	 * answers from. One from the server belongs to the socket that asked. */
-	if (!is_datagram || w->reply)
+	if (w->pkt.protocol == IPPROTO_TCP) {
 		given = assign_connected(skb, &w->pkt);
-	/* A first packet that is sent again finds out from the entry where the first one went, or should have. */
-	opens = is_datagram || action || (w->pkt.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-	listener = (action ? listener_flag(action) : w->ct_flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT;
-	if (!given && opens && !(is_datagram && w->reply))
-		given = assign_listener(skb, listener_place(listener, w->pkt.protocol, w->pkt.flags & PKT_V6));
+		/* A first packet that is sent again finds out from the entry where the first one went, or should have. */
+		opens = action || (w->pkt.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+		listener = (action ? listener_flag(action) : w->ct_flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT;
+		if (!given && opens)
+			given = assign_listener(skb, listener_place(listener, w->pkt.flags & PKT_V6));
+	} else if (w->pkt.protocol == IPPROTO_UDP) {
+		opens = 1;
+		given = assign_listener(skb, datagram_place(w, config));
+	} else {
+		opens = given = 0; /* an ICMP error: the stack knows whom to tell */
+	}
 	if (!given && opens)
 		return drop(skb, w, SLUICE_DROP_PROXY_NOT_FOUND);
 	/* A connection that the proxy no longer has: the stack resets it. */
@@ -116,21 +120,23 @@ GLOBAL int to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 	return TC_ACT_OK;
 }
 
-/* What the proxy sends, to a local pod or out of the node: its client's side was judged, and it judged the
- * rest. Keeps the entry by which the answers find the proxy. */
-GLOBAL int proxy_sends(struct __sk_buff *skb, struct work *w)
+INLINE int asks(const struct __sk_buff *skb)
 {
-	const struct node_config *config = node_config();
+	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_PROXY_ASKS;
+}
+
+INLINE int is_proxys(const struct __sk_buff *skb)
+{
+	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_PROXY_OUT || asks(skb);
+}
+
+/* Keeps the entry by which what is sent back finds the proxy. Returns 0 or a drop reason. */
+INLINE int remember_sent(struct __sk_buff *skb, struct work *w)
+{
 	struct ct_entry *e;
 	int reason;
 
-	if (!w || !config)
-		return TC_ACT_SHOT;
-	if (!(w->pkt.flags & PKT_PORTS))
-		return TC_ACT_OK;
 	ct_key(w);
-	party_resolve(&w->src, &w->pkt.saddr);
-	party_resolve(&w->dst, &w->pkt.daddr);
 	e = bpf_map_lookup_elem(&sl_ct, &w->key);
 	if (e && !ct_alive(e, w->pkt.protocol, w->now))
 		e = NULL;
@@ -141,21 +147,38 @@ GLOBAL int proxy_sends(struct __sk_buff *skb, struct work *w)
 			rewrite_source(w, &e->svc_addr, e->svc_port);
 			reason = rewrite_apply(skb, w);
 			if (reason)
-				return drop(skb, w, reason);
+				return reason;
 		}
-		if (!(e->flags & SLUICE_CT_PROXY))
-			e = NULL;
+		if (e->flags & SLUICE_CT_PROXY)
+			return 0;
 	}
-	if (!e) {
-		w->src.policy_id = 0;
-		w->src.epoch = 0;
-		w->dst.policy_id = 0;
-		w->dst.epoch = 0;
-		w->ct_flags = SLUICE_CT_PROXY;
-		reason = ct_open(w);
-		if (reason)
-			return drop(skb, w, reason);
-	}
+	/* An answer to a datagram opens nothing: what the client sends next is its own. */
+	if (w->pkt.protocol == IPPROTO_UDP)
+		return 0;
+	w->src.policy_id = 0;
+	w->src.epoch = 0;
+	w->dst.policy_id = 0;
+	w->dst.epoch = 0;
+	w->ct_flags = SLUICE_CT_PROXY;
+	return ct_open(w);
+}
+
+/* What the proxy sends, to a local pod or out of the node: its client's side was judged, and it judged the
+ * rest. */
+GLOBAL int proxy_sends(struct __sk_buff *skb, struct work *w)
+{
+	const struct node_config *config = node_config();
+	int reason;
+
+	if (!w || !config)
+		return TC_ACT_SHOT;
+	if (!(w->pkt.flags & PKT_PORTS))
+		return TC_ACT_OK;
+	party_resolve(&w->src, &w->pkt.saddr);
+	party_resolve(&w->dst, &w->pkt.daddr);
+	reason = asks(skb) ? dns_pair_asks(w) : remember_sent(skb, w);
+	if (reason)
+		return drop(skb, w, reason);
 	w->tunnel_id = w->src.identity;
 	if (w->observation == SLUICE_OBS_TO_NETWORK && (config->flags & SLUICE_CFG_TUNNEL) &&
 		(w->dst.flags & PARTY_REMOTE))
@@ -199,18 +222,13 @@ INLINE int proxy_listens(struct bpf_sk_lookup *ctx)
 	listener = (e->flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT;
 	if (!listener)
 		return SK_PASS;
-	place = listener_place(listener, IPPROTO_TCP, ctx->family != AF_INET_FAMILY);
+	place = listener_place(listener, ctx->family != AF_INET_FAMILY);
 	sk = bpf_map_lookup_elem(&sl_proxy_listeners, &place);
 	if (sk) {
 		bpf_sk_assign(ctx, sk, 0);
 		bpf_sk_release(sk);
 	}
 	return SK_PASS;
-}
-
-INLINE int is_proxys(const struct __sk_buff *skb)
-{
-	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_PROXY_OUT;
 }
 
 #endif

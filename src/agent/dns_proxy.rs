@@ -6,8 +6,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::Context as _;
 
@@ -16,12 +16,12 @@ use super::names_client::NamesClient;
 use super::offline_names::OfflineNames;
 use super::proxy_host::ProxyHost;
 use super::records::Sender;
-use crate::datapath::abi::MARK_PROXY_OUT;
+use crate::datapath::abi::{MARK_PROXY_ASKS, MARK_PROXY_OUT};
 use crate::datapath::learned::LearnedAddresses;
 use crate::datapath::proxy::{IdentityLookup, ListenerKind, ListenerPlace, Listeners};
 use crate::dnsproxy::proxy::{Options, Parts};
 use crate::dnsproxy::sockets::{listen_tcp, listen_udp};
-use crate::dnsproxy::{Decision, Proxy, QueryRecord, Records, TransparentSockets, Workers};
+use crate::dnsproxy::{Decision, Proxy, QueryRecord, Records, Replies, TransparentSockets, Workers};
 use crate::flow::L7;
 use crate::flow::record::{Record, RecordVerdict};
 use crate::model::{Direction, Family, Identity};
@@ -32,6 +32,9 @@ pub const NAME: &str = "dns-proxy";
 
 /// How long a process that is told to stop waits for the next one.
 const SUCCESSION: Duration = Duration::from_secs(5);
+
+/// How long a process waits for a place for its replies.
+const PLACE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the process is told.
 #[derive(Clone, Debug)]
@@ -58,7 +61,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     runtime.block_on(serve(settings))
 }
 
-/// Every open query holds a socket.
+/// Every open query over TCP holds a socket.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -74,16 +77,18 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let offline = OfflineNames::new(&settings.run_dir, LearnedAddresses::open(&settings.bpffs)?);
     let judge = Arc::new(PolicyJudge::new(Arc::clone(&host.feed), identities.clone()));
     let names = NamesClient::start(&settings.run_dir, Arc::clone(&host.feed), offline, settings.min_ttl);
+    let places = Listeners::open(&settings.bpffs)?;
+    let sockets = TransparentSockets::new(MARK_PROXY_OUT, replies(&places).await?).context("open sockets")?;
     let proxy = Proxy::new(
         settings.options,
         Parts {
             judge,
             learner: names.clone(),
             records: Arc::new(FlowRecords { sender: Arc::clone(&host.records), identities }),
-            sockets: Arc::new(TransparentSockets::new(MARK_PROXY_OUT)),
+            sockets: Arc::new(sockets),
         },
     );
-    let (mut workers, mut tasks) = listen(&settings, &proxy)?;
+    let (mut workers, mut tasks) = listen(&settings, &places, &proxy)?;
     let (counted, learned, records) = (Arc::clone(&proxy), Arc::clone(&names), Arc::clone(&host.records));
     host.announce(move || {
         let (records_limited, records_lost) = records.dropped();
@@ -134,20 +139,44 @@ struct Counters {
     records_lost: u64,
 }
 
+/// Nobody sends to the port itself: the programs hand over what is for others.
+fn anywhere(family: Family) -> SocketAddr {
+    let address = match family {
+        Family::IPv4 => IpAddr::from(Ipv4Addr::LOCALHOST),
+        Family::IPv6 => IpAddr::from(Ipv6Addr::LOCALHOST),
+    };
+    SocketAddr::new(address, 0)
+}
+
+/// Where the replies to this process's queries arrive.
+async fn replies(places: &Listeners) -> anyhow::Result<Replies> {
+    let listen = |family| {
+        let address = anywhere(family);
+        listen_udp(address).with_context(|| format!("listen on {address}/UDP"))
+    };
+    let listeners = [listen(Family::IPv4)?, listen(Family::IPv6)?];
+    let begin = Instant::now();
+    loop {
+        if let Some(place) = places.claim(&listeners[0], &listeners[1])? {
+            return Ok(Replies {
+                mark: MARK_PROXY_ASKS,
+                is_own: Box::new(move |port| place.has(port)),
+                listeners,
+            });
+        }
+        // Processes that are being replaced end within seconds.
+        anyhow::ensure!(begin.elapsed() < PLACE_PATIENCE, "too many processes wait for replies");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 type Tasks = tokio::task::JoinSet<std::io::Result<()>>;
 
 /// Opens the listeners and puts them into their places, both families.
-fn listen(settings: &Settings, proxy: &Arc<Proxy>) -> anyhow::Result<(Workers, Tasks)> {
-    let places = Listeners::open(&settings.bpffs)?;
+fn listen(settings: &Settings, places: &Listeners, proxy: &Arc<Proxy>) -> anyhow::Result<(Workers, Tasks)> {
     let mut tasks = Tasks::new();
     let mut datagrams = Vec::new();
-    let loopbacks = [
-        (Family::IPv4, IpAddr::from(Ipv4Addr::LOCALHOST)),
-        (Family::IPv6, IpAddr::from(Ipv6Addr::LOCALHOST)),
-    ];
-    for (family, address) in loopbacks {
-        // Nobody connects to the port itself: the programs hand connections over.
-        let address = SocketAddr::new(address, 0);
+    for (family, address) in [Family::IPv4, Family::IPv6].map(|family| (family, anywhere(family))) {
         let udp = listen_udp(address).with_context(|| format!("listen on {address}/UDP"))?;
         datagrams.push((ListenerPlace { kind: ListenerKind::DnsUdp, family }, udp));
         let tcp = listen_tcp(address, MARK_PROXY_OUT).with_context(|| format!("listen on {address}/TCP"))?;
@@ -198,12 +227,10 @@ impl Records for FlowRecords {
             (_, Some(_)) | (None, None) => RecordVerdict::Failed,
         };
         let (direction, rules, client_identity, server_identity) = match record.ruling {
-            Some(ruling) => {
-                (ruling.direction, ruling.rules.to_vec(), ruling.client_identity, ruling.server_identity)
-            }
-            None => (Direction::Egress, Vec::new(), who(record.client.ip()), who(record.server.ip())),
+            Some(ruling) => (ruling.direction, ruling.rules, ruling.client_identity, ruling.server_identity),
+            None => (Direction::Egress, Arc::from([]), who(record.client.ip()), who(record.server.ip())),
         };
-        self.sender.put(&Record {
+        self.sender.put(Record {
             time_ns: record
                 .time
                 .duration_since(UNIX_EPOCH)
@@ -220,8 +247,8 @@ impl Records for FlowRecords {
             rules,
             l7: L7::Dns {
                 query: if record.name.is_empty() { ".".into() } else { record.name },
-                query_type: type_name(record.kind).into(),
-                rcode: record.rcode.map_or("none", rcode_name).into(),
+                query_type: type_name(record.kind),
+                rcode: rcode_name(record.rcode),
                 answers: record.answers,
                 latency_us: u64::try_from(record.latency.as_micros()).unwrap_or(u64::MAX),
             },
@@ -230,17 +257,26 @@ impl Records for FlowRecords {
 }
 
 /// The name of a record type, or `TYPEn` (RFC 3597).
-fn type_name(kind: u16) -> String {
+fn type_name(kind: u16) -> Arc<str> {
     use hickory_proto::rr::RecordType;
-    match RecordType::from(kind) {
-        RecordType::Unknown(_) => format!("TYPE{kind}"),
-        known => known.to_string(),
+    /// Of most queries: A, AAAA, HTTPS, SRV, PTR.
+    const USUAL: [u16; 5] = [1, 28, 65, 33, 12];
+    static NAMES: LazyLock<[Arc<str>; 5]> = LazyLock::new(|| USUAL.map(name));
+    fn name(kind: u16) -> Arc<str> {
+        match RecordType::from(kind) {
+            RecordType::Unknown(_) => format!("TYPE{kind}").into(),
+            known => known.to_string().into(),
+        }
+    }
+    match USUAL.iter().position(|usual| *usual == kind) {
+        Some(place) => Arc::clone(&NAMES[place]),
+        None => name(kind),
     }
 }
 
 /// RFC 1035, section 4.1.1, and RFC 2136, section 2.2.
-fn rcode_name(code: u8) -> &'static str {
-    const NAMES: [&str; 12] = [
+fn rcode_name(code: Option<u8>) -> Arc<str> {
+    const NAMES: [&str; 14] = [
         "NOERROR",
         "FORMERR",
         "SERVFAIL",
@@ -253,8 +289,12 @@ fn rcode_name(code: u8) -> &'static str {
         "NOTAUTH",
         "NOTZONE",
         "DSOTYPENI",
+        "RESERVED",
+        "none",
     ];
-    NAMES.get(usize::from(code)).copied().unwrap_or("RESERVED")
+    static SHARED: LazyLock<[Arc<str>; 14]> = LazyLock::new(|| NAMES.map(Arc::from));
+    let [named @ .., reserved, none] = &*SHARED;
+    Arc::clone(code.map_or(none, |code| named.get(usize::from(code)).unwrap_or(reserved)))
 }
 
 #[cfg(test)]
@@ -263,7 +303,8 @@ mod tests {
 
     #[test]
     fn codes_and_types_have_their_usual_names() {
-        assert_eq!((rcode_name(5), rcode_name(15)), ("REFUSED", "RESERVED"));
+        assert_eq!((&*rcode_name(Some(5)), &*rcode_name(Some(15))), ("REFUSED", "RESERVED"));
+        assert_eq!(&*rcode_name(None), "none");
         assert_eq!((&*type_name(1), &*type_name(65280)), ("A", "TYPE65280"));
     }
 }

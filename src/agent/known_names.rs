@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use crate::fqdn::Learned;
 
@@ -31,7 +32,8 @@ struct Address {
 #[derive(Debug)]
 struct Entry {
     generation: u64,
-    addresses: Vec<Address>,
+    /// Beside the name, so that the usual answer costs one look.
+    addresses: SmallVec<[Address; 2]>,
     /// Its place among what is owed.
     due: Option<Instant>,
 }
@@ -113,7 +115,7 @@ impl KnownNames {
         }
         let entry = entries.entry(learned.name.clone()).or_insert(Entry {
             generation,
-            addresses: Vec::new(),
+            addresses: SmallVec::new(),
             due: None,
         });
         if entry.generation != generation {

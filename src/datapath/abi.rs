@@ -49,7 +49,7 @@ c_structs! {
     LpmKey = 20 { prefix_len: u32, addr: Addr }
 
     /// `node_config`: the one element of `sl_config`.
-    NodeConfig = 72 {
+    NodeConfig = 76 {
         flags: u32,
         uplink_ifindex: u32,
         tunnel_ifindex: u32,
@@ -63,6 +63,7 @@ c_structs! {
         tunnel_port: u16,
         drop_repeats: u32,
         drop_events: u32,
+        port_key: u32,
     }
 
     /// `ipcache_entry`: value of `sl_ipcache_exact` and `sl_ipcache_lpm`.
@@ -220,4 +221,7 @@ c_structs! {
 
     /// `allowance_used`: value of `sl_allowances`.
     AllowanceUsed = 8 { second: u32, used: u32 }
+
+    /// `dns_pair`: key of `sl_dns_pairs`.
+    DnsPair = 36 { client: Addr, server: Addr, port: u32 }
 }

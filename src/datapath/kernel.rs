@@ -95,6 +95,7 @@ fn base_config(config: &DatapathConfig) -> Result<NodeConfig, DatapathError> {
         tunnel_port,
         drop_repeats: config.drop_limits.repeats,
         drop_events: config.drop_limits.per_device,
+        port_key: super::proxy::PortKey::draw()?.number(),
         ..Default::default()
     })
 }

@@ -3,11 +3,13 @@
 //! Works on the pins alone, so that a proxy goes on, and a new one can take over, while no agent runs.
 //! The programs hand a redirected connection to the listener in `sl_proxy_listeners`, a SOCKMAP with
 //! one place for each kind of proxy and address family ([`ListenerPlace`]). A socket leaves its place when it
-//! is closed or when another one is inserted: what the old one accepted already stays with it.
+//! is closed or when another one is inserted: what the old one accepted already stays with it. Replies to a DNS proxy's
+//! datagrams have places of their own ([`ReplyPlace`]), one for each process, so that a process which is replaced hears
+//! of what it asked before.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use super::DatapathError;
@@ -58,9 +60,65 @@ impl ListenerPlace {
     }
 }
 
+/// Says which ports of DNS queries belong to which process: `port_key` of `sl_config`. Nobody who does not know it can
+/// tell which ports a process draws from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortKey(u32);
+
+impl PortKey {
+    /// # Errors
+    /// The kernel has no random numbers.
+    pub fn draw() -> Result<PortKey, DatapathError> {
+        use ring::rand::{SecureRandom as _, SystemRandom};
+        let mut bytes = [0; 4];
+        SystemRandom::new().fill(&mut bytes).map_err(|_| DatapathError::Syscall {
+            operation: "getrandom",
+            object: "the key of DNS ports".into(),
+            source: io::Error::other("the kernel has no random numbers"),
+        })?;
+        // Odd, so that it spreads the ports over all places.
+        Ok(PortKey(u32::from_ne_bytes(bytes) | 1))
+    }
+
+    pub fn number(self) -> u32 {
+        self.0
+    }
+
+    /// As in `datagram_place` of `bpf/lib/proxy.h`.
+    fn owner(self, port: u16) -> u32 {
+        u32::from(port).wrapping_mul(self.0) >> (u32::BITS - PROXY_REPLY_BITS)
+    }
+}
+
+/// The ports of one process: what is sent to them is brought to its sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyPlace {
+    number: u32,
+    key: PortKey,
+}
+
+impl ReplyPlace {
+    /// Whether replies to this port arrive here.
+    pub fn has(self, port: u16) -> bool {
+        self.key.owner(port) == self.number
+    }
+
+    fn index(self, family: Family) -> u32 {
+        PROXY_REPLIES
+            + 2 * self.number
+            + match family {
+                Family::IPv4 => 0,
+                Family::IPv6 => 1,
+            }
+    }
+}
+
 /// The SOCKMAP of listeners.
 #[derive(Debug)]
-pub struct Listeners(OwnedFd);
+pub struct Listeners {
+    places: OwnedFd,
+    config: Shared<u32, NodeConfig>,
+}
 
 impl Listeners {
     /// Opens the pin below an agent's BPF directory.
@@ -68,20 +126,42 @@ impl Listeners {
     /// # Errors
     /// When no agent of this ABI version ever ran there.
     pub fn open(bpffs: &Path) -> Result<Listeners, DatapathError> {
-        Ok(Listeners(Pins::at(bpffs).open_map(LISTENERS)?))
+        let pins = Pins::at(bpffs);
+        let config = KernelTable::open(name::CONFIG, pins.open_map(name::CONFIG)?)?;
+        Ok(Listeners { places: pins.open_map(LISTENERS)?, config })
     }
 
     /// Puts a listening TCP socket, or a bound UDP one, into its place. The one that was there gets no
     /// new connections from now on.
     pub fn insert(&self, place: ListenerPlace, socket: impl AsFd) -> Result<(), DatapathError> {
         let fd = socket.as_fd().as_raw_fd() as u32;
-        sys::update(&self.0, &place.index(), &fd)
+        sys::update(&self.places, &place.index(), &fd)
             .map_err(|source| failed("BPF_MAP_UPDATE_ELEM", place, source))
+    }
+
+    /// Takes a place for replies that no living process has, for bound UDP sockets of both families. `None`: all are
+    /// taken. It is free again when the sockets are closed.
+    pub fn claim(&self, v4: impl AsFd, v6: impl AsFd) -> Result<Option<ReplyPlace>, DatapathError> {
+        let key = PortKey(self.config.get(&0)?.unwrap_or_default().port_key);
+        let put = |place: ReplyPlace, family, fd: BorrowedFd<'_>| {
+            let fd = fd.as_raw_fd() as u32;
+            sys::insert(&self.places, &place.index(family), &fd).map_err(|source| {
+                let object = format!("map {LISTENERS}, replies {} {family:?}", place.number);
+                DatapathError::Syscall { operation: "BPF_MAP_UPDATE_ELEM", object, source }
+            })
+        };
+        for place in (0..1 << PROXY_REPLY_BITS).map(|number| ReplyPlace { number, key }) {
+            // Who has the one for IPv4 has both.
+            if put(place, Family::IPv4, v4.as_fd())? && put(place, Family::IPv6, v6.as_fd())? {
+                return Ok(Some(place));
+            }
+        }
+        Ok(None)
     }
 
     /// Takes whatever is in a place out of it; nothing there is fine.
     pub fn remove(&self, place: ListenerPlace) -> Result<(), DatapathError> {
-        match sys::delete(&self.0, &place.index()) {
+        match sys::delete(&self.places, &place.index()) {
             // A SOCKMAP says EINVAL for a place that is empty.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
             result => result.map_err(|source| failed("BPF_MAP_DELETE_ELEM", place, source)),
@@ -197,6 +277,18 @@ mod tests {
             })
             .collect();
         assert_eq!(indexes, (0..8).collect::<Vec<_>>());
+    }
+
+    /// Each has about an eighth of all, and no port has two.
+    #[test]
+    fn the_ports_are_divided_among_the_places() {
+        let key = PortKey::draw().unwrap();
+        let places: Vec<_> = (0..1 << PROXY_REPLY_BITS).map(|number| ReplyPlace { number, key }).collect();
+        let of = |place: &ReplyPlace| (0..=u16::MAX).filter(|port| place.has(*port)).count();
+        let counts: Vec<usize> = places.iter().map(of).collect();
+        assert_eq!(counts.iter().sum::<usize>(), 1 << 16, "{key:?}");
+        let indexes: Vec<u32> = places.iter().map(|place| place.index(Family::IPv6)).collect();
+        assert_eq!(indexes.last(), Some(&(PROXY_PLACES - 1)));
     }
 
     #[test]

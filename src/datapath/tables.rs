@@ -67,6 +67,7 @@ pub mod name {
     pub const AFFINITY: &str = "sl_affinity";
     pub const DROPS: &str = "sl_drops";
     pub const ALLOWANCES: &str = "sl_allowances";
+    pub const DNS_PAIRS: &str = "sl_dns_pairs";
     pub const METRICS: &str = "sl_metrics";
     pub const EP_STATS: &str = "sl_ep_stats";
     pub const RULE_HITS: &str = "sl_rule_hits";
@@ -95,6 +96,7 @@ pub fn specs(capacity: &Capacity) -> Vec<MapSpec> {
         spec::<AffinityKey, AffinityValue>(name::AFFINITY, LRU_HASH, MAX_AFFINITY),
         spec::<DropTuple, DropTold>(name::DROPS, LRU_HASH, MAX_DROP_TUPLES),
         spec::<AllowanceKey, AllowanceUsed>(name::ALLOWANCES, LRU_HASH, MAX_ALLOWANCES),
+        spec::<DnsPair, u32>(name::DNS_PAIRS, LRU_HASH, MAX_DNS_PAIRS),
         spec::<u32, Counter>(name::METRICS, PERCPU_ARRAY, 2 * MAX_METRIC),
         spec::<u32, EndpointCounter>(name::EP_STATS, PERCPU_ARRAY, MAX_ENDPOINTS),
         spec::<u32, u64>(name::RULE_HITS, PERCPU_ARRAY, MAX_RULE_SETS),

@@ -230,6 +230,10 @@ impl Writer {
         config.node_v4 = old.node_v4;
         config.node_v6 = old.node_v6;
         config.host_policy_id = old.host_policy_id;
+        if old.port_key != 0 {
+            // Proxies that outlive the agent work with it.
+            config.port_key = old.port_key;
+        }
         let mut firewall = old.flags & CFG_HOST_FIREWALL;
         if let Some(settings) = &self.settings {
             let first = |wanted| {

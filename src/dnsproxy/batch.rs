@@ -1,45 +1,39 @@
-//! Datagrams by the dozen: one system call for all that wait, one for all that leave to one server's clients.
+//! Datagrams by the dozen: one system call for all that wait, one for all that leave by one socket.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recvmmsg, sendmmsg,
 };
 
+use super::raw::Datagram;
 use super::wire::HEADER;
 
 /// Datagrams of one call.
 const BATCH: usize = 32;
-/// Room for one query. Queries are short; one that is longer than this is answered FORMERR.
-const LONGEST: usize = 4096;
-
-/// A datagram, whence, and where it was sent to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Datagram<'a> {
-    pub message: &'a [u8],
-    pub client: SocketAddr,
-    pub server: SocketAddr,
-}
 
 /// Room for what one call receives.
 #[derive(Debug)]
-pub(super) struct Inbox(Vec<u8>);
+pub struct Inbox {
+    slots: Vec<u8>,
+    longest: usize,
+}
 
 impl Inbox {
-    pub(super) fn new() -> Inbox {
-        Inbox(vec![0; BATCH * LONGEST])
+    /// For messages of so many bytes. Of one that is longer, the header is given alone.
+    pub fn new(longest: usize) -> Inbox {
+        Inbox { slots: vec![0; BATCH * longest], longest }
     }
 
-    /// Takes what waits at a listener, as far as there is room. Returns whether more may wait.
-    pub(super) fn receive(
-        &mut self,
-        socket: &UdpSocket,
-        mut take: impl FnMut(Datagram<'_>),
-    ) -> io::Result<bool> {
+    /// Takes what waits at a socket, as far as there is room. Returns whether more may wait.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub fn receive(&mut self, socket: &UdpSocket, mut take: impl FnMut(Datagram<'_>)) -> io::Result<bool> {
         let mut slices: Vec<[io::IoSliceMut<'_>; 1]> =
-            self.0.chunks_exact_mut(LONGEST).map(|slot| [io::IoSliceMut::new(slot)]).collect();
+            self.slots.chunks_exact_mut(self.longest).map(|slot| [io::IoSliceMut::new(slot)]).collect();
         // Made anew each time: the kernel shortens what the headers say about their room.
         let space = nix::cmsg_space!(nix::libc::sockaddr_in6);
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(space));
@@ -54,11 +48,11 @@ impl Inbox {
         for message in received {
             count += 1;
             // A datagram without its addresses cannot be answered.
-            let Some((client, server)) = ends(&message)? else { continue };
+            let Some((from, to)) = ends(&message)? else { continue };
             let whole = message.iovs().next().unwrap_or_default();
             let is_cut = message.flags.contains(MsgFlags::MSG_TRUNC);
             let message = if is_cut { whole.get(..HEADER).unwrap_or(whole) } else { whole };
-            take(Datagram { message, client, server });
+            take(Datagram { from, to, message });
         }
         Ok(count == BATCH)
     }
@@ -115,7 +109,15 @@ impl Outbox {
         self.servers.retain(|(_, answers)| !answers.is_empty());
         for (server, answers) in &mut self.servers {
             match socket_of(*server) {
-                Ok(socket) => send_all(socket.as_ref(), answers, &mut lost),
+                Ok(socket) => {
+                    let item = |number: usize| {
+                        let (client, message) = &answers[number];
+                        (*client, [io::IoSlice::new(message)])
+                    };
+                    send_all(socket.as_ref(), answers.len(), item, |number, error| {
+                        lost(answers[number].0, error)
+                    });
+                }
                 Err(error) => {
                     let kind = error.kind();
                     answers.iter().for_each(|(client, _)| lost(*client, kind.into()));
@@ -126,22 +128,25 @@ impl Outbox {
     }
 }
 
-fn send_all(socket: &UdpSocket, mut answers: &[Answer], lost: &mut impl FnMut(SocketAddr, io::Error)) {
-    while let [(client, message), rest @ ..] = answers {
-        if rest.is_empty() {
-            if let Err(error) = socket.send_to(message, client) {
-                lost(*client, error);
-            }
-            return;
-        }
-        let now = &answers[..answers.len().min(BATCH)];
-        let slices: Vec<[io::IoSlice<'_>; 1]> =
-            now.iter().map(|(_, message)| [io::IoSlice::new(message)]).collect();
-        let addresses: Vec<Option<SockaddrStorage>> =
-            now.iter().map(|(client, _)| Some(SockaddrStorage::from(*client))).collect();
-        let mut headers = MultiHeaders::preallocate(now.len(), None);
+/// Sends items 0 to `count`. `lost` hears of each that was not sent, by number.
+pub(super) fn send_all<'a, const PARTS: usize>(
+    socket: impl AsFd,
+    count: usize,
+    item: impl Fn(usize) -> (SocketAddr, [io::IoSlice<'a>; PARTS]),
+    mut lost: impl FnMut(usize, io::Error),
+) {
+    let mut first = 0;
+    while first < count {
+        let now = (count - first).min(BATCH);
+        let (addresses, slices): (Vec<Option<SockaddrStorage>>, Vec<_>) = (first..first + now)
+            .map(|number| {
+                let (address, slices) = item(number);
+                (Some(SockaddrStorage::from(address)), slices)
+            })
+            .unzip();
+        let mut headers = MultiHeaders::preallocate(now, None);
         let sent = sendmmsg(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             &mut headers,
             slices.iter(),
             addresses.as_slice(),
@@ -150,12 +155,12 @@ fn send_all(socket: &UdpSocket, mut answers: &[Answer], lost: &mut impl FnMut(So
         )
         .map(Iterator::count);
         match sent {
-            // The kernel says what is wrong with an answer when it is the first of a call.
-            Ok(sent) if sent > 0 => answers = &answers[sent..],
-            Ok(_) => return,
+            // The kernel says what is wrong with a datagram when it is the first of a call.
+            Ok(sent) => first += sent.max(1),
+            Err(nix::Error::EINTR) => {}
             Err(error) => {
-                lost(*client, error.into());
-                answers = rest;
+                lost(first, error.into());
+                first += 1;
             }
         }
     }

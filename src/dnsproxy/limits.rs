@@ -1,7 +1,7 @@
 //! How many queries may be open at once: of one pod, and of all.
 //!
-//! Each open query holds a socket. The limit of all is for the process, the limit of one pod is there so
-//! that a pod whose server is silent cannot use up what others need.
+//! Each open query holds memory, and over TCP a socket. The limit of all is for the process, the limit of one pod is
+//! there so that a pod whose server is silent cannot use up what others need.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -5,7 +5,7 @@
 //! only: one question, written out, and nothing behind the last record. A reply counts only when it
 //! answers the question that was asked: same id, name, type and class.
 
-use std::ops::Range;
+use smallvec::SmallVec;
 
 use super::wire::{Fault, HEADER, Header, Question, Reader, TYPE_AXFR, TYPE_IXFR, TYPE_OPT};
 use crate::fqdn::Record;
@@ -17,6 +17,7 @@ const DNSSEC_OK: u32 = 0x8000;
 /// Response codes that are made here (RFC 1035, section 4.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseCode {
+    NoError = 0,
     FormErr = 1,
     ServFail = 2,
     NxDomain = 3,
@@ -29,8 +30,8 @@ pub enum ResponseCode {
 pub struct Query {
     pub id: u16,
     pub question: Question,
-    /// Its bytes in the message.
-    question_bytes: Range<usize>,
+    /// As it was written.
+    question_wire: SmallVec<[u8; 64]>,
     recursion_desired: bool,
     /// The flags of its OPT record, if it has one.
     edns: Option<u32>,
@@ -74,7 +75,7 @@ impl Query {
         }
         // The first name of a message has nothing before it to point to: it is always written out.
         let question = reader.question()?;
-        let question_bytes = HEADER..reader.position();
+        let question_wire = SmallVec::from_slice(reader.since(HEADER));
         let mut edns = None;
         for index in 0..u32::from(header.authorities) + u32::from(header.additionals) {
             let record = reader.record()?;
@@ -89,7 +90,7 @@ impl Query {
             return Err(Fault("bytes behind the last record"));
         }
         let recursion_desired = header.recursion_desired();
-        Ok(Query { id: header.id, question, question_bytes, recursion_desired, edns })
+        Ok(Query { id: header.id, question, question_wire, recursion_desired, edns })
     }
 
     /// Many messages may answer it (RFC 5936).
@@ -97,10 +98,16 @@ impl Query {
         matches!(self.question.kind, TYPE_AXFR | TYPE_IXFR)
     }
 
-    /// An answer without records: the question echoed, EDNS answered with EDNS. `message` is what
-    /// the query was parsed from.
-    pub fn refusal(&self, message: &[u8], code: ResponseCode) -> Vec<u8> {
-        let question = message.get(self.question_bytes.clone()).unwrap_or_default();
+    /// An answer that has the client ask again over TCP (RFC 1035, section 4.2.1).
+    pub fn truncation(&self) -> Vec<u8> {
+        let mut answer = self.refusal(ResponseCode::NoError);
+        answer[2] |= 0x02;
+        answer
+    }
+
+    /// An answer without records: the question echoed, EDNS answered with EDNS.
+    pub fn refusal(&self, code: ResponseCode) -> Vec<u8> {
+        let question = &self.question_wire;
         let mut answer = Vec::with_capacity(HEADER + question.len() + 11);
         // QR and RA; a resolver that hears "no recursion" may turn to another server.
         let flags = 0x8080 | u16::from(self.recursion_desired) << 8 | code as u16;
@@ -164,7 +171,11 @@ impl Reply {
         if header.questions == 0 && header.rcode() != 0 && header.answers == 0 {
             return Ok(reply(Vec::new()));
         }
-        if header.questions != 1 || reader.question().map_err(|_| Stray::Mismatch)? != query.question {
+        // Most servers repeat it as it was sent.
+        if header.questions != 1
+            || !reader.repeats(&query.question_wire, &query.question)
+                && reader.question().map_err(|_| Stray::Mismatch)? != query.question
+        {
             return Err(Stray::Mismatch);
         }
         match read_answers(&mut reader, header.answers) {

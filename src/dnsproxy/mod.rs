@@ -8,12 +8,12 @@
 //!
 //! - [`wire`], [`message`]: reading and making messages. PURE.
 //! - [`outside`]: what the proxy needs from the rest of sluice, as traits.
-//! - [`sockets`]: transparent sockets.
-//! - [`proxy`]: what happens to one query. `worker` carries datagrams (`batch`, `exchange`), `tcp` and `upstream`
+//! - [`sockets`]: how the proxy speaks for others; [`raw`] datagrams, [`unreachable`] servers.
+//! - [`proxy`]: what happens to one query. `worker` carries datagrams ([`batch`], `exchange`), `tcp` and `upstream`
 //!   connections.
 //! - [`limits`], [`counters`].
 
-mod batch;
+pub mod batch;
 pub mod counters;
 mod exchange;
 pub mod limits;
@@ -21,8 +21,10 @@ pub mod message;
 pub mod outside;
 pub mod proxy;
 mod random;
+pub mod raw;
 pub mod sockets;
 mod tcp;
+pub mod unreachable;
 mod upstream;
 pub mod wire;
 pub mod worker;
@@ -33,5 +35,5 @@ mod tests;
 pub use counters::{Counters, CountersSnapshot};
 pub use outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling};
 pub use proxy::{Options, Proxy};
-pub use sockets::{Sockets, TransparentSockets};
+pub use sockets::{Replies, Sockets, TransparentSockets};
 pub use worker::Workers;

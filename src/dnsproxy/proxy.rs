@@ -200,7 +200,7 @@ impl Proxy {
             Some(ruling),
             Outcome { rcode: Some(code as u8), ..Outcome::default() },
         );
-        Sorted::Done(Some(query.refusal(&received.message, code)))
+        Sorted::Done(Some(query.refusal(code)))
     }
 
     /// The answer to a query for which there is no room.
@@ -213,7 +213,7 @@ impl Proxy {
         let outcome =
             Outcome { rcode: Some(ResponseCode::ServFail as u8), fault: Some(fault), ..Outcome::default() };
         self.note(received, Some(query), Some(ruling), outcome);
-        query.refusal(&received.message, ResponseCode::ServFail)
+        query.refusal(ResponseCode::ServFail)
     }
 
     /// The answer to a query that has no reply.

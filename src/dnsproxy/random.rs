@@ -5,7 +5,7 @@ use std::io;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// Bytes that are drawn at once.
-const POOL: usize = 512;
+const POOL: usize = 4096;
 
 /// See the module.
 #[derive(Debug)]

@@ -1,13 +1,14 @@
 //! The proxy's sockets: transparent ones, that speak with addresses of others.
 //!
-//! The answer to a datagram leaves from the address that the client had written to; the query leaves
-//! from the client's address with a random port of the kernel's choice. Both need `CAP_NET_ADMIN`
-//! (`IP_TRANSPARENT`), and the datapath, which leads the packets of both legs here.
+//! The answer to a datagram leaves from the address that the client had written to; the query leaves from the client's
+//! address, and a port that was drawn ([`raw`](super::raw)). Both need `CAP_NET_ADMIN` (`IP_TRANSPARENT`) and
+//! `CAP_NET_RAW`, and the datapath, which leads the packets of both legs here: queries to the listeners, replies to the
+//! sockets of [`Replies`].
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -16,13 +17,18 @@ use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use super::batch::Inbox;
 use super::outside::Wait;
+use super::raw::{Datagram, RawSockets};
+use super::unreachable::{self, Undelivered};
 
-/// Most reply sockets that are kept: one for each DNS server in use.
-const MOST_REPLY_SOCKETS: usize = 256;
+/// Most answering sockets that are kept: one for each DNS server in use.
+const MOST_ANSWER_SOCKETS: usize = 256;
 /// Connections that wait for `accept`.
 const BACKLOG: i32 = 1024;
-/// Bytes of queries that wait for the proxy.
+/// Of an ICMP message as much as says what it is about.
+const LONGEST_ERROR: usize = 256;
+/// Bytes of queries or replies that wait for the proxy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// A shared socket that answers.
@@ -35,10 +41,28 @@ impl AsRef<UdpSocket> for Answering {
     }
 }
 
+/// What comes to the ports that queries left from.
+#[derive(Debug)]
+pub enum News<'a> {
+    /// From the server, by all appearances.
+    Reply(Datagram<'a>),
+    /// A query did not arrive.
+    Undelivered(Undelivered),
+}
+
 /// How the proxy speaks for others.
 pub trait Sockets: Send + Sync + 'static {
-    /// A socket at the client's address with a port of its own, connected to the server, that does not block.
-    fn upstream_udp(&self, client: IpAddr, server: SocketAddr) -> io::Result<UdpSocket>;
+    /// Sends queries in datagrams from the addresses of clients. `unsent` hears of those that cannot leave, by index.
+    fn ask(&self, queries: &[Datagram<'_>], unsent: &mut dyn FnMut(usize, io::Error));
+
+    /// Whether queries may leave from this port.
+    fn is_own(&self, port: u16) -> bool;
+
+    /// What becomes readable when there are news of queries.
+    fn sources(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Takes what has come to one of the sources. Never waits; returns whether more may be there.
+    fn hear(&self, source: usize, inbox: &mut Inbox, take: &mut dyn FnMut(News<'_>)) -> io::Result<bool>;
 
     /// A connection from the client's address to the server.
     fn upstream_tcp(&self, client: IpAddr, server: SocketAddr) -> Wait<'_, io::Result<TcpStream>>;
@@ -48,23 +72,72 @@ pub trait Sockets: Send + Sync + 'static {
 }
 
 #[derive(Debug, Default)]
-struct ReplySockets {
+struct AnswerSockets {
     by_server: HashMap<SocketAddr, Answering>,
     /// In the order in which they were made.
     age: VecDeque<SocketAddr>,
 }
 
+/// Where the datapath brings the replies to this process's queries.
+pub struct Replies {
+    /// Packet mark of the queries, by which it knows them.
+    pub mark: u32,
+    /// Ports whose replies come here, and not to another process.
+    pub is_own: Box<dyn Fn(u16) -> bool + Send + Sync>,
+    /// A listener of each family ([`listen_udp`]).
+    pub listeners: [UdpSocket; 2],
+}
+
 /// See the module.
-#[derive(Debug)]
 pub struct TransparentSockets {
-    /// Packet mark of what the proxy sends, by which the datapath knows it.
+    /// Packet mark of what else the proxy sends, by which the datapath knows it.
     mark: u32,
-    replies: Mutex<ReplySockets>,
+    answers: Mutex<AnswerSockets>,
+    queries: RawSockets,
+    replies: Replies,
+    errors: [Socket; 2],
+}
+
+impl std::fmt::Debug for Replies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replies").field("listeners", &self.listeners).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for TransparentSockets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TransparentSockets").field("mark", &self.mark).finish_non_exhaustive()
+    }
 }
 
 impl TransparentSockets {
-    pub fn new(mark: u32) -> TransparentSockets {
-        TransparentSockets { mark, replies: Mutex::default() }
+    /// # Errors
+    /// No `CAP_NET_RAW`, or a kernel without IPv6.
+    pub fn new(mark: u32, replies: Replies) -> io::Result<TransparentSockets> {
+        Ok(TransparentSockets {
+            mark,
+            answers: Mutex::default(),
+            queries: RawSockets::new(replies.mark)?,
+            replies,
+            errors: [unreachable::listen(Domain::IPV4)?, unreachable::listen(Domain::IPV6)?],
+        })
+    }
+
+    /// Takes one ICMP message.
+    fn undelivered(&self, which: usize, take: &mut dyn FnMut(News<'_>)) -> io::Result<bool> {
+        use std::io::Read as _;
+        let mut buffer = [0; LONGEST_ERROR];
+        match (&self.errors[which]).read(&mut buffer) {
+            Ok(length) => {
+                let read = [unreachable::read_v4, unreachable::read_v6][which];
+                read(&buffer[..length]).map(News::Undelivered).into_iter().for_each(take);
+                Ok(true)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn bound(&self, kind: Type, protocol: Protocol, address: SocketAddr) -> io::Result<Socket> {
@@ -74,34 +147,43 @@ impl TransparentSockets {
         Ok(socket)
     }
 
-    fn reply_socket(&self, server: SocketAddr) -> io::Result<Answering> {
-        let mut replies = self.replies.lock();
-        if let Some(socket) = replies.by_server.get(&server) {
+    fn answer_from(&self, server: SocketAddr) -> io::Result<Answering> {
+        let mut answers = self.answers.lock();
+        if let Some(socket) = answers.by_server.get(&server) {
             return Ok(socket.clone());
         }
         let socket = self.bound(Type::DGRAM, Protocol::UDP, server)?;
         let socket = Answering(Arc::new(socket.into()));
-        if replies.age.len() >= MOST_REPLY_SOCKETS
-            && let Some(oldest) = replies.age.pop_front()
+        if answers.age.len() >= MOST_ANSWER_SOCKETS
+            && let Some(oldest) = answers.age.pop_front()
         {
-            replies.by_server.remove(&oldest);
+            answers.by_server.remove(&oldest);
         }
-        replies.age.push_back(server);
-        replies.by_server.insert(server, socket.clone());
+        answers.age.push_back(server);
+        answers.by_server.insert(server, socket.clone());
         Ok(socket)
     }
 }
 
 impl Sockets for TransparentSockets {
-    fn upstream_udp(&self, client: IpAddr, server: SocketAddr) -> io::Result<UdpSocket> {
-        let own = SocketAddr::new(client, 0);
-        let socket = transparent(Type::DGRAM, Protocol::UDP, own)?;
-        // Or the kernel might draw the port of another one of ours, and its replies would come here.
-        socket.set_reuse_address(false)?;
-        set_mark(&socket, self.mark)?;
-        socket.bind(&SockAddr::from(own))?;
-        socket.connect(&SockAddr::from(server))?;
-        Ok(socket.into())
+    fn ask(&self, queries: &[Datagram<'_>], unsent: &mut dyn FnMut(usize, io::Error)) {
+        self.queries.send(queries, unsent);
+    }
+
+    fn is_own(&self, port: u16) -> bool {
+        (self.replies.is_own)(port)
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        let replies = self.replies.listeners.iter().map(AsFd::as_fd);
+        replies.chain(self.errors.iter().map(AsFd::as_fd)).collect()
+    }
+
+    fn hear(&self, source: usize, inbox: &mut Inbox, take: &mut dyn FnMut(News<'_>)) -> io::Result<bool> {
+        match self.replies.listeners.get(source) {
+            Some(socket) => inbox.receive(socket, |reply| take(News::Reply(reply))),
+            None => self.undelivered(source - self.replies.listeners.len(), take),
+        }
     }
 
     fn upstream_tcp(&self, client: IpAddr, server: SocketAddr) -> Wait<'_, io::Result<TcpStream>> {
@@ -112,26 +194,8 @@ impl Sockets for TransparentSockets {
     }
 
     fn answer_socket(&self, server: SocketAddr) -> io::Result<Answering> {
-        self.reply_socket(server)
+        self.answer_from(server)
     }
-}
-
-/// Has the kernel draw another port for a datagram socket that was bound to an address without one. What had come to the
-/// old port is thrown away; says how much. The address and the options stay, which makes it cheaper than a new socket.
-pub(super) fn draw_port(socket: &UdpSocket, server: SocketAddr) -> io::Result<u64> {
-    // The port goes, because it was not asked for by number; now nothing can arrive.
-    rustix::net::connect_unspec(socket)?;
-    let mut late = 0;
-    loop {
-        match socket.recv(&mut []) {
-            Ok(_) => late += 1,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            // An error of the old port, told once.
-            Err(_) => {}
-        }
-    }
-    socket.connect(server)?;
-    Ok(late)
 }
 
 /// A transparent socket that does not block. `SO_REUSEADDR`: a successor may bind before we end.

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,27 +13,99 @@ use hickory_proto::rr::{Name, RData, Record as Answer, RecordType};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
+use super::batch::Inbox;
 use super::limits::Most;
 use super::outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling, Wait};
 use super::proxy::{Options, Parts, Proxy};
-use super::sockets::{Answering, Sockets, note_destinations};
+use super::raw::Datagram;
+use super::sockets::{Answering, News, Sockets, note_destinations};
 use super::worker::Workers;
 use crate::fqdn::Learned;
 use crate::model::{Direction, Identity, Kind, ObjectRef};
 use crate::policy::rule::RuleRef;
 
-/// Sends what the pod would have sent to its server to `upstream`, and answers from the listener.
+/// Sends what the pod would have sent to its server to `upstream`, and answers from the listener. Each query has a socket
+/// of its own, whose port stands for the one that was drawn.
 struct Loopback {
     upstream: SocketAddr,
     listener: Mutex<Option<Answering>>,
+    runtime: tokio::runtime::Handle,
+    /// Where the proxy believes that its queries leave from.
+    asked: Mutex<Vec<SocketAddr>>,
+    tell: Arc<UnixDatagram>,
+    told: UnixDatagram,
+}
+
+impl Loopback {
+    fn new(upstream: SocketAddr) -> Loopback {
+        let (tell, told) = UnixDatagram::pair().unwrap();
+        told.set_nonblocking(true).unwrap();
+        Loopback {
+            upstream,
+            listener: Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
+            asked: Mutex::default(),
+            tell: Arc::new(tell),
+            told,
+        }
+    }
+
+    fn carry(&self, query: &Datagram<'_>) -> io::Result<()> {
+        self.asked.lock().push(query.from);
+        let socket = std::net::UdpSocket::bind((query.from.ip(), 0))?;
+        socket.connect(self.upstream)?;
+        socket.set_nonblocking(true)?;
+        socket.send(query.message)?;
+        let (tell, from, to) = (Arc::clone(&self.tell), query.from, query.to);
+        self.runtime.spawn(async move {
+            let socket = UdpSocket::from_std(socket).unwrap();
+            let mut buffer = [0; 2048];
+            loop {
+                // First a byte that says what it is, then both ends.
+                let (kind, length) = match socket.recv(&mut buffer).await {
+                    Ok(length) => (b'r', length),
+                    Err(_) => (b'u', 0),
+                };
+                let mut told = vec![kind];
+                told.extend(format!("{from} {to}\n").into_bytes());
+                told.extend(&buffer[..length]);
+                if tell.send(&told).is_err() || kind == b'u' {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
 }
 
 impl Sockets for Loopback {
-    fn upstream_udp(&self, client: IpAddr, _server: SocketAddr) -> io::Result<std::net::UdpSocket> {
-        let socket = std::net::UdpSocket::bind((client, 0))?;
-        socket.connect(self.upstream)?;
-        socket.set_nonblocking(true)?;
-        Ok(socket)
+    fn ask(&self, queries: &[Datagram<'_>], unsent: &mut dyn FnMut(usize, io::Error)) {
+        for (index, query) in queries.iter().enumerate() {
+            if let Err(error) = self.carry(query) {
+                unsent(index, error);
+            }
+        }
+    }
+
+    fn is_own(&self, port: u16) -> bool {
+        port % 8 == 3
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.told.as_fd()]
+    }
+
+    fn hear(&self, _: usize, _: &mut Inbox, take: &mut dyn FnMut(News<'_>)) -> io::Result<bool> {
+        let mut buffer = [0; 4096];
+        let Ok(length) = self.told.recv(&mut buffer) else { return Ok(false) };
+        let end = buffer.iter().position(|byte| *byte == b'\n').unwrap();
+        let (from, to) = std::str::from_utf8(&buffer[1..end]).unwrap().split_once(' ').unwrap();
+        let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        take(match buffer[0] {
+            b'r' => News::Reply(Datagram { from: to, to: from, message: &buffer[end + 1..length] }),
+            _ => News::Undelivered((from, to)),
+        });
+        Ok(true)
     }
 
     fn upstream_tcp(&self, client: IpAddr, _server: SocketAddr) -> Wait<'_, io::Result<TcpStream>> {
@@ -103,8 +177,7 @@ struct Rig {
     sluice: Arc<Sluice>,
     udp: SocketAddr,
     tcp: SocketAddr,
-    /// Where the server's queries came from.
-    asked: Arc<Mutex<Vec<SocketAddr>>>,
+    sockets: Arc<Loopback>,
     workers: Option<Workers>,
 }
 
@@ -148,9 +221,7 @@ fn forged(mut reply: Vec<u8>) -> Vec<u8> {
     reply
 }
 
-/// A server, and where the queries came from.
-async fn server(at: IpAddr, behaviour: Server) -> (SocketAddr, Arc<Mutex<Vec<SocketAddr>>>) {
-    let asked = Arc::new(Mutex::new(Vec::new()));
+async fn server(at: IpAddr, behaviour: Server) -> SocketAddr {
     let (udp, tcp) = loop {
         let udp = UdpSocket::bind((at, 0)).await.unwrap();
         if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
@@ -158,12 +229,11 @@ async fn server(at: IpAddr, behaviour: Server) -> (SocketAddr, Arc<Mutex<Vec<Soc
         }
     };
     let address = udp.local_addr().unwrap();
-    let noted = Arc::clone(&asked);
     tokio::spawn(async move {
         let mut buffer = [0; 2048];
+        let mut last = None;
         while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
-            let before = noted.lock().last().copied();
-            noted.lock().push(from);
+            let before = last.replace(from);
             if let (Server::Forges, Some(before)) = (behaviour, before) {
                 for reply in replies(behaviour, &buffer[..length]) {
                     udp.send_to(&forged(reply), before).await.unwrap();
@@ -187,13 +257,17 @@ async fn server(at: IpAddr, behaviour: Server) -> (SocketAddr, Arc<Mutex<Vec<Soc
             });
         }
     });
-    (address, asked)
+    address
 }
 
 async fn rig_at(at: IpAddr, behaviour: Server, options: Options) -> Rig {
-    let (upstream, asked) = server(at, behaviour).await;
+    rig_before(server(at, behaviour).await, options).await
+}
+
+async fn rig_before(upstream: SocketAddr, options: Options) -> Rig {
+    let at = upstream.ip();
     let sluice = Arc::new(Sluice::default());
-    let sockets = Arc::new(Loopback { upstream, listener: Mutex::default() });
+    let sockets = Arc::new(Loopback::new(upstream));
     let proxy = Proxy::new(
         options,
         Parts {
@@ -212,7 +286,7 @@ async fn rig_at(at: IpAddr, behaviour: Server, options: Options) -> Rig {
     let listener = TcpListener::bind((at, 0)).await.unwrap();
     let tcp = listener.local_addr().unwrap();
     tokio::spawn(proxy.clone().serve_tcp(listener));
-    Rig { proxy, sluice, udp, tcp, asked, workers }
+    Rig { proxy, sluice, udp, tcp, sockets, workers }
 }
 
 async fn rig(behaviour: Server) -> Rig {
@@ -390,7 +464,7 @@ async fn a_name_that_is_known_is_not_learned_again() {
     assert_eq!(rig.proxy.counters.snapshot().released, 5);
 }
 
-/// Sockets are used again, ports are not: what is drawn twice is a coincidence.
+/// What is drawn twice is a coincidence.
 #[tokio::test]
 async fn each_query_leaves_by_a_port_of_its_own() {
     for at in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
@@ -398,9 +472,11 @@ async fn each_query_leaves_by_a_port_of_its_own() {
         for _ in 0..60 {
             ask(&rig, "a.example.").await;
         }
-        let mut ports: Vec<u16> = rig.asked.lock().iter().map(SocketAddr::port).collect();
+        let asked = rig.sockets.asked.lock().clone();
+        let mut ports: Vec<u16> = asked.iter().map(SocketAddr::port).collect();
         assert_eq!(ports.len(), 60);
-        assert!(rig.asked.lock().iter().all(|from| from.ip() == at), "the client's address stays");
+        assert!(asked.iter().all(|from| from.ip() == at), "the client's address stays");
+        assert!(ports.iter().all(|port| *port >= 1024 && port % 8 == 3));
         ports.sort_unstable();
         ports.dedup();
         assert!(ports.len() > 55, "{ports:?}");
@@ -421,9 +497,20 @@ async fn what_comes_to_the_port_of_another_query_is_never_learned() {
     assert!(addresses().all(|(address, _)| *address == right), "{learned:?}");
 }
 
+#[tokio::test]
+async fn a_server_that_is_not_there_is_known_at_once() {
+    let gone = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+    let rig = rig_before(gone, Options::default()).await;
+    let begin = std::time::Instant::now();
+    assert_eq!(ask(&rig, "a.").await.metadata.response_code, Code::ServFail);
+    assert!(begin.elapsed() < Options::default().upstream_timeout);
+    assert_eq!(rig.proxy.counters.snapshot().unreachable, 1);
+    assert_eq!(rig.proxy.open_queries(), 0);
+}
+
 /// One after the other and together.
 #[tokio::test]
-async fn sockets_are_used_again() {
+async fn queries_leave_nothing_behind() {
     let rig = rig(Server::Answers).await;
     for _ in 0..150 {
         assert_eq!(ask(&rig, "a.example.").await.answers.len(), 1);

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::fqdn::{Record, RecordData};
 
 /// Bytes of the fixed header.
@@ -134,6 +136,22 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// What was read from here on.
+    pub fn since(&self, start: usize) -> &'a [u8] {
+        self.message.get(start..self.at).unwrap_or_default()
+    }
+
+    /// Steps over the first question of the message if it is `question`, which is written so. `false`: it may be written
+    /// in another way.
+    pub fn repeats(&mut self, wire: &[u8], question: &Question) -> bool {
+        let is_so = self.at == HEADER && self.message[HEADER.min(self.message.len())..].starts_with(wire);
+        if is_so {
+            self.at += wire.len();
+            self.first = Some(question.name.clone());
+        }
+        is_so
+    }
+
     pub fn question(&mut self) -> Result<Question, Fault> {
         let is_first = self.at == HEADER;
         let name = self.name()?;
@@ -193,7 +211,7 @@ impl<'a> Reader<'a> {
             self.at += 2;
             return Ok(first.clone());
         }
-        let mut text = String::with_capacity(64);
+        let mut text = Text::new();
         let mut length = 1;
         // Where the name began that is being read: pointers must lead to before it.
         let mut begin = self.at;
@@ -204,7 +222,7 @@ impl<'a> Reader<'a> {
             match first >> 6 {
                 0b00 if first == 0 => {
                     self.at = resume.unwrap_or(at + 1);
-                    return Ok(text.into());
+                    return Ok(str::from_utf8(&text).map_err(|_| Fault("name is no text"))?.into());
                 }
                 0b00 => {
                     let size = usize::from(first);
@@ -215,7 +233,7 @@ impl<'a> Reader<'a> {
                     }
                     let label = self.message.get(at + 1..at + 1 + size).ok_or(Fault("name ends early"))?;
                     if !text.is_empty() {
-                        text.push('.');
+                        text.push(b'.');
                     }
                     push_label(&mut text, label);
                     at += size + 1;
@@ -236,22 +254,23 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn push_label(text: &mut String, label: &[u8]) {
+/// ASCII. Most names are put together on the stack.
+type Text = SmallVec<[u8; 128]>;
+
+fn push_label(text: &mut Text, label: &[u8]) {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    if let Some(plain) = str::from_utf8(label).ok().filter(|_| label.iter().all(is_plain)) {
+    if label.iter().all(is_plain) {
         let start = text.len();
-        text.push_str(plain);
+        text.extend_from_slice(label);
         text[start..].make_ascii_lowercase();
         return;
     }
     for byte in label {
         if byte.is_ascii_graphic() && !matches!(byte, b'.' | b'\\') {
-            text.push(char::from(byte.to_ascii_lowercase()));
+            text.push(byte.to_ascii_lowercase());
         } else {
-            text.push('\\');
-            for digit in [byte / 100, byte / 10 % 10, byte % 10] {
-                text.push(char::from(b'0' + digit));
-            }
+            text.push(b'\\');
+            text.extend([byte / 100, byte / 10 % 10, byte % 10].map(|digit| b'0' + digit));
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Queries in datagrams: worker threads, each with an event loop, that share the listeners.
 //!
-//! A worker judges what it receives and sends on what is released ([`Exchanges`]); replies whose addresses are
-//! open already leave with the others of the same round. Those that have to be learned first wait in a task
-//! of the runtime. Nothing here blocks but the wait for events.
+//! A worker judges what it receives and sends on what is released, as much in one call as came in one; replies whose
+//! addresses are open already leave with the others of the same round. Those that have to be learned first wait in a
+//! task of the runtime. A reply may reach another worker than its query did ([`Exchanges`] is shared). Nothing here
+//! blocks but the wait for events.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::UdpSocket;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,23 +18,27 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 
-use super::batch::{Datagram, Inbox, Outbox};
-use super::exchange::{Exchanges, Open, Sent, Unsent};
-use super::message::{Reply, Stray, set_id};
+use super::batch::{Inbox, Outbox};
+use super::exchange::{Exchanges, Heard, Open, Sent, Ticket};
+use super::message::set_id;
 use super::proxy::{Proxy, Received, Released, Sorted};
 use super::random::Random;
+use super::raw::Datagram;
+use super::sockets::News;
 use super::upstream::{Failure, MAX_MESSAGE, Replied};
 use crate::model::Protocol;
 
 const STOP: u64 = 0;
 const FIRST_LISTENER: u64 = 1;
-const FIRST_SOCKET: u64 = 1 << 16;
+const FIRST_SOURCE: u64 = 1 << 16;
 /// Events of one round.
-const EVENTS: usize = 128;
-/// Rounds of a listener before replies have their turn.
+const EVENTS: usize = 16;
+/// Calls at one socket before others have their turn.
 const READS: usize = 4;
-/// How often old sockets are looked for.
-const SWEEP: Duration = Duration::from_secs(1);
+/// Queries are short; one that is longer than this is answered FORMERR.
+const LONGEST_QUERY: usize = 4096;
+/// Longest wait for events.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// What is on its way to a listener when another process takes over has arrived after this.
 const GRACE: Duration = Duration::from_millis(300);
 
@@ -79,9 +85,15 @@ pub(super) fn start(proxy: &Arc<Proxy>, listeners: Vec<UdpSocket>, count: usize)
         event: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
     });
     let listeners: Arc<[UdpSocket]> = listeners.into();
+    let exchanges = Arc::new(Exchanges::default());
     let (tell, ends) = mpsc::unbounded_channel();
     for number in 0..count {
-        let worker = Worker::new(Arc::clone(proxy), Arc::clone(&listeners), Arc::clone(&stop))?;
+        let worker = Worker::new(
+            Arc::clone(proxy),
+            Arc::clone(&listeners),
+            Arc::clone(&exchanges),
+            Arc::clone(&stop),
+        )?;
         let tell = tell.clone();
         std::thread::Builder::new().name(format!("sluice-dns-{number}")).spawn(move || {
             // Nobody listens any more when the process ends.
@@ -91,29 +103,45 @@ pub(super) fn start(proxy: &Arc<Proxy>, listeners: Vec<UdpSocket>, count: usize)
     Ok(Workers { stop, ends, running: count })
 }
 
+/// Queries that are about to leave.
+#[derive(Debug, Default)]
+struct Asking {
+    messages: Vec<u8>,
+    /// With the place of its message.
+    queries: Vec<(Sent, Range<usize>)>,
+}
+
 struct Worker {
     proxy: Arc<Proxy>,
     runtime: tokio::runtime::Handle,
     epoll: Epoll,
     listeners: Arc<[UdpSocket]>,
     stop: Arc<Stop>,
-    exchanges: Exchanges,
+    exchanges: Arc<Exchanges>,
     /// In the order of their ends: every query may take equally long.
     deadlines: VecDeque<(Instant, Sent)>,
     random: Random,
+    asking: Asking,
     outbox: Outbox,
-    reply: Vec<u8>,
 }
 
 impl Worker {
-    fn new(proxy: Arc<Proxy>, listeners: Arc<[UdpSocket]>, stop: Arc<Stop>) -> io::Result<Worker> {
+    fn new(
+        proxy: Arc<Proxy>,
+        listeners: Arc<[UdpSocket]>,
+        exchanges: Arc<Exchanges>,
+        stop: Arc<Stop>,
+    ) -> io::Result<Worker> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         epoll.add(stop.event.as_fd(), EpollEvent::new(edge, STOP))?;
+        // One of the workers is enough for a datagram.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
         for (token, listener) in (FIRST_LISTENER..).zip(listeners.iter()) {
-            // One of the workers is enough for a datagram.
-            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
             epoll.add(listener.as_fd(), EpollEvent::new(flags, token))?;
+        }
+        for (token, source) in (FIRST_SOURCE..).zip(proxy.sockets.sources()) {
+            epoll.add(source, EpollEvent::new(flags, token))?;
         }
         Ok(Worker {
             proxy,
@@ -121,18 +149,17 @@ impl Worker {
             epoll,
             listeners,
             stop,
-            exchanges: Exchanges::default(),
+            exchanges,
             deadlines: VecDeque::new(),
             random: Random::new()?,
+            asking: Asking::default(),
             outbox: Outbox::default(),
-            reply: vec![0; MAX_MESSAGE],
         })
     }
 
     fn run(mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); EVENTS];
-        let mut inbox = Inbox::new();
-        let mut swept = Instant::now();
+        let (mut queries, mut replies) = (Inbox::new(LONGEST_QUERY), Inbox::new(MAX_MESSAGE));
         let mut stopping: Option<Instant> = None;
         loop {
             let patience = self.patience(stopping);
@@ -144,19 +171,15 @@ impl Worker {
             for event in &events[..ready] {
                 match event.data() {
                     STOP => {}
-                    token if token >= FIRST_SOCKET => self.replied((token - FIRST_SOCKET) as usize),
-                    token => self.received((token - FIRST_LISTENER) as usize, &mut inbox)?,
+                    token if token >= FIRST_SOURCE => {
+                        self.heard((token - FIRST_SOURCE) as usize, &mut replies)?;
+                    }
+                    token => self.received((token - FIRST_LISTENER) as usize, &mut queries)?,
                 }
             }
             let now = Instant::now();
             self.expire(now);
             self.flush();
-            let late = self.exchanges.renew(now);
-            self.proxy.counters.stray_replies.add_many(late);
-            if now.duration_since(swept) > SWEEP {
-                self.exchanges.sweep(now);
-                swept = now;
-            }
             if self.stop.told.load(Ordering::Acquire) {
                 let since = *stopping.get_or_insert(now);
                 let is_quiet = ready == 0 && self.exchanges.open() == 0;
@@ -174,8 +197,8 @@ impl Worker {
         }
         let end = self.deadlines.front().map(|(end, _)| end.saturating_duration_since(Instant::now()));
         let wait = if stopping.is_some() { Some(Duration::from_millis(20)) } else { end };
-        // Rounded up: a deadline is not looked at before it is over. A sweep may be due.
-        let wait = wait.map_or(SWEEP, |wait| (wait + Duration::from_millis(1)).min(SWEEP));
+        // Rounded up: a deadline is not looked at before it is over.
+        let wait = wait.map_or(LONGEST_WAIT, |wait| (wait + Duration::from_millis(1)).min(LONGEST_WAIT));
         EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::ZERO)
     }
 
@@ -184,7 +207,9 @@ impl Worker {
         let Some(socket) = listeners.get(listener) else { return Ok(()) };
         let now = Instant::now();
         for _ in 0..READS {
-            if !inbox.receive(socket, |datagram| self.query(&datagram, now))? {
+            let more = inbox.receive(socket, |datagram| self.query(&datagram, now))?;
+            self.ask();
+            if !more {
                 break;
             }
         }
@@ -192,9 +217,8 @@ impl Worker {
     }
 
     fn query(&mut self, datagram: &Datagram<'_>, since: Instant) {
-        let Datagram { client, server, .. } = *datagram;
-        let received =
-            Received { message: datagram.message.to_vec(), client, server, protocol: Protocol::Udp, since };
+        let Datagram { from: client, to: server, message } = *datagram;
+        let received = Received { message: message.to_vec(), client, server, protocol: Protocol::Udp, since };
         let (query, ruling) = match self.proxy.sort(&received) {
             Sorted::Done(None) => return,
             Sorted::Done(Some(answer)) => return self.outbox.put(server, client, answer),
@@ -204,46 +228,72 @@ impl Worker {
             let answer = self.proxy.overflow(&received, &query, ruling);
             return self.outbox.put(server, client, answer);
         };
-        let open = Open { received, query, ruling, id: 0, permit };
-        let sockets = Arc::clone(&self.proxy.sockets);
-        let make = |client, server| sockets.upstream_udp(client, server);
-        match self.exchanges.send(open, &mut self.random, &self.epoll, FIRST_SOCKET, make) {
-            Ok(sent) => self.deadlines.push_back((since + self.proxy.options.upstream_timeout, sent)),
-            Err(Unsent { open, error }) => self.failed(*open, &Failure::Io(error)),
-        }
+        let open = Box::new(Open { received, query, ruling, permit });
+        let sockets = &self.proxy.sockets;
+        let (sent, id) = self.exchanges.begin(open, &mut self.random, |port| sockets.is_own(port));
+        let start = self.asking.messages.len();
+        self.asking.messages.extend_from_slice(message);
+        set_id(&mut self.asking.messages[start..], id);
+        self.asking.queries.push((sent, start..self.asking.messages.len()));
+        self.deadlines.push_back((since + self.proxy.options.upstream_timeout, sent));
     }
 
-    /// Something came to a socket that asked, or an error.
-    fn replied(&mut self, place: usize) {
-        loop {
-            let Some((socket, open)) = self.exchanges.at(place) else { return };
-            let received = match socket.recv(&mut self.reply) {
-                Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    if let Some(open) = self.exchanges.abandon(place) {
-                        self.failed(open, &Failure::Io(error));
-                    }
-                    return;
-                }
-            };
-            let message = &self.reply[..received];
-            match open.map(|open| Reply::parse(&open.query, open.id, message)) {
-                None | Some(Err(Stray::Mismatch)) => self.proxy.counters.stray_replies.add(),
-                Some(Err(malformed)) => {
-                    if let Some(open) = self.exchanges.abandon(place) {
-                        self.failed(open, &Failure::Malformed(malformed));
-                    }
-                    return;
-                }
-                Some(Ok(reply)) => {
-                    let mut message = message.to_vec();
-                    if let Some(open) = self.exchanges.finish(place) {
+    /// Sends the queries that are about to leave.
+    fn ask(&mut self) {
+        let Asking { messages, queries } = std::mem::take(&mut self.asking);
+        let datagrams: Vec<Datagram<'_>> = queries
+            .iter()
+            .map(|(Sent { ticket, .. }, place)| Datagram {
+                from: ticket.from(),
+                to: ticket.server,
+                message: &messages[place.clone()],
+            })
+            .collect();
+        let sockets = Arc::clone(&self.proxy.sockets);
+        sockets.ask(&datagrams, &mut |index, error| {
+            let Some(open) = self.exchanges.expire(queries[index].0) else { return };
+            if error.raw_os_error() == Some(libc::EMSGSIZE) {
+                // Longer than the way is wide: a connection carries it.
+                return self.outbox.put(open.received.server, open.received.client, open.query.truncation());
+            }
+            self.failed(*open, &Failure::Io(error));
+        });
+        drop(datagrams);
+        // Their room is used again.
+        self.asking = Asking { messages, queries };
+        self.asking.messages.clear();
+        self.asking.queries.clear();
+    }
+
+    /// Something came to the ports that queries left from.
+    fn heard(&mut self, source: usize, inbox: &mut Inbox) -> io::Result<()> {
+        let sockets = Arc::clone(&self.proxy.sockets);
+        for _ in 0..READS {
+            if !sockets.hear(source, inbox, &mut |news| self.news(&news))? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn news(&mut self, news: &News<'_>) {
+        match news {
+            News::Reply(Datagram { from, to, message }) => {
+                let ticket = Ticket { client: to.ip(), port: to.port(), server: *from };
+                match self.exchanges.hear(&ticket, message) {
+                    Heard::Stray => self.proxy.counters.stray_replies.add(),
+                    Heard::Malformed(open, fault) => self.failed(*open, &Failure::Malformed(fault)),
+                    Heard::Reply(open, reply) => {
+                        let mut message = message.to_vec();
                         set_id(&mut message, open.query.id);
-                        self.release(open, Replied { message, reply });
+                        self.release(*open, Replied { message, reply });
                     }
-                    return;
+                }
+            }
+            News::Undelivered((from, to)) => {
+                let ticket = Ticket { client: from.ip(), port: from.port(), server: *to };
+                if let Some(open) = self.exchanges.fail(&ticket) {
+                    self.failed(*open, &Failure::Io(io::ErrorKind::ConnectionRefused.into()));
                 }
             }
         }
@@ -277,7 +327,7 @@ impl Worker {
         while let Some((_, sent)) = self.deadlines.front().copied().filter(|(end, _)| *end <= now) {
             self.deadlines.pop_front();
             if let Some(open) = self.exchanges.expire(sent) {
-                self.failed(open, &Failure::Silence);
+                self.failed(*open, &Failure::Silence);
             }
         }
     }

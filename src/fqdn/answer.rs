@@ -36,9 +36,12 @@ pub struct Learned {
 
 impl Learned {
     /// Follows the chain from `queried` through the answer section.
-    pub fn from_answer(queried: &str, records: &[Record]) -> Learned {
+    pub fn from_answer(queried: &Arc<str>, records: &[Record]) -> Learned {
         if let Some(addresses) = plain(queried, records) {
-            return Learned { name: canonical(queried).into(), addresses };
+            let is_canonical =
+                !queried.ends_with('.') && !queried.bytes().any(|byte| byte.is_ascii_uppercase());
+            let name = if is_canonical { Arc::clone(queried) } else { canonical(queried).into() };
+            return Learned { name, addresses };
         }
         let name = canonical(queried);
         let mut by_owner: BTreeMap<String, Vec<&Record>> = BTreeMap::new();
@@ -102,7 +105,7 @@ mod tests {
     #[test]
     fn the_queried_name_owns_the_end_of_the_chain_for_the_smallest_ttl() {
         let learned = Learned::from_answer(
-            "WWW.Example.",
+            &"WWW.Example.".into(),
             &[
                 cname("www.example.", 60, "b.cdn."),
                 cname("B.cdn", 5, "c.cdn"),
@@ -116,7 +119,7 @@ mod tests {
     #[test]
     fn records_that_nobody_asked_for_are_ignored() {
         let learned = Learned::from_answer(
-            "a.example",
+            &"a.example".into(),
             &[address("a.example", 1, "192.0.2.1"), address("bank.example", 1, "192.0.2.66")],
         );
         assert_eq!(learned.addresses.len(), 1);
@@ -127,15 +130,15 @@ mod tests {
         let mut records = [(9, "192.0.2.2"), (5, "192.0.2.1"), (7, "192.0.2.2")]
             .map(|(ttl, ip)| address("a", ttl, ip))
             .to_vec();
-        let short = Learned::from_answer("a", &records);
+        let short = Learned::from_answer(&"a".into(), &records);
         records.push(cname("other", 1, "a"));
-        assert_eq!(short, Learned::from_answer("a", &records));
+        assert_eq!(short, Learned::from_answer(&"a".into(), &records));
         assert_eq!(short.addresses.len(), 2);
     }
 
     #[test]
     fn a_loop_ends() {
-        let learned = Learned::from_answer("a", &[cname("a", 1, "b"), cname("b", 1, "a")]);
+        let learned = Learned::from_answer(&"a".into(), &[cname("a", 1, "b"), cname("b", 1, "a")]);
         assert!(learned.addresses.is_empty());
     }
 }

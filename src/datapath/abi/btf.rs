@@ -228,7 +228,8 @@ mod tests {
             "counter" => Counter,
             "ep_counter" => EndpointCounter,
             "flow_event" => RawFlowEvent,
+            "dns_pair" => DnsPair,
         );
-        assert_eq!(compared, 26);
+        assert_eq!(compared, 27);
     }
 }

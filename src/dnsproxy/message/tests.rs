@@ -40,10 +40,18 @@ fn a_query_is_read_whole() {
 }
 
 #[test]
+fn a_truncation_asks_for_tcp() {
+    let query = Query::parse(&question("a.example.", RecordType::A).to_vec().unwrap()).unwrap();
+    let read = Message::from_vec(&query.truncation()).unwrap();
+    assert!(read.metadata.truncation && read.answers.is_empty());
+    assert_eq!((read.metadata.response_code, read.metadata.id), (Code::NoError, query.id));
+}
+
+#[test]
 fn a_refusal_echoes_the_question_as_it_was_written_and_edns() {
     let wire = with_edns(question("WwW.Example.", RecordType::A)).to_vec().unwrap();
     let query = Query::parse(&wire).unwrap();
-    let refusal = query.refusal(&wire, ResponseCode::Refused);
+    let refusal = query.refusal(ResponseCode::Refused);
     let read = Message::from_vec(&refusal).unwrap();
     assert_eq!(read.metadata.response_code, Code::Refused);
     assert_eq!(read.metadata.id, query.id);
@@ -51,7 +59,7 @@ fn a_refusal_echoes_the_question_as_it_was_written_and_edns() {
     assert_eq!(read.queries[0].name().to_ascii(), "WwW.Example.");
     assert!(read.edns.unwrap().flags().dnssec_ok);
     let plain = question("a.", RecordType::A).to_vec().unwrap();
-    let refusal = Query::parse(&plain).unwrap().refusal(&plain, ResponseCode::NxDomain);
+    let refusal = Query::parse(&plain).unwrap().refusal(ResponseCode::NxDomain);
     let read = Message::from_vec(&refusal).unwrap();
     assert!(read.edns.is_none());
     assert_eq!(read.metadata.response_code, Code::NXDomain);
@@ -175,7 +183,7 @@ proptest! {
         wire.truncate(wire.len().saturating_sub(cut / 2));
         match Query::parse(&wire) {
             Ok(query) => {
-                let refusal = query.refusal(&wire, ResponseCode::Refused);
+                let refusal = query.refusal(ResponseCode::Refused);
                 prop_assert!(Message::from_vec(&refusal).is_ok());
                 let _ = Reply::parse(&query, query.id, &wire);
                 let _ = Reply::parse(&query, query.id, &refusal);

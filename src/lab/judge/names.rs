@@ -63,7 +63,7 @@ impl World {
 
     /// The proxy of `node` has released the answer for `name` to a pod.
     pub(super) fn release(&mut self, node: &str, name: &str, answer: &DnsAnswer) {
-        let learned = Learned::from_answer(name, &answer.records);
+        let learned = Learned::from_answer(&name.into(), &answer.records);
         // The evaluator in its own words: the asked name owns every address of the answer, for
         // the shortest time that any record on the way gives.
         let ttl = answer.records.iter().map(|record| record.ttl).min().unwrap_or_default();
