@@ -40,6 +40,17 @@ pub enum Ground {
     Rules(Arc<[RuleRef]>),
 }
 
+impl Ground {
+    /// Surely the same; neighbouring events often rest on the same.
+    fn is(&self, other: &Ground) -> bool {
+        match (self, other) {
+            (Ground::Rules(one), Ground::Rules(other)) => Arc::ptr_eq(one, other),
+            (Ground::Rules(_), _) | (_, Ground::Rules(_)) => false,
+            _ => self == other,
+        }
+    }
+}
+
 /// What the core and enrichment share.
 #[derive(Debug, Default)]
 pub struct Shared {
@@ -138,12 +149,20 @@ impl Enricher {
         self.ask(&events).await?;
         let mut flows = Vec::with_capacity(events.len());
         let mut events = events.into_iter().peekable();
+        let mut last: Option<(Ground, Arc<Decision>)> = None;
         while events.peek().is_some() {
             let mut directory = self.shared.directory.lock();
             for event in events.by_ref().take(AT_ONCE) {
                 event.note(&mut directory);
-                let ground = event.ground();
-                let decision = ground.and_then(|ground| self.decisions.get(&ground));
+                let decision = event.ground().map(|ground| match &last {
+                    Some((before, decision)) if before.is(&ground) => Arc::clone(decision),
+                    _ => {
+                        let decision = self.decisions.get(&ground);
+                        let decision = decision.unwrap_or_else(|| Arc::clone(&self.no_policy));
+                        last = Some((ground, Arc::clone(&decision)));
+                        decision
+                    }
+                });
                 let known = Known {
                     node: Arc::clone(&self.node),
                     decision: decision.unwrap_or_else(|| Arc::clone(&self.no_policy)),
@@ -162,8 +181,12 @@ impl Enricher {
         let mut is_new = false;
         let mut grounds = HashSet::new();
         let mut frontends = HashSet::new();
+        let mut last: Option<Ground> = None;
         for event in events {
-            if let Some(ground) = event.ground() {
+            if let Some(ground) = event.ground()
+                && !last.as_ref().is_some_and(|last| last.is(&ground))
+            {
+                last = Some(ground.clone());
                 let knowledge = self.decisions.state(&ground, state);
                 is_new |= knowledge == Knowledge::None;
                 if knowledge != Knowledge::Fresh {
@@ -272,7 +295,7 @@ mod tests {
             server: server.parse().unwrap(),
             client_identity: Identity(300),
             server_identity: Identity(301),
-            rules: Vec::new(),
+            rules: Arc::from([]),
             l7,
         }
     }

@@ -116,7 +116,7 @@ impl Recorder for Sender {
     }
 
     fn record(&self, record: Record) {
-        self.put(&record);
+        self.put(record);
     }
 }
 

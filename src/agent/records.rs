@@ -1,8 +1,9 @@
 //! Records of the proxies become flows.
 //!
-//! They come as datagrams on `<run-dir>/records.sock`, JSON documents a line each. A proxy gathers what happens
-//! within [`GATHER`] and sends it at once: a request costs no system call for its record. It never waits for the
-//! agent: what the socket does not take is counted by the proxy and lost, and so is what exceeds its rate.
+//! They come as datagrams on `<run-dir>/records.sock`, a batch each ([`record_batch`]). A proxy gathers what happens
+//! within [`GATHER`] and sends it at once: a request costs no system call for its record, and is not what encodes it. It
+//! never waits for the agent: what the socket does not take is counted by the proxy and lost, and so is what exceeds
+//! its rate.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -19,16 +20,20 @@ use super::hub::Hub;
 use crate::cluster::delta::ServiceFrontend;
 use crate::flow::directory::Directory;
 use crate::flow::record::{Record, RecordVerdict};
+use crate::flow::record_batch;
 use crate::flow::{EventKind, Flow, L7, Observation, Verdict};
 use crate::model::{DropReason, Protocol};
 
 const SOCKET: &str = "records.sock";
 /// Longest datagram in bytes: a record that is longer is not sent.
 const LONGEST: usize = 64 * 1024;
-/// Records are sent when there is so much of them, or when the first has waited so long.
-const FULL: usize = 32 * 1024;
-/// Not longer: the agent works through what comes in one go, and the proxy's next request may wait for the same CPU.
+/// Records are sent when there are so many of them, or when the first has waited so long.
+const FULL: usize = 256;
 const GATHER: Duration = Duration::from_millis(2);
+/// Records that the agent works through in one go. A proxy may wait for the same CPU, and Linux (6.12 and later, where
+/// preemption is lazy) lets it have that when the agent enters the kernel, or at the next tick of the clock,
+/// milliseconds later.
+const PORTION: usize = 16;
 
 /// The agent's end; bound before a proxy starts.
 #[derive(Debug)]
@@ -60,32 +65,37 @@ impl Receiver {
                     return;
                 }
             };
-            let mut records = Vec::new();
-            take(&buffer[..length], &mut records);
-            while let Ok(length) = self.0.try_recv(&mut buffer) {
-                take(&buffer[..length], &mut records);
-                if records.len() >= 256 {
+            let mut records = take(&buffer[..length]);
+            while records.len() < FULL
+                && let Ok(length) = self.0.try_recv(&mut buffer)
+            {
+                records.extend(take(&buffer[..length]));
+            }
+            let mut records = records.into_iter();
+            loop {
+                let portion: Vec<Record> = records.by_ref().take(PORTION).collect();
+                if portion.is_empty() {
                     break;
                 }
+                let Ok(flows) = enricher.flows(portion).await else { return };
+                hub.push(flows);
+                std::thread::yield_now();
             }
-            let Ok(flows) = enricher.flows(records).await else { return };
-            hub.push(flows);
         }
     }
 }
 
-fn take(bytes: &[u8], records: &mut Vec<Record>) {
-    for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        match serde_json::from_slice(line) {
-            Ok(record) => records.push(record),
-            Err(error) => tracing::warn!(%error, "a proxy's record was not understood"),
-        }
-    }
+fn take(bytes: &[u8]) -> Vec<Record> {
+    record_batch::decode(bytes).unwrap_or_else(|error| {
+        // Of a proxy of another version, which is about to be replaced.
+        tracing::warn!(%error, "a proxy's records were not understood");
+        Vec::new()
+    })
 }
 
 impl Event for Record {
     fn ground(&self) -> Option<Ground> {
-        (!self.rules.is_empty()).then(|| Ground::Rules(self.rules.as_slice().into()))
+        (!self.rules.is_empty()).then(|| Ground::Rules(Arc::clone(&self.rules)))
     }
 
     fn frontend(&self) -> Option<ServiceFrontend> {
@@ -94,7 +104,11 @@ impl Event for Record {
 
     fn note(&self, directory: &mut Directory) {
         if let L7::Dns { query, answers, .. } = &self.l7 {
-            let name: Arc<str> = query.trim_end_matches('.').to_ascii_lowercase().into();
+            let is_canonical = !query.ends_with('.') && !query.bytes().any(|byte| byte.is_ascii_uppercase());
+            let name = match is_canonical {
+                true => Arc::clone(query),
+                false => query.trim_end_matches('.').to_ascii_lowercase().into(),
+            };
             directory.add_used_name(self.client.ip().to_canonical(), &name, answers);
         }
     }
@@ -163,8 +177,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Gathered {
-    text: Vec<u8>,
-    count: u64,
+    records: Vec<Record>,
     is_over: bool,
 }
 
@@ -175,50 +188,56 @@ struct Budget {
 }
 
 impl Shared {
-    fn send(&self, gathered: &mut Gathered) {
-        if gathered.count > 0 && self.socket.send_to(&gathered.text, &self.path).is_err() {
-            self.lost.fetch_add(gathered.count, Ordering::Relaxed);
-        }
-        gathered.text.clear();
-        gathered.count = 0;
-    }
-
-    fn put(&self, record: &Record) {
-        let mut gathered = self.gathered.lock();
-        let start = gathered.text.len();
-        let written = serde_json::to_writer(&mut gathered.text, record);
-        let length = gathered.text.len() - start;
-        if written.is_err() || length >= LONGEST {
-            gathered.text.truncate(start);
-            self.lost.fetch_add(1, Ordering::Relaxed);
+    fn send(&self, records: &[Record]) {
+        if records.is_empty() {
             return;
         }
-        if start + length >= LONGEST {
-            let last = gathered.text.split_off(start);
-            self.send(&mut gathered);
-            gathered.text = last;
+        let bytes = record_batch::encode(records);
+        match records {
+            [_, _, ..] if bytes.len() > LONGEST => {
+                let (first, second) = records.split_at(records.len() / 2);
+                self.send(first);
+                self.send(second);
+            }
+            _ if bytes.len() > LONGEST || self.socket.send_to(&bytes, &self.path).is_err() => {
+                self.lost.fetch_add(records.len() as u64, Ordering::Relaxed);
+            }
+            _ => {}
         }
-        gathered.text.push(b'\n');
-        gathered.count += 1;
-        if gathered.text.len() >= FULL {
-            self.send(&mut gathered);
-        } else if gathered.count == 1 {
-            self.news.notify_one();
+    }
+
+    fn put(&self, record: Record) {
+        let mut gathered = self.gathered.lock();
+        gathered.records.push(record);
+        match gathered.records.len() {
+            1 => _ = self.news.notify_one(),
+            FULL.. => {
+                let records = std::mem::take(&mut gathered.records);
+                drop(gathered);
+                self.send(&records);
+            }
+            _ => {}
         }
     }
 
     fn run(&self) {
-        let mut gathered = self.gathered.lock();
-        while !gathered.is_over {
-            if gathered.count == 0 {
+        loop {
+            let mut gathered = self.gathered.lock();
+            while gathered.records.is_empty() {
+                if gathered.is_over {
+                    return;
+                }
                 self.news.wait(&mut gathered);
-                continue;
             }
             drop(gathered);
             std::thread::sleep(GATHER);
-            gathered = self.gathered.lock();
-            self.send(&mut gathered);
+            self.flush();
         }
+    }
+
+    fn flush(&self) {
+        let records = std::mem::take(&mut self.gathered.lock().records);
+        self.send(&records);
     }
 }
 
@@ -253,12 +272,12 @@ impl Sender {
     }
 
     /// Sends a record that was admitted. Never waits.
-    pub fn put(&self, record: &Record) {
+    pub fn put(&self, record: Record) {
         self.shared.put(record);
     }
 
     /// Sends a record if the rate allows.
-    pub fn send(&self, record: &Record) {
+    pub fn send(&self, record: Record) {
         if self.admits() {
             self.put(record);
         }
@@ -266,8 +285,7 @@ impl Sender {
 
     /// Sends what was gathered.
     pub fn flush(&self) {
-        let mut gathered = self.shared.gathered.lock();
-        self.shared.send(&mut gathered);
+        self.shared.flush();
     }
 
     /// Records above the rate, and records that the agent did not take.
@@ -315,7 +333,7 @@ mod tests {
             server: SocketAddr::new("10.0.0.2".parse().unwrap(), port),
             client_identity: Identity(300),
             server_identity: Identity(301),
-            rules: Vec::new(),
+            rules: Arc::from([]),
             l7: L7::Tls { server_name: Some("a.example".into()) },
         }
     }
@@ -325,13 +343,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let receiver = Receiver::bind(directory.path()).unwrap();
         let sender = Sender::new(directory.path(), 1).unwrap();
-        sender.send(&record(443));
-        sender.send(&record(444));
-        sender.put(&record(445));
+        sender.send(record(443));
+        sender.send(record(444));
+        sender.put(record(445));
         let mut buffer = vec![0; LONGEST];
         let length = receiver.0.recv(&mut buffer).await.unwrap();
-        let mut records = Vec::new();
-        take(&buffer[..length], &mut records);
+        let records = take(&buffer[..length]);
         assert_eq!(records, [record(443), record(445)]);
         assert_eq!(sender.dropped(), (1, 0));
     }
@@ -340,7 +357,7 @@ mod tests {
     fn without_an_agent_records_are_lost_and_counted() {
         let directory = tempfile::tempdir().unwrap();
         let sender = Sender::new(directory.path(), 10).unwrap();
-        sender.send(&record(443));
+        sender.send(record(443));
         sender.flush();
         assert_eq!(sender.dropped(), (0, 1));
     }

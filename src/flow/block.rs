@@ -73,8 +73,33 @@ const L7_FOLLOWS: u8 = 1 << 5;
 const ICMP_FOLLOWS: u8 = 1 << 6;
 const INGRESS: u8 = 1 << 2;
 
-/// A block of these flows.
-pub fn encode(flows: &[Arc<Flow>]) -> Vec<u8> {
+/// Flows, or kilobytes of tables, after which the encoder pauses.
+const STRETCH: usize = 8;
+
+/// Bytes that are written with pauses.
+struct Paced<P> {
+    bytes: Vec<u8>,
+    paused_at: usize,
+    pause: P,
+}
+
+impl<P: FnMut()> std::io::Write for Paced<P> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() - self.paused_at > STRETCH << 10 {
+            self.paused_at = self.bytes.len();
+            (self.pause)();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A block of these flows. `pause` is called every few microseconds: others may want the CPU.
+pub fn encode(flows: &[Arc<Flow>], mut pause: impl FnMut()) -> Vec<u8> {
     let mut tables = Tables::default();
     let mut parties = Index::<usize>::default();
     let mut decisions = Index::<usize>::default();
@@ -83,7 +108,10 @@ pub fn encode(flows: &[Arc<Flow>]) -> Vec<u8> {
     let mut names = Index::<Arc<str>>::default();
     let mut rows = Vec::with_capacity(flows.len() * 32);
     let (mut time, mut sequence) = (0_i64, 0_i64);
-    for flow in flows {
+    for (number, flow) in flows.iter().enumerate() {
+        if number % (8 * STRETCH) == 0 {
+            pause();
+        }
         put(&mut rows, zigzag((flow.time_ns as i64).wrapping_sub(time)));
         put(&mut rows, zigzag((flow.sequence as i64).wrapping_sub(sequence)));
         (time, sequence) = (flow.time_ns as i64, flow.sequence as i64);
@@ -123,7 +151,9 @@ pub fn encode(flows: &[Arc<Flow>]) -> Vec<u8> {
         put(&mut rows, u64::from(flow.count));
         tables.l7.extend(flow.l7.as_deref().cloned());
     }
-    let tables = serde_json::to_vec(&tables).expect("tables of strings and numbers are JSON");
+    let mut text = Paced { bytes: Vec::new(), paused_at: 0, pause };
+    serde_json::to_writer(&mut text, &tables).expect("tables of strings and numbers are JSON");
+    let tables = text.bytes;
     let mut block = vec![VERSION];
     put(&mut block, flows.len() as u64);
     put(&mut block, tables.len() as u64);
@@ -367,9 +397,9 @@ mod tests {
     #[test]
     fn flows_come_back_as_they_were() {
         let flows = samples();
-        let back: Vec<_> = decode(&encode(&flows)).unwrap().into_iter().map(Arc::new).collect();
+        let back: Vec<_> = decode(&encode(&flows, || ())).unwrap().into_iter().map(Arc::new).collect();
         assert_eq!(back, flows);
-        assert_eq!(decode(&encode(&[])).unwrap(), []);
+        assert_eq!(decode(&encode(&[], || ())).unwrap(), []);
     }
 
     #[test]
@@ -378,13 +408,13 @@ mod tests {
         let many: Vec<_> = (0..1000)
             .map(|n| Arc::new(Flow { sequence: n, time_ns: one.time_ns + n * 7000, ..(*one).clone() }))
             .collect();
-        let bytes = encode(&many).len() - encode(&many[..1]).len();
+        let bytes = encode(&many, || ()).len() - encode(&many[..1], || ()).len();
         assert!(bytes / 999 <= 30, "{} bytes a flow", bytes / 999);
     }
 
     #[test]
     fn a_cut_block_is_refused() {
-        let block = encode(&samples());
+        let block = encode(&samples(), || ());
         for length in 0..block.len() {
             assert!(decode(&block[..length]).is_err(), "{length}");
         }
@@ -393,7 +423,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_panic(at in 0_usize..2000, value: u8, bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let mut block = encode(&samples());
+            let mut block = encode(&samples(), || ());
             let at = at % block.len();
             block[at] = value;
             let _ = decode(&block);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::memo::Memo;
 use super::recent::Recent;
 use super::{Interface, Party};
 use crate::model::{Identity, Labels, Workload};
@@ -20,6 +21,8 @@ const NAMES: usize = 8;
 const INTERFACES: usize = 4_096;
 const MISSED: usize = 4_096;
 const SPARE: usize = 4_096;
+/// Pairs that use no name and are known to.
+const NAMELESS: usize = 4_096;
 
 /// The pod or node that has an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,12 @@ pub struct Directory {
     names: Recent<IpAddr, Vec<Arc<str>>>,
     /// (who asked, an address of the answer) -> the name that was asked for.
     used: Recent<(IpAddr, IpAddr), Arc<str>>,
+    /// What was noted since `names` and `used` last forgot something: most answers are heard again and again.
+    noted_names: Memo,
+    noted_uses: Memo,
+    noted_in: u64,
+    /// Pairs that are surely not in `used`.
+    nameless: Memo,
     parties: Recent<IpAddr, Vec<Arc<Party>>>,
     interfaces: Recent<u32, Arc<Interface>>,
 }
@@ -60,6 +69,10 @@ impl Default for Directory {
             missed: Recent::new(MISSED),
             names: Recent::new(REMEMBERED),
             used: Recent::new(REMEMBERED),
+            noted_names: Memo::new(REMEMBERED / 2),
+            noted_uses: Memo::new(REMEMBERED / 2),
+            noted_in: 0,
+            nameless: Memo::new(NAMELESS),
             parties: Recent::new(REMEMBERED),
             interfaces: Recent::new(INTERFACES),
         }
@@ -101,33 +114,55 @@ impl Directory {
     /// An answer for this name held these addresses.
     pub fn add_name(&mut self, name: &Arc<str>, addresses: impl IntoIterator<Item = IpAddr>) {
         for address in addresses {
-            match self.names.get(&address) {
-                Some(known) if known.first() == Some(name) => {}
-                Some(known) => {
-                    known.retain(|other| other != name);
-                    known.insert(0, Arc::clone(name));
-                    known.truncate(NAMES);
-                    self.parties.remove(&address);
-                }
-                None => {
-                    self.names.insert(address, vec![Arc::clone(name)]);
-                    self.parties.remove(&address);
-                }
-            }
+            self.noted_names.forget(&address);
+            self.put_name(name, address);
         }
+    }
+
+    fn put_name(&mut self, name: &Arc<str>, address: IpAddr) {
+        match self.names.get(&address) {
+            Some(known) if known.first() == Some(name) => return,
+            Some(known) => {
+                known.retain(|other| other != name);
+                known.insert(0, Arc::clone(name));
+                known.truncate(NAMES);
+            }
+            None => self.names.insert(address, vec![Arc::clone(name)]),
+        }
+        self.parties.remove(&address);
     }
 
     /// `client` was told that these are the addresses of `name`.
     pub fn add_used_name(&mut self, client: IpAddr, name: &Arc<str>, addresses: &[IpAddr]) {
-        for address in addresses {
-            self.used.insert((client, *address), Arc::clone(name));
+        let generations = self.names.generations() + self.used.generations();
+        if generations != self.noted_in {
+            self.noted_in = generations;
+            self.noted_names.clear();
+            self.noted_uses.clear();
         }
-        self.add_name(name, addresses.iter().copied());
+        for address in addresses {
+            let pair = (client, *address);
+            if self.noted_uses.is_new(&pair, name) {
+                self.nameless.forget(&pair);
+                self.used.insert(pair, Arc::clone(name));
+            }
+            if self.noted_names.is_new(address, name) {
+                self.put_name(name, *address);
+            }
+        }
     }
 
     /// The name by which `client` last looked this address up.
     pub fn used_name(&mut self, client: IpAddr, address: IpAddr) -> Option<Arc<str>> {
-        self.used.get(&(client, address)).cloned()
+        let pair = (client, address);
+        if self.nameless.has(&pair, &()) {
+            return None;
+        }
+        let name = self.used.get(&pair).cloned();
+        if name.is_none() {
+            self.nameless.is_new(&pair, &());
+        }
+        name
     }
 
     /// The shared party of an address under an identity.
@@ -234,6 +269,31 @@ mod tests {
         assert_eq!(directory.used_name(other, OUTSIDE).as_deref(), Some("b.example"));
         let names = directory.party(OUTSIDE, Identity::WORLD).names.clone();
         assert_eq!(names.iter().map(|name| &**name).collect::<Vec<_>>(), ["b.example", "a.example"]);
+    }
+
+    #[test]
+    fn what_is_heard_again_is_what_counts() {
+        let mut directory = Directory::default();
+        let other = IpAddr::from([10, 0, 0, 2]);
+        let first =
+            |directory: &mut Directory| directory.party(OUTSIDE, Identity::WORLD).names[0].to_string();
+        assert_eq!(directory.used_name(POD, OUTSIDE), None);
+        for name in ["a.example", "b.example", "a.example", "a.example"] {
+            directory.add_used_name(POD, &name.into(), &[OUTSIDE]);
+            assert_eq!(directory.used_name(POD, OUTSIDE).as_deref(), Some(name));
+            assert_eq!(first(&mut directory), name);
+        }
+        directory.add_used_name(other, &"b.example".into(), &[OUTSIDE]);
+        directory.add_used_name(POD, &"a.example".into(), &[OUTSIDE]);
+        assert_eq!(first(&mut directory), "a.example");
+        // Until all of it is forgotten, and heard again.
+        for number in 0..4 * REMEMBERED as u32 {
+            let address = IpAddr::from(std::net::Ipv4Addr::from(0x0b00_0000 + number));
+            directory.add_used_name(POD, &"flood.example".into(), &[address]);
+        }
+        assert_eq!(directory.used_name(POD, OUTSIDE), None);
+        directory.add_used_name(POD, &"a.example".into(), &[OUTSIDE]);
+        assert_eq!(directory.used_name(POD, OUTSIDE).as_deref(), Some("a.example"));
     }
 
     #[test]

@@ -9,8 +9,10 @@ pub mod directory;
 pub mod edges;
 pub mod filter;
 pub mod journal;
+mod memo;
 mod recent;
 pub mod record;
+pub mod record_batch;
 pub mod ring;
 
 use std::fmt;

@@ -3,10 +3,10 @@
 //! Holds at least the `capacity` entries that were used last and at most twice as many; an operation costs
 //! one or two hash lookups. Whoever fills it from outside (addresses, names) cannot make it grow.
 
-use std::borrow::Borrow;
 use std::hash::Hash;
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 /// See the module.
 #[derive(Debug)]
@@ -14,37 +14,46 @@ pub(super) struct Recent<K, V> {
     young: HashMap<K, V>,
     old: HashMap<K, V>,
     capacity: usize,
+    generations: u64,
 }
 
 impl<K: Hash + Eq + Clone, V> Recent<K, V> {
     pub(super) fn new(capacity: usize) -> Recent<K, V> {
-        Recent { young: HashMap::new(), old: HashMap::new(), capacity: capacity.max(1) }
+        Recent { young: HashMap::new(), old: HashMap::new(), capacity: capacity.max(1), generations: 0 }
+    }
+
+    /// Grows when what was not used lately has gone.
+    pub(super) fn generations(&self) -> u64 {
+        self.generations
     }
 
     /// Looks up and marks as used.
-    pub(super) fn get<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
-    where
-        K: Borrow<Q>,
-    {
-        if !self.young.contains_key(key) {
-            let (key, value) = self.old.remove_entry(key)?;
-            self.insert(key, value);
+    pub(super) fn get(&mut self, key: &K) -> Option<&mut V> {
+        if self.young.len() >= self.capacity && !self.young.contains_key(key) {
+            let value = self.old.remove(key)?;
+            self.insert(key.clone(), value);
+            return self.young.get_mut(key);
         }
-        self.young.get_mut(key)
+        match self.young.entry(key.clone()) {
+            Entry::Occupied(entry) => Some(entry.into_mut()),
+            Entry::Vacant(place) => Some(place.insert(self.old.remove(key)?)),
+        }
     }
 
     pub(super) fn insert(&mut self, key: K, value: V) {
-        if self.young.len() >= self.capacity && !self.young.contains_key(&key) {
+        if let Some(known) = self.young.get_mut(&key) {
+            *known = value;
+            return;
+        }
+        if self.young.len() >= self.capacity {
             self.old = std::mem::take(&mut self.young);
+            self.generations += 1;
         }
         self.old.remove(&key);
         self.young.insert(key, value);
     }
 
-    pub(super) fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q)
-    where
-        K: Borrow<Q>,
-    {
+    pub(super) fn remove(&mut self, key: &K) {
         self.young.remove(key);
         self.old.remove(key);
     }

@@ -1,15 +1,14 @@
 //! What a proxy reports about one request, query or handshake, before the agent knows more about it.
 
 use std::net::SocketAddr;
-
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 use super::L7;
 use crate::model::{Direction, Identity};
 use crate::policy::rule::RuleRef;
 
-/// See the module. Travels as one JSON document in one datagram.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// See the module. Travels with others ([`super::record_batch`]).
+#[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// Nanoseconds since 1970, UTC.
     pub time_ns: u64,
@@ -23,11 +22,11 @@ pub struct Record {
     pub client_identity: Identity,
     pub server_identity: Identity,
     /// Rules that governed; for a refusal those that none matched.
-    pub rules: Vec<RuleRef>,
+    pub rules: Arc<[RuleRef]>,
     pub l7: L7,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordVerdict {
     Forwarded,
     /// By L7 rules.

@@ -244,7 +244,7 @@ impl Context {
             server: ends.server,
             client_identity: judged.policy.client_identity,
             server_identity: judged.policy.server_identity,
-            rules: verdict.rules.to_vec(),
+            rules: verdict.rules.as_slice().into(),
             l7,
         });
     }

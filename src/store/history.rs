@@ -274,7 +274,7 @@ impl Pods<'_> {
             last,
             packets,
             is_indexed,
-            pack(&block::encode(flows))
+            pack(&block::encode(flows, std::thread::yield_now))
         ])?;
         let block = tx.last_insert_rowid();
         if is_indexed {
@@ -314,7 +314,12 @@ impl Pods<'_> {
 fn pack(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write as _;
     let mut encoder = ZlibEncoder::new(Vec::with_capacity(bytes.len() / 2), Compression::fast());
-    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("writing to memory does not fail")
+    // A proxy that waits for this CPU gets it between two stretches (see `agent::records`).
+    for stretch in bytes.chunks(4096) {
+        encoder.write_all(stretch).expect("writing to memory does not fail");
+        std::thread::yield_now();
+    }
+    encoder.finish().expect("writing to memory does not fail")
 }
 
 /// `None`: damaged (zlib has a checksum), or not understood.

@@ -41,7 +41,7 @@ async fn requests_and_answers_pass_byte_for_byte_and_a_refusal_keeps_the_connect
         .collect();
     let denied = (RecordVerdict::Denied, 403);
     assert_eq!(seen, [denied, (RecordVerdict::Forwarded, 200), denied, (RecordVerdict::Forwarded, 200)]);
-    assert!(records.iter().all(|record| record.rules == [rule_ref()]));
+    assert!(records.iter().all(|record| *record.rules == [rule_ref()]));
 }
 
 #[tokio::test]
