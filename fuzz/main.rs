@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|text| !text.starts_with('-')).collect();
     let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let seed = std::env::var("FUZZ_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    let make: [fn() -> Box<dyn Target>; 15] = [
+    let make: [fn() -> Box<dyn Target>; 17] = [
         || Box::new(text::Manifests),
         || Box::new(text::Scenarios),
         || Box::new(packets::Packets::new()),
@@ -90,6 +90,8 @@ fn main() -> ExitCode {
         || Box::new(admin::Requests::new()),
         || Box::new(wire::DnsQueries),
         || Box::new(wire::DnsReplies),
+        || Box::new(wire::IcmpErrors),
+        || Box::new(wire::RecordBatches),
         || Box::new(wire::HttpHeads),
         || Box::new(wire::HttpExpressions),
         || Box::new(http::Requests),

@@ -7,7 +7,11 @@ use std::net::IpAddr;
 use hickory_proto::op::{Message, MessageType, OpCode, Query as Question};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use sluice::dnsproxy::message::{Query, Reply, ResponseCode};
+use sluice::dnsproxy::unreachable::{read_v4, read_v6};
+use sluice::flow::record::{Record as FlowRecord, RecordVerdict};
+use sluice::flow::{L7, record_batch};
 use sluice::fqdn::Learned;
+use sluice::model::{Direction, Identity};
 use sluice::policy::l7::expressions::check_expression;
 use sluice::policy::l7::message::check_head;
 use sluice::policy::l7::target::{Target as Normal, normalize};
@@ -102,6 +106,64 @@ impl Target for DnsQueries {
         if let Ok(query) = Query::parse(input) {
             let refusal = query.refusal(ResponseCode::Refused);
             assert_eq!(refusal.get(..2), input.get(..2), "the answer has the question's id");
+        }
+    }
+}
+
+/// ICMP messages that say that a query did not arrive.
+pub struct IcmpErrors;
+
+impl Target for IcmpErrors {
+    fn name(&self) -> &'static str {
+        "icmp-errors"
+    }
+
+    fn seeds(&self) -> Vec<Vec<u8>> {
+        let udp = [0x13, 0x88, 0, 53, 0, 8, 0, 0];
+        let mut v4 = vec![0x45; 20];
+        v4.extend([3, 3, 0, 0, 0, 0, 0, 0]);
+        v4.extend([0x45, 0, 0, 28, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        let mut v6 = vec![1, 4, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, 8, 17, 64];
+        v6.extend([0xfd; 32]);
+        [v4, v6].map(|message| [message, udp.to_vec()].concat()).into()
+    }
+
+    fn check(&mut self, input: &[u8]) {
+        for (from, to) in [read_v4(input), read_v6(input)].into_iter().flatten() {
+            assert_eq!(from.is_ipv4(), to.is_ipv4(), "both ends of a datagram are of one family");
+        }
+    }
+}
+
+/// What a proxy tells the agent, which trusts it with nothing but memory.
+pub struct RecordBatches;
+
+impl Target for RecordBatches {
+    fn name(&self) -> &'static str {
+        "record-batches"
+    }
+
+    fn seeds(&self) -> Vec<Vec<u8>> {
+        let tls = |port: u16| FlowRecord {
+            time_ns: 1,
+            direction: Direction::Egress,
+            verdict: RecordVerdict::Forwarded,
+            protocol: 6,
+            client: ([10, 0, 0, 1], port).into(),
+            server: ([10, 0, 0, 2], 443).into(),
+            client_identity: Identity(300),
+            server_identity: Identity(301),
+            rules: [].into(),
+            l7: L7::Tls { server_name: Some("a.example".into()) },
+        };
+        vec![record_batch::encode(&[tls(1), tls(2)])]
+    }
+
+    fn check(&mut self, input: &[u8]) {
+        if let Ok(records) = record_batch::decode(input) {
+            assert!(records.len() <= input.len(), "more records than there is room for");
+            let again = record_batch::decode(&record_batch::encode(&records)).expect("our own batch");
+            assert_eq!(again, records);
         }
     }
 }

@@ -31,6 +31,11 @@ spec:
     toPorts:
     - ports: [{port: "53", protocol: ANY}]
       rules: {dns: [{matchPattern: "**.example"}, {matchPattern: "**.cluster.local"}]}
+  - toEndpoints:
+    - matchLabels: {app: writer}
+    toPorts:
+    - ports: [{port: "53", protocol: UDP}]
+      rules: {dns: [{matchPattern: "**.example"}]}
 ---
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
@@ -183,6 +188,31 @@ fn dig_gets_what_the_server_says_however_it_asks() {
         status["proxies"].as_array().unwrap().iter().find(|proxy| proxy["name"] == "dns-proxy").unwrap();
     assert!(proxy["counters"]["refused"].as_u64().unwrap() >= 2, "{proxy}");
     assert!(proxy["counters"]["released"].as_u64().unwrap() >= 10, "{proxy}");
+}
+
+/// Its kernel says that nobody listens, and the proxy hears it.
+#[test]
+fn a_server_that_is_not_there_is_told_at_once() {
+    let lab = Lab::up("dns-t4");
+    let show = text(&lab.exec("feed/writer", &["ip", "-j", "address", "show", "scope", "global"]));
+    let devices: Value = serde_json::from_str(&show).unwrap();
+    let addresses: Vec<&str> = (devices.as_array().unwrap().iter())
+        .flat_map(|device| device["addr_info"].as_array().unwrap())
+        .filter_map(|info| info["local"].as_str())
+        .collect();
+    assert_eq!(addresses.len(), 2, "{show}");
+    for address in addresses {
+        let begin = Instant::now();
+        let answer =
+            lab.dig("feed/reader", &["+tries=1", "+time=4", &format!("@{address}"), "a.mirror.example"]);
+        assert!(answer.contains("SERVFAIL"), "{address}: {answer}");
+        // Before the timeout of a server that is silent.
+        assert!(begin.elapsed() < Duration::from_secs(3), "{address}: {:?}", begin.elapsed());
+    }
+    let status = lab.status().unwrap();
+    let proxies = status["proxies"].as_array().unwrap();
+    let proxy = proxies.iter().find(|proxy| proxy["name"] == "dns-proxy").unwrap();
+    assert_eq!(proxy["counters"]["unreachable"], 2, "{proxy}");
 }
 
 /// The proxy goes on alone: what it learns then is open at once, and the next agent keeps it.

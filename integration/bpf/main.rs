@@ -11,6 +11,7 @@ mod masquerade;
 mod neighbours;
 mod overlay;
 mod policy;
+mod proxies;
 mod reject;
 mod services;
 mod ttl;
