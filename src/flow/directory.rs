@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use super::memo::Memo;
 use super::recent::Recent;
@@ -37,6 +38,16 @@ pub enum Owner {
     Node(Arc<str>),
 }
 
+/// What traffic told about an address.
+#[derive(Debug, Default)]
+struct Known {
+    /// Newest first.
+    names: SmallVec<[Arc<str>; 1]>,
+    /// Under its identities.
+    parties: SmallVec<[Arc<Party>; 1]>,
+    parties_of: u64,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Directory {
@@ -46,17 +57,17 @@ pub struct Directory {
     look_through_at: usize,
     /// Identities that were asked for before their labels were known.
     missed: Recent<Identity, ()>,
-    /// Newest first.
-    names: Recent<IpAddr, Vec<Arc<str>>>,
+    addresses: Recent<IpAddr, Known>,
+    /// Parties that were made under another number are made anew.
+    parties_of: u64,
     /// (who asked, an address of the answer) -> the name that was asked for.
     used: Recent<(IpAddr, IpAddr), Arc<str>>,
-    /// What was noted since `names` and `used` last forgot something: most answers are heard again and again.
+    /// What was noted since `addresses` and `used` last forgot something: most answers are heard again and again.
     noted_names: Memo,
     noted_uses: Memo,
     noted_in: u64,
     /// Pairs that are surely not in `used`.
     nameless: Memo,
-    parties: Recent<IpAddr, Vec<Arc<Party>>>,
     interfaces: Recent<u32, Arc<Interface>>,
 }
 
@@ -67,13 +78,13 @@ impl Default for Directory {
             labels: HashMap::new(),
             look_through_at: SPARE,
             missed: Recent::new(MISSED),
-            names: Recent::new(REMEMBERED),
+            addresses: Recent::new(REMEMBERED),
+            parties_of: 0,
             used: Recent::new(REMEMBERED),
             noted_names: Memo::new(REMEMBERED / 2),
             noted_uses: Memo::new(REMEMBERED / 2),
             noted_in: 0,
             nameless: Memo::new(NAMELESS),
-            parties: Recent::new(REMEMBERED),
             interfaces: Recent::new(INTERFACES),
         }
     }
@@ -86,7 +97,9 @@ impl Directory {
             Some(owner) => self.owners.insert(address, owner),
             None => self.owners.remove(&address),
         };
-        self.parties.remove(&address);
+        if let Some(known) = self.addresses.get(&address) {
+            known.parties.clear();
+        }
     }
 
     /// Says what an identity stands for. Numbers are rarely given another meaning.
@@ -97,7 +110,7 @@ impl Directory {
         }
         // Parties were made with the old ones, or too early.
         if known.is_some() || self.missed.get(&identity).is_some() {
-            self.parties.clear();
+            self.parties_of += 1;
             self.missed.clear();
         }
         self.labels.insert(identity, labels.clone());
@@ -120,21 +133,18 @@ impl Directory {
     }
 
     fn put_name(&mut self, name: &Arc<str>, address: IpAddr) {
-        match self.names.get(&address) {
-            Some(known) if known.first() == Some(name) => return,
-            Some(known) => {
-                known.retain(|other| other != name);
-                known.insert(0, Arc::clone(name));
-                known.truncate(NAMES);
-            }
-            None => self.names.insert(address, vec![Arc::clone(name)]),
+        let known = self.addresses.get_or_default(address);
+        if known.names.first() != Some(name) {
+            known.names.retain(|other| other != name);
+            known.names.insert(0, Arc::clone(name));
+            known.names.truncate(NAMES);
+            known.parties.clear();
         }
-        self.parties.remove(&address);
     }
 
     /// `client` was told that these are the addresses of `name`.
     pub fn add_used_name(&mut self, client: IpAddr, name: &Arc<str>, addresses: &[IpAddr]) {
-        let generations = self.names.generations() + self.used.generations();
+        let generations = self.addresses.generations() + self.used.generations();
         if generations != self.noted_in {
             self.noted_in = generations;
             self.noted_names.clear();
@@ -167,16 +177,20 @@ impl Directory {
 
     /// The shared party of an address under an identity.
     pub fn party(&mut self, address: IpAddr, identity: Identity) -> Arc<Party> {
-        let known = self.parties.get(&address);
-        if let Some(party) = known.and_then(|known| known.iter().find(|party| party.identity == identity)) {
+        let parties_of = self.parties_of;
+        if let Some(known) = self.addresses.get(&address).filter(|known| known.parties_of == parties_of)
+            && let Some(party) = known.parties.iter().find(|party| party.identity == identity)
+        {
             return Arc::clone(party);
         }
         let party = Arc::new(self.new_party(address, identity));
-        match self.parties.get(&address) {
-            // An address seldom has two identities, and never many that matter.
-            Some(known) if known.len() < 4 => known.push(Arc::clone(&party)),
-            _ => self.parties.insert(address, vec![Arc::clone(&party)]),
+        let known = self.addresses.get_or_default(address);
+        // An address seldom has two identities, and never many that matter.
+        if known.parties_of != parties_of || known.parties.len() >= 4 {
+            known.parties.clear();
+            known.parties_of = parties_of;
         }
+        known.parties.push(Arc::clone(&party));
         party
     }
 
@@ -186,7 +200,7 @@ impl Directory {
             Some(labels) => party.labels = labels.clone(),
             None => self.missed.insert(identity, ()),
         }
-        party.names = self.names.get(&address).map(|names| names.clone()).unwrap_or_default();
+        party.names = self.addresses.get(&address).map(|known| known.names.to_vec()).unwrap_or_default();
         match self.owners.get(&address) {
             Some(Owner::Pod { namespace, name, workload, endpoint }) => {
                 party.namespace = Some(Arc::clone(namespace));

@@ -40,17 +40,36 @@ impl<K: Hash + Eq + Clone, V> Recent<K, V> {
         }
     }
 
+    /// What is there, or a default one.
+    pub(super) fn get_or_default(&mut self, key: K) -> &mut V
+    where
+        V: Default,
+    {
+        if self.young.len() >= self.capacity && !self.young.contains_key(&key) {
+            let value = self.old.remove(&key).unwrap_or_default();
+            self.rotate();
+            return self.young.entry(key).or_insert(value);
+        }
+        match self.young.entry(key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(place) => {
+                let value = self.old.remove(place.key()).unwrap_or_default();
+                place.insert(value)
+            }
+        }
+    }
+
+    /// An older value may stay behind: it is never found before this one, and goes with its generation.
     pub(super) fn insert(&mut self, key: K, value: V) {
-        if let Some(known) = self.young.get_mut(&key) {
-            *known = value;
-            return;
+        if self.young.len() >= self.capacity && !self.young.contains_key(&key) {
+            self.rotate();
         }
-        if self.young.len() >= self.capacity {
-            self.old = std::mem::take(&mut self.young);
-            self.generations += 1;
-        }
-        self.old.remove(&key);
         self.young.insert(key, value);
+    }
+
+    fn rotate(&mut self) {
+        self.old = std::mem::take(&mut self.young);
+        self.generations += 1;
     }
 
     pub(super) fn remove(&mut self, key: &K) {
