@@ -109,7 +109,9 @@ pub fn http1(client: &Namespace, url: &str, pids: &[u32]) -> anyhow::Result<Rate
     let per_second: f64 = after(&text, "Requests/sec:")?.parse()?;
     let line = text.lines().find(|line| line.contains(" requests in ")).context("requests")?;
     let requests: f64 = line.split_whitespace().next().context("requests")?.parse()?;
-    Ok(Rate { per_second, ..rate(requests, took, micros(after(&text, "99%")?)?, spent) })
+    // Not the column of the table above it, where "69.99%" may stand.
+    let p99 = text.lines().find_map(|line| line.trim().strip_prefix("99%")).context("99%")?;
+    Ok(Rate { per_second, ..rate(requests, took, micros(p99.trim())?, spent) })
 }
 
 /// h2load.
