@@ -7,6 +7,7 @@ use sluice::model::DropReason;
 
 use crate::fixture::*;
 use crate::icmp_errors::too_big;
+use crate::services::{add_service, frontend};
 
 /// The proxy sends to a local pod.
 fn proxy_sends(node: &mut Node, mark: u32, to: Who, frame: &Frame) -> Outcome {
@@ -67,6 +68,33 @@ fn what_the_client_asks_itself_comes_back_to_the_client() {
         }
         assert_delivered(&node.send_from(Who::Alice, &query), Who::Bob);
         assert_delivered(&node.send(family, Who::Bob, Who::Alice, udp(53, 5000)), Who::Alice);
+    }
+}
+
+/// The proxy draws the port from which the client has just asked through a Service: what the server replies was given
+/// the Service's address, and found no query.
+#[test]
+fn a_reply_keeps_its_address_where_the_client_used_the_port_through_a_service() {
+    for family in FAMILIES {
+        let mut node = Node::new();
+        node.set_flags(abi::CFG_PROXY);
+        add_service(&mut node, &[Who::Bob], 8080, 0);
+        let redirect = slot(abi::ACTION_REDIRECT_DNS, 10, 7);
+        let cell = Cell::normal(BOB, 17, abi::PORT_EXACT | 8080, redirect);
+        node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[(Direction::Egress, cell)]);
+        let mut query = node.frame(family, Who::Alice, Who::Bob, udp(5000, 80));
+        query.dst = frontend(family);
+        assert_dropped(&node.send_from(Who::Alice, &query), DropReason::ProxyNotFound);
+        let asked = node.frame(family, Who::Alice, Who::Bob, udp(5000, 8080));
+        assert_passed(&proxy_sends(&mut node, abi::MARK_PROXY_ASKS, Who::Bob, &asked));
+        let reply = node.frame(family, Who::Bob, Who::Alice, udp(8080, 5000));
+        let outcome = node.send_from(Who::Bob, &reply);
+        assert_dropped(&outcome, DropReason::ProxyNotFound);
+        assert_eq!((outcome.seen().src, outcome.seen().sport), (Who::Bob.address(family), 8080));
+        // The proxy's answer is what the client hears from the Service.
+        let outcome = proxy_sends(&mut node, abi::MARK_PROXY_OUT, Who::Alice, &reply);
+        assert_passed(&outcome);
+        assert_eq!((outcome.seen().src, outcome.seen().sport), (frontend(family), 80));
     }
 }
 

@@ -8,7 +8,7 @@ use sluice::model::DropReason;
 
 use crate::fixture::*;
 
-fn frontend(family: Family) -> IpAddr {
+pub fn frontend(family: Family) -> IpAddr {
     match family {
         Family::IPv4 => "10.96.0.10".parse().unwrap(),
         Family::IPv6 => "fd00:96::10".parse().unwrap(),
@@ -16,7 +16,7 @@ fn frontend(family: Family) -> IpAddr {
 }
 
 /// Port 80 of the frontend, all protocols, goes to port `port` of these pods.
-fn add_service(node: &mut Node, backends: &[Who], port: u16, flags: u32) {
+pub fn add_service(node: &mut Node, backends: &[Who], port: u16, flags: u32) {
     for family in FAMILIES {
         let id = family as u32 + 1;
         for (slot, who) in backends.iter().enumerate() {
