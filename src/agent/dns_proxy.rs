@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use super::dns_judge::PolicyJudge;
 use super::names_client::NamesClient;
 use super::offline_names::OfflineNames;
-use super::proxy_host::ProxyHost;
+use super::proxy_host::{ProxyHost, raise_descriptor_limit};
 use super::records::Sender;
 use crate::datapath::abi::{MARK_PROXY_ASKS, MARK_PROXY_OUT};
 use crate::datapath::learned::LearnedAddresses;
@@ -59,16 +59,6 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         .context("start the runtime")?;
     raise_descriptor_limit();
     runtime.block_on(serve(settings))
-}
-
-/// Every open query over TCP holds a socket.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {

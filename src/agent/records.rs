@@ -23,6 +23,7 @@ use crate::flow::record::{Record, RecordVerdict};
 use crate::flow::record_batch;
 use crate::flow::{EventKind, Flow, L7, Observation, Verdict};
 use crate::model::{DropReason, Protocol};
+use crate::policy::l7::names::canonical_shared;
 
 const SOCKET: &str = "records.sock";
 /// Longest datagram in bytes: a record that is longer is not sent.
@@ -104,12 +105,7 @@ impl Event for Record {
 
     fn note(&self, directory: &mut Directory) {
         if let L7::Dns { query, answers, .. } = &self.l7 {
-            let is_canonical = !query.ends_with('.') && !query.bytes().any(|byte| byte.is_ascii_uppercase());
-            let name = match is_canonical {
-                true => Arc::clone(query),
-                false => query.trim_end_matches('.').to_ascii_lowercase().into(),
-            };
-            directory.add_used_name(self.client.ip().to_canonical(), &name, answers);
+            directory.add_used_name(self.client.ip().to_canonical(), &canonical_shared(query), answers);
         }
     }
 

@@ -70,14 +70,25 @@ impl PortKey {
     /// The kernel has no random numbers.
     pub fn draw() -> Result<PortKey, DatapathError> {
         use ring::rand::{SecureRandom as _, SystemRandom};
-        let mut bytes = [0; 4];
-        SystemRandom::new().fill(&mut bytes).map_err(|_| DatapathError::Syscall {
-            operation: "getrandom",
-            object: "the key of DNS ports".into(),
-            source: io::Error::other("the kernel has no random numbers"),
-        })?;
-        // Odd, so that it spreads the ports over all places.
-        Ok(PortKey(u32::from_ne_bytes(bytes) | 1))
+        loop {
+            let mut bytes = [0; 4];
+            SystemRandom::new().fill(&mut bytes).map_err(|_| DatapathError::Syscall {
+                operation: "getrandom",
+                object: "the key of DNS ports".into(),
+                source: io::Error::other("the kernel has no random numbers"),
+            })?;
+            let key = PortKey(u32::from_ne_bytes(bytes) | 1);
+            if key.is_fair() {
+                return Ok(key);
+            }
+        }
+    }
+
+    /// Each place has at least half of its share. A few keys, small ones for instance, give nearly all to one place.
+    fn is_fair(self) -> bool {
+        let mut counts = [0_u32; 1 << PROXY_REPLY_BITS];
+        (0..=u16::MAX).for_each(|port| counts[self.owner(port) as usize] += 1);
+        counts.iter().all(|count| *count >= (1 << 16 >> PROXY_REPLY_BITS) / 2)
     }
 
     pub fn number(self) -> u32 {
@@ -141,8 +152,18 @@ impl Listeners {
 
     /// Takes a place for replies that no living process has, for bound UDP sockets of both families. `None`: all are
     /// taken. It is free again when the sockets are closed.
+    ///
+    /// # Errors
+    /// No agent has said whose the ports are.
     pub fn claim(&self, v4: impl AsFd, v6: impl AsFd) -> Result<Option<ReplyPlace>, DatapathError> {
         let key = PortKey(self.config.get(&0)?.unwrap_or_default().port_key);
+        if !key.is_fair() {
+            return Err(DatapathError::Syscall {
+                operation: "BPF_MAP_LOOKUP_ELEM",
+                object: format!("map {}, port_key", name::CONFIG),
+                source: io::Error::new(io::ErrorKind::InvalidData, "no agent has drawn it"),
+            });
+        }
         let put = |place: ReplyPlace, family, fd: BorrowedFd<'_>| {
             let fd = fd.as_raw_fd() as u32;
             sys::insert(&self.places, &place.index(family), &fd).map_err(|source| {
@@ -151,10 +172,14 @@ impl Listeners {
             })
         };
         for place in (0..1 << PROXY_REPLY_BITS).map(|number| ReplyPlace { number, key }) {
-            // Who has the one for IPv4 has both.
-            if put(place, Family::IPv4, v4.as_fd())? && put(place, Family::IPv6, v6.as_fd())? {
+            if !put(place, Family::IPv4, v4.as_fd())? {
+                continue;
+            }
+            if put(place, Family::IPv6, v6.as_fd())? {
                 return Ok(Some(place));
             }
+            // Of a process that is just closing its sockets: whoever comes next finds both free.
+            sys::delete(&self.places, &place.index(Family::IPv4)).ok();
         }
         Ok(None)
     }
@@ -279,7 +304,7 @@ mod tests {
         assert_eq!(indexes, (0..8).collect::<Vec<_>>());
     }
 
-    /// Each has about an eighth of all, and no port has two.
+    /// Each has a good part of all, and no port has two.
     #[test]
     fn the_ports_are_divided_among_the_places() {
         let key = PortKey::draw().unwrap();
@@ -287,6 +312,8 @@ mod tests {
         let of = |place: &ReplyPlace| (0..=u16::MAX).filter(|port| place.has(*port)).count();
         let counts: Vec<usize> = places.iter().map(of).collect();
         assert_eq!(counts.iter().sum::<usize>(), 1 << 16, "{key:?}");
+        assert!(counts.iter().all(|count| *count >= 4096), "{key:?}: {counts:?}");
+        assert!(!PortKey(0).is_fair() && !PortKey(4097).is_fair() && !PortKey(u32::MAX).is_fair());
         let indexes: Vec<u32> = places.iter().map(|place| place.index(Family::IPv6)).collect();
         assert_eq!(indexes.last(), Some(&(PROXY_PLACES - 1)));
     }

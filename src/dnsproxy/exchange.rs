@@ -19,6 +19,9 @@ use super::random::Random;
 
 /// Ports below are other services', and some firewalls let no query leave from them.
 const FIRST_PORT: u16 = 1024;
+/// Draws after which no port is taken to be free. Of the few thousand that a process has (an eighth of all), a client
+/// with the usual limit has a tenth in use at most.
+const DRAWS: usize = 4096;
 /// Threads seldom wait for each other.
 const SHARDS: usize = 16;
 
@@ -90,15 +93,15 @@ impl Exchanges {
     }
 
     /// Draws a port among those that may be used, and an id. The query is to leave from the ticket's port, under the id.
+    /// Where no port is free it comes back.
     pub(super) fn begin(
         &self,
         open: Box<Open>,
         random: &mut Random,
         may_use: impl Fn(u16) -> bool,
-    ) -> (Sent, u16) {
+    ) -> Result<(Sent, u16), Box<Open>> {
         let (client, server) = (open.received.client.ip(), open.received.server);
-        // There are more ports than a client may have open queries.
-        loop {
+        for _ in 0..DRAWS {
             let port = random.next();
             if port < FIRST_PORT || !may_use(port) {
                 continue;
@@ -108,9 +111,10 @@ impl Exchanges {
                 let (id, serial) = (random.next(), self.serial.fetch_add(1, Ordering::Relaxed));
                 place.insert(Waiting { open, id, serial });
                 self.count.fetch_add(1, Ordering::AcqRel);
-                return (Sent { ticket, serial }, id);
+                return Ok((Sent { ticket, serial }, id));
             }
         }
+        Err(open)
     }
 
     /// Something came to a port from somebody.
@@ -154,5 +158,45 @@ impl Exchanges {
     pub(super) fn is_open(&self, sent: Sent) -> bool {
         let shard = self.shard(&sent.ticket).lock();
         shard.get(&sent.ticket).is_some_and(|waiting| waiting.serial == sent.serial)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::dnsproxy::limits::{Limiter, Most};
+    use crate::dnsproxy::outside::Decision;
+    use crate::model::{Direction, Identity, Protocol};
+
+    fn open(limiter: &Arc<Limiter>) -> Box<Open> {
+        let message = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
+        let query = Query::parse(&message).unwrap();
+        let client: SocketAddr = "10.0.0.1:40000".parse().unwrap();
+        let server = "10.0.0.2:53".parse().unwrap();
+        let received = Received { message, client, server, protocol: Protocol::Udp, since: Instant::now() };
+        let ruling = Ruling {
+            decision: Decision::Release,
+            direction: Direction::Egress,
+            rules: [].into(),
+            client_identity: Identity(300),
+            server_identity: Identity(301),
+        };
+        Box::new(Open { received, query, ruling, permit: limiter.enter(client.ip()).unwrap() })
+    }
+
+    /// It waited for ever for a port that nobody gave back.
+    #[test]
+    fn a_client_without_a_free_port_is_told_so() {
+        let limiter = Limiter::new(Most { of_one: 10, of_all: 10 });
+        let (exchanges, mut random) = (Exchanges::default(), Random::new().unwrap());
+        let few = |port: u16| port >= 65_000;
+        let (sent, _) = exchanges.begin(open(&limiter), &mut random, few).unwrap();
+        assert!(few(sent.ticket.port) && exchanges.is_open(sent));
+        assert!(exchanges.begin(open(&limiter), &mut random, |_| false).is_err());
+        assert!(exchanges.expire(sent).is_some() && exchanges.expire(sent).is_none());
+        assert_eq!(exchanges.open(), 0);
     }
 }

@@ -230,7 +230,11 @@ impl Worker {
         };
         let open = Box::new(Open { received, query, ruling, permit });
         let sockets = &self.proxy.sockets;
-        let (sent, id) = self.exchanges.begin(open, &mut self.random, |port| sockets.is_own(port));
+        let begun = self.exchanges.begin(open, &mut self.random, |port| sockets.is_own(port));
+        let (sent, id) = match begun {
+            Ok(begun) => begun,
+            Err(open) => return self.failed(*open, &Failure::Io(io::ErrorKind::AddrInUse.into())),
+        };
         let start = self.asking.messages.len();
         self.asking.messages.extend_from_slice(message);
         set_id(&mut self.asking.messages[start..], id);

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::policy::l7::names::canonical;
+use crate::policy::l7::names::{canonical, canonical_shared};
 
 /// One record of the answer section. Names may have any case and a trailing dot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,10 +38,7 @@ impl Learned {
     /// Follows the chain from `queried` through the answer section.
     pub fn from_answer(queried: &Arc<str>, records: &[Record]) -> Learned {
         if let Some(addresses) = plain(queried, records) {
-            let is_canonical =
-                !queried.ends_with('.') && !queried.bytes().any(|byte| byte.is_ascii_uppercase());
-            let name = if is_canonical { Arc::clone(queried) } else { canonical(queried).into() };
-            return Learned { name, addresses };
+            return Learned { name: canonical_shared(queried), addresses };
         }
         let name = canonical(queried);
         let mut by_owner: BTreeMap<String, Vec<&Record>> = BTreeMap::new();

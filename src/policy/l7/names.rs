@@ -14,6 +14,14 @@ pub fn canonical(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
+/// The same of a shared name, which stays the same where it is canonical already.
+pub fn canonical_shared(name: &Arc<str>) -> Arc<str> {
+    match name.ends_with('.') || name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => canonical(name).into(),
+        false => Arc::clone(name),
+    }
+}
+
 impl DnsPattern {
     /// `name` is canonical ([`canonical`]).
     pub fn matches(&self, name: &str) -> bool {
