@@ -156,13 +156,13 @@ impl Target for RecordBatches {
             rules: [].into(),
             l7: L7::Tls { server_name: Some("a.example".into()) },
         };
-        vec![record_batch::encode(&[tls(1), tls(2)])]
+        vec![record_batch::encode(&[tls(1), tls(2)], || ())]
     }
 
     fn check(&mut self, input: &[u8]) {
         if let Ok(records) = record_batch::decode(input) {
             assert!(records.len() <= input.len(), "more records than there is room for");
-            let again = record_batch::decode(&record_batch::encode(&records)).expect("our own batch");
+            let again = record_batch::decode(&record_batch::encode(&records, || ())).expect("our own batch");
             assert_eq!(again, records);
         }
     }

@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::hub::Hub;
-use super::tail::{PAUSE, Tail};
+use super::pace::Pace;
+use super::tail::{BATCH, PAUSE, Tail};
 use crate::api::backend::Refusal;
 use crate::api::past::{Past, PastFlows, PastQuery};
 use crate::flow::Flow;
@@ -57,6 +58,7 @@ impl Recorder {
             archive: Arc::clone(&recorder.archive),
             status: Arc::clone(&recorder.status),
             waiting: Vec::new(),
+            pace: Pace::Polite,
             since: Instant::now(),
             retry_at: None,
             tidied: None,
@@ -88,6 +90,7 @@ struct Writer {
     archive: Arc<Mutex<Option<Archive>>>,
     status: SharedStatus,
     waiting: Vec<Arc<Flow>>,
+    pace: Pace,
     /// When the first of them came.
     since: Instant,
     retry_at: Option<Instant>,
@@ -138,6 +141,7 @@ impl Writer {
         loop {
             let (flows, lost) = self.tail.next();
             self.status.lock().lost += lost;
+            self.pace = Pace::of(flows.len(), BATCH);
             if flows.is_empty() {
                 return;
             }
@@ -167,7 +171,7 @@ impl Writer {
             self.status.lock().lost += flows.len() as u64;
             return;
         };
-        self.retry_at = match history.append(&flows) {
+        self.retry_at = match history.append(&flows, self.pace.pause()) {
             Ok(()) => None,
             Err(_) => {
                 // What is full may have room once old flows are counted together.

@@ -22,6 +22,7 @@ use super::core::{Core, CoreHandle};
 use super::export::ExportCounters;
 use super::history::Recorder;
 use super::hub::Hub;
+use super::pace::Pace;
 use super::tail::{PAUSE, Tail};
 use crate::api::metrics::Format;
 use crate::api::metrics::context::Context;
@@ -47,9 +48,12 @@ pub fn count_flows(context: Context, most: usize, hub: Arc<Hub>) -> std::io::Res
             }
             lost_in_kernel = in_kernel;
             // A scrape never waits long.
-            for some in flows.chunks(256) {
+            let pace = Pace::of(flows.len(), super::tail::BATCH);
+            for some in flows.chunks(pace.portion()) {
                 let mut metrics = counted.lock();
                 some.iter().for_each(|flow| metrics.count(flow));
+                drop(metrics);
+                pace.pause()();
             }
             if flows.len() < super::tail::BATCH {
                 std::thread::sleep(PAUSE);

@@ -17,6 +17,7 @@ use tokio::net::UnixDatagram;
 
 use super::enrich::{Enricher, Event, Ground, Known, used_names};
 use super::hub::Hub;
+use super::pace::Pace;
 use crate::cluster::delta::ServiceFrontend;
 use crate::flow::directory::Directory;
 use crate::flow::record::{Record, RecordVerdict};
@@ -31,10 +32,8 @@ const LONGEST: usize = 64 * 1024;
 /// Records are sent when there are so many of them, or when the first has waited so long.
 const FULL: usize = 256;
 const GATHER: Duration = Duration::from_millis(2);
-/// Records that the agent works through in one go. A proxy may wait for the same CPU, and Linux (6.12 and later, where
-/// preemption is lazy) lets it have that when the agent enters the kernel, or at the next tick of the clock,
-/// milliseconds later.
-const PORTION: usize = 16;
+/// Records that wait together when the agent does not keep up: more than a proxy admits between two turns of the agent.
+const BEHIND: usize = 64;
 
 /// The agent's end; bound before a proxy starts.
 #[derive(Debug)]
@@ -72,15 +71,16 @@ impl Receiver {
             {
                 records.extend(take(&buffer[..length]));
             }
+            let pace = Pace::of(records.len(), BEHIND);
             let mut records = records.into_iter();
             loop {
-                let portion: Vec<Record> = records.by_ref().take(PORTION).collect();
+                let portion: Vec<Record> = records.by_ref().take(pace.portion()).collect();
                 if portion.is_empty() {
                     break;
                 }
                 let Ok(flows) = enricher.flows(portion).await else { return };
                 hub.push(flows);
-                std::thread::yield_now();
+                pace.pause()();
             }
         }
     }
@@ -188,7 +188,7 @@ impl Shared {
         if records.is_empty() {
             return;
         }
-        let bytes = record_batch::encode(records);
+        let bytes = record_batch::encode(records, std::thread::yield_now);
         match records {
             [_, _, ..] if bytes.len() > LONGEST => {
                 let (first, second) = records.split_at(records.len() / 2);

@@ -216,10 +216,16 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Bytes of these records.
-pub fn encode(records: &[Record]) -> Vec<u8> {
+/// Records after which the encoder pauses.
+const STRETCH: usize = 8;
+
+/// Bytes of these records. `pause` is called every few microseconds: others may want the CPU.
+pub fn encode(records: &[Record], mut pause: impl FnMut()) -> Vec<u8> {
     let mut encoder = Encoder::default();
-    records.iter().for_each(|record| encoder.add(record));
+    for some in records.chunks(STRETCH) {
+        some.iter().for_each(|record| encoder.add(record));
+        pause();
+    }
     encoder.batch.encode_to_vec()
 }
 
@@ -366,7 +372,7 @@ mod tests {
 
     #[test]
     fn records_come_back_as_they_were_and_share_what_is_the_same() {
-        let decoded = decode(&encode(&records())).unwrap();
+        let decoded = decode(&encode(&records(), || ())).unwrap();
         assert_eq!(decoded, records());
         assert!(Arc::ptr_eq(&decoded[0].rules, &decoded[3].rules));
         let (L7::Dns { query, .. }, L7::Http { host, .. }) = (&decoded[0].l7, &decoded[1].l7) else {
@@ -388,7 +394,7 @@ mod tests {
             place in 0usize..400, byte in any::<u8>(), noise in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
             decode(&noise).ok();
-            let mut bytes = encode(&records());
+            let mut bytes = encode(&records(), || ());
             if let Some(target) = bytes.get_mut(place) {
                 *target = byte;
             }

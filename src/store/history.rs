@@ -176,16 +176,17 @@ impl History {
         Archive::new(&self.path, Arc::clone(&self.status))
     }
 
-    /// Writes one batch, in the order of time as far as it has one. On failure its flows are counted as lost.
+    /// Writes one batch, in the order of time as far as it has one. On failure its flows are counted as lost. `pause` is
+    /// called every few microseconds of work: others may want the CPU.
     ///
     /// # Errors
     /// [`StoreError`]; `status` says it too. A corrupt file has been replaced.
-    pub fn append(&mut self, flows: &[Arc<Flow>]) -> Result<(), StoreError> {
+    pub fn append(&mut self, flows: &[Arc<Flow>], pause: fn()) -> Result<(), StoreError> {
         if flows.is_empty() {
             return Ok(());
         }
         let result =
-            self.transaction("write flows", |history, tx| history.insert(tx, BlockKind::Flows, flows));
+            self.transaction("write flows", |history, tx| history.insert(tx, BlockKind::Flows, flows, pause));
         let count = flows.len() as u64;
         let mut status = self.status.lock();
         match &result {
@@ -256,7 +257,13 @@ impl History {
 struct Pods<'a>(&'a mut HashMap<(Arc<str>, Arc<str>), i64>);
 
 impl Pods<'_> {
-    fn insert(&mut self, tx: &Transaction<'_>, kind: BlockKind, flows: &[Arc<Flow>]) -> Result<(), JobError> {
+    fn insert(
+        &mut self,
+        tx: &Transaction<'_>,
+        kind: BlockKind,
+        flows: &[Arc<Flow>],
+        pause: fn(),
+    ) -> Result<(), JobError> {
         let times = || flows.iter().map(|flow| i64::try_from(flow.time_ns).unwrap_or(i64::MAX));
         let (first, last) = (times().min().unwrap_or(0), times().max().unwrap_or(0));
         let mut mentioned: HashSet<(&Arc<str>, &Arc<str>)> = HashSet::new();
@@ -274,7 +281,7 @@ impl Pods<'_> {
             last,
             packets,
             is_indexed,
-            pack(&block::encode(flows, std::thread::yield_now))
+            pack(&block::encode(flows, pause), pause)
         ])?;
         let block = tx.last_insert_rowid();
         if is_indexed {
@@ -311,13 +318,12 @@ impl Pods<'_> {
     }
 }
 
-fn pack(bytes: &[u8]) -> Vec<u8> {
+fn pack(bytes: &[u8], pause: fn()) -> Vec<u8> {
     use std::io::Write as _;
     let mut encoder = ZlibEncoder::new(Vec::with_capacity(bytes.len() / 2), Compression::fast());
-    // A proxy that waits for this CPU gets it between two stretches (see `agent::records`).
     for stretch in bytes.chunks(4096) {
         encoder.write_all(stretch).expect("writing to memory does not fail");
-        std::thread::yield_now();
+        pause();
     }
     encoder.finish().expect("writing to memory does not fail")
 }

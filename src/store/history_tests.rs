@@ -70,7 +70,7 @@ fn flows_are_found_by_time_and_pod_after_a_restart() {
         let flows: Vec<_> = (0..100)
             .map(|n| by(if n == 0 { "rare" } else { "usual" }, START + batch * 1000 + n, batch * 100 + n))
             .collect();
-        history.append(&flows).unwrap();
+        history.append(&flows, || ()).unwrap();
     }
     drop(history);
     let archive = place.open(Limits::default()).archive();
@@ -88,8 +88,8 @@ fn flows_are_found_by_time_and_pod_after_a_restart() {
 fn blocks_that_overlap_are_read_in_the_order_of_time() {
     let place = Place::new();
     let mut history = place.open(Limits::default());
-    history.append(&[by("a", START, 1), by("a", START + 10, 2)]).unwrap();
-    history.append(&[by("a", START + 5, 3), by("a", START + 20, 4)]).unwrap();
+    history.append(&[by("a", START, 1), by("a", START + 10, 2)], || ()).unwrap();
+    history.append(&[by("a", START + 5, 3), by("a", START + 20, 4)], || ()).unwrap();
     let found = read(&history.archive(), 0, u64::MAX, None, None);
     assert_eq!(found.iter().map(|flow| flow.sequence).collect::<Vec<_>>(), [1, 3, 2, 4]);
 }
@@ -100,7 +100,7 @@ fn after_an_hour_flows_are_counted_by_edge_and_after_a_week_they_go() {
     let mut history = place.open(Limits::default());
     for batch in 0..100_u64 {
         let flows: Vec<_> = (0..50).map(|n| by("a", START + batch * HOUR / 50 + n, batch * 50 + n)).collect();
-        history.append(&flows).unwrap();
+        history.append(&flows, || ()).unwrap();
     }
     let archive = history.archive();
     let mut monotonic = Duration::ZERO;
@@ -149,7 +149,7 @@ fn the_file_stays_within_its_size_and_every_packet_is_kept_counted_or_expired() 
                 Arc::new(flow)
             })
             .collect();
-        if history.append(&flows).is_ok() {
+        if history.append(&flows, || ()).is_ok() {
             written += 200;
         }
         while history
@@ -168,17 +168,17 @@ fn the_file_stays_within_its_size_and_every_packet_is_kept_counted_or_expired() 
 fn a_full_disk_stops_history_says_so_and_ends_when_there_is_room() {
     let place = Place::new();
     let mut history = place.open(Limits::default());
-    history.append(&[by("a", START, 1)]).unwrap();
+    history.append(&[by("a", START, 1)], || ()).unwrap();
     let pages: u64 = history.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
     history.connection.pragma_update(None, "max_page_count", pages).unwrap();
     let many: Vec<_> = (0..4000_u64).map(|n| by(&format!("pod-{n}"), START + n * n * 977, n * 31)).collect();
-    let error = history.append(&many).unwrap_err();
+    let error = history.append(&many, || ()).unwrap_err();
     assert!(matches!(error, StoreError::Full { .. }), "{error}");
     let status = place.status.lock().clone();
     assert_eq!((status.lost, status.written), (4000, 1));
     assert!(status.stopped.is_some_and(|why| why.contains("no space left")));
     history.connection.pragma_update(None, "max_page_count", 1_000_000).unwrap();
-    history.append(&many).unwrap();
+    history.append(&many, || ()).unwrap();
     assert_eq!(place.status.lock().stopped, None);
     assert_eq!(read(&history.archive(), 0, u64::MAX, None, None).len(), 4001);
 }
@@ -188,7 +188,7 @@ fn a_corrupt_file_is_moved_aside_and_a_new_one_begun() {
     for damage in ["no database", "cut", "of somebody else"] {
         let place = Place::new();
         let mut history = place.open(Limits::default());
-        history.append(&[by("a", START, 1)]).unwrap();
+        history.append(&[by("a", START, 1)], || ()).unwrap();
         drop(history);
         let path = place.path();
         match damage {
@@ -208,7 +208,7 @@ fn a_corrupt_file_is_moved_aside_and_a_new_one_begun() {
         let mut history = place.open(Limits::default());
         let aside = place.status.lock().moved_aside.clone().unwrap();
         assert!(aside.exists(), "{damage}");
-        history.append(&[by("b", START, 2)]).unwrap();
+        history.append(&[by("b", START, 2)], || ()).unwrap();
         assert_eq!(read(&history.archive(), 0, u64::MAX, None, None).len(), 1, "{damage}");
     }
 }
@@ -218,7 +218,7 @@ fn corruption_met_while_running_replaces_the_file() {
     let place = Place::new();
     let mut history = place.open(Limits::default());
     let many: Vec<_> = (0..4000_u64).map(|n| by(&format!("pod-{n}"), START + n * n * 977, n)).collect();
-    history.append(&many).unwrap();
+    history.append(&many, || ()).unwrap();
     drop(history);
     let mut file = std::fs::OpenOptions::new().write(true).open(place.path()).unwrap();
     let length = file.metadata().unwrap().len();
@@ -228,7 +228,7 @@ fn corruption_met_while_running_replaces_the_file() {
     drop(file);
     let mut history = place.open(Limits::default());
     let mut attempts = 0;
-    while history.append(&[by("a", START, 1)]).is_err() {
+    while history.append(&[by("a", START, 1)], || ()).is_err() {
         attempts += 1;
         assert!(attempts < 3);
     }
@@ -240,8 +240,8 @@ fn corruption_met_while_running_replaces_the_file() {
 fn a_damaged_block_is_left_out_and_counted() {
     let place = Place::new();
     let mut history = place.open(Limits::default());
-    history.append(&[by("a", START, 1)]).unwrap();
-    history.append(&[by("a", START + 1, 2)]).unwrap();
+    history.append(&[by("a", START, 1)], || ()).unwrap();
+    history.append(&[by("a", START + 1, 2)], || ()).unwrap();
     history.connection.execute("UPDATE block SET data = x'00112233' WHERE id = 1", []).unwrap();
     assert_eq!(read(&history.archive(), 0, u64::MAX, None, None).len(), 1);
     assert_eq!(place.status.lock().unreadable, 1);
@@ -251,7 +251,7 @@ fn a_damaged_block_is_left_out_and_counted() {
 fn a_crash_in_the_middle_of_a_batch_leaves_whole_batches() {
     let place = Place::new();
     let mut history = place.open(Limits::default());
-    history.append(&[by("a", START, 1)]).unwrap();
+    history.append(&[by("a", START, 1)], || ()).unwrap();
     // A copy of the files as they are while the writer is alive is what a crash leaves.
     let crashed = place.directory.path().join("crashed.db");
     std::fs::copy(place.path(), &crashed).unwrap();
@@ -261,21 +261,21 @@ fn a_crash_in_the_middle_of_a_batch_leaves_whole_batches() {
     wal.unwrap().write_all(&[0x5a; 5000]).unwrap();
     let mut recovered = History::open(&crashed, Limits::default(), SharedStatus::default()).unwrap();
     assert_eq!(read(&recovered.archive(), 0, u64::MAX, None, None).len(), 1);
-    recovered.append(&[by("a", START + 1, 2)]).unwrap();
+    recovered.append(&[by("a", START + 1, 2)], || ()).unwrap();
 }
 
 #[test]
 fn a_clock_that_jumps_ahead_deletes_nothing() {
     let place = Place::new();
     let mut history = place.open(Limits::default());
-    history.append(&[by("a", START, 1)]).unwrap();
+    history.append(&[by("a", START, 1)], || ()).unwrap();
     history.tidy(wall(START), Duration::ZERO).unwrap();
     let next_year = START + 365 * 24 * HOUR;
-    history.append(&[by("a", next_year, 2)]).unwrap();
+    history.append(&[by("a", next_year, 2)], || ()).unwrap();
     history.tidy(wall(next_year), Duration::from_secs(10)).unwrap();
     assert_eq!(read(&history.archive(), 0, u64::MAX, None, None).len(), 2);
     // And back: flows of either time are found where they say they were.
-    history.append(&[by("a", START + 20, 3)]).unwrap();
+    history.append(&[by("a", START + 20, 3)], || ()).unwrap();
     history.tidy(wall(START + 20), Duration::from_secs(20)).unwrap();
     assert_eq!(read(&history.archive(), START, START + 100, None, None).len(), 2);
     assert_eq!(place.status.lock().clock_jumps, 1);

@@ -92,7 +92,7 @@ pub fn run(place: &Place, report: &mut Report) -> anyhow::Result<()> {
         let numbers = block * BLOCK..((block + 1) * BLOCK).min(FLOWS);
         let flows: Vec<_> =
             numbers.map(|number| Arc::new(flow(number, &parties, &decision, &node))).collect();
-        history.append(&flows)?;
+        history.append(&flows, || ())?;
     }
     let rate = FLOWS as f64 / begin.elapsed().as_secs_f64();
     let archive = history.archive();

@@ -147,7 +147,7 @@ fn fold(
     delete(tx, &ids)?;
     let edges: Vec<Arc<Flow>> = edges.into_flows();
     if !edges.is_empty() {
-        pods.insert(tx, BlockKind::Edges, &edges)?;
+        pods.insert(tx, BlockKind::Edges, &edges, std::thread::yield_now)?;
     }
     // Blocks that were not understood are gone all the same: that is progress too.
     Ok(folded.max(1))
