@@ -122,11 +122,13 @@
 
 /* Packet marks in the node's network namespace. */
 #define SLUICE_MARK_MASK 0x0f00u
+#define SLUICE_MARK_TURNED 0x0100u	   /* the node's own packet to a pod, on its way to a proxy */
 #define SLUICE_MARK_PROXY 0x0200u	   /* deliver to a local (transparent) socket */
 #define SLUICE_MARK_PROXY_OUT 0x0300u  /* sent by a proxy: identity of the client is in sl_ct */
 #define SLUICE_MARK_VERDICT 0x0400u	   /* policy of both sides is done; do not judge again */
 #define SLUICE_MARK_ANSWER 0x0500u	   /* our own answer to a refused packet, on its way back */
 #define SLUICE_MARK_PROXY_ASKS 0x0600u /* a query of a DNS proxy, in a datagram */
+#define SLUICE_MARK_TUNNELLED 0x0700u /* for another node: judged, and carried by the tunnel from here on */
 
 /* ---- drop reasons ------------------------------------------------------------------------------
  * The only list. X(number, name, text). Numbers 130.. are those that Cilium's monitor and Hubble

@@ -14,6 +14,20 @@ INLINE int is_answer(const struct __sk_buff *skb)
 	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_ANSWER;
 }
 
+/* What to_container() has turned back. */
+INLINE int from_stack(struct __sk_buff *skb)
+{
+	struct work *w = work_begin(skb, SLUICE_OBS_TO_CONTAINER, SLUICE_DIR_INGRESS);
+	struct ethhdr *eth;
+
+	if (!w)
+		return TC_ACT_SHOT;
+	eth = header(skb, 0, sizeof(*eth));
+	if (!eth || parse(skb, &w->pkt, sizeof(*eth), eth->h_proto))
+		return drop(skb, w, SLUICE_DROP_INVALID_PACKET);
+	return turned(skb, w);
+}
+
 /* Ingress of the host side of a pod's veth: what the pod sends. */
 SEC("classifier")
 int from_container(struct __sk_buff *skb)
@@ -22,8 +36,12 @@ int from_container(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	int reason;
 
-	if (is_answer(skb))
-		return TC_ACT_OK;
+	if (unlikely(skb->mark & SLUICE_MARK_MASK)) {
+		if (is_answer(skb))
+			return TC_ACT_OK;
+		if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_TURNED)
+			return from_stack(skb);
+	}
 	w = work_begin(skb, SLUICE_OBS_FROM_CONTAINER, SLUICE_DIR_EGRESS);
 	if (!w)
 		return TC_ACT_SHOT;
@@ -164,7 +182,7 @@ int to_network(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	int reason;
 
-	if (is_answer(skb))
+	if (is_answer(skb) || (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_TUNNELLED)
 		return TC_ACT_OK;
 	w = work_begin(skb, SLUICE_OBS_TO_NETWORK, SLUICE_DIR_EGRESS);
 	if (!w)

@@ -129,7 +129,9 @@ GLOBAL int deliver_tunnel(struct __sk_buff *skb, struct work *w, const struct sl
 		return drop(skb, w, reason);
 	if (!tunnel_to(skb, w, remote))
 		return drop(skb, w, SLUICE_DROP_NO_TUNNEL_ENDPOINT);
-	set_mark(skb, SLUICE_MARK_VERDICT);
+	/* The kernel keeps the mark on the packet that carries this one (iptunnel_xmit, within a network namespace): the
+	 * uplink does not look at that again. */
+	set_mark(skb, SLUICE_MARK_TUNNELLED);
 	return bpf_redirect(config->tunnel_ifindex, 0);
 }
 

@@ -115,7 +115,7 @@ INLINE int forward(struct __sk_buff *skb, struct work *w, const struct node_conf
 	}
 	count_packet(w->direction, SLUICE_METRIC_FORWARDED, w->pkt.length);
 	if (unlikely(w->ct_flags & SLUICE_CT_PROXY))
-		return to_proxy(skb, w, w->redirect);
+		return to_proxy(skb, w, config);
 	switch (w->observation) {
 	case SLUICE_OBS_FROM_CONTAINER:
 		if (ifindex)

@@ -148,10 +148,10 @@ INLINE struct ct_entry *inner_connection(struct work *w, const struct node_confi
 	return e;
 }
 
-/* The packet comes to this node's stack, and can be given to a proxy. */
-INLINE int arrives(const struct work *w)
+/* The packet can be given to a proxy: it does not leave the node. */
+INLINE int stays(const struct work *w)
 {
-	return w->observation != SLUICE_OBS_TO_CONTAINER && w->observation != SLUICE_OBS_TO_NETWORK;
+	return w->observation != SLUICE_OBS_TO_NETWORK;
 }
 
 /* Returns 1 for an error that is part of an allowed connection (translated as it must be), 0 for another
@@ -172,7 +172,7 @@ GLOBAL int icmp_error(struct __sk_buff *skb, struct work *w)
 		return 0;
 	e = inner_connection(w, config, &from_lo);
 	if (!e) {
-		if (w->inner.protocol != IPPROTO_UDP || !arrives(w) ||
+		if (w->inner.protocol != IPPROTO_UDP || !stays(w) ||
 			!dns_pair_asked(&w->inner.saddr, &w->inner.daddr, w->inner.dport, w->now))
 			return 0;
 		w->ct_flags |= SLUICE_CT_PROXY;
@@ -208,7 +208,7 @@ GLOBAL int icmp_error(struct __sk_buff *skb, struct work *w)
 	}
 	/* Both legs of a proxied connection are the proxy's, whosever address it sent from: it hears of ports that nobody
 	 * listens at, and of paths that are narrower than their ends. */
-	if (arrives(w))
+	if (stays(w))
 		w->ct_flags |= e->flags & SLUICE_CT_PROXY;
 known:
 	if (!(w->src.flags & PARTY_KNOWN))

@@ -13,6 +13,7 @@
 #include "host.h"
 #include "ipcache.h"
 #include "policy.h"
+#include "socket.h"
 
 /* Addresses that no packet from another machine may have: loopback, multicast, broadcast. */
 INLINE int martian_source(const struct sluice_addr *a)
@@ -249,6 +250,14 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 		w->ct_flags |= SLUICE_CT_PROXY;
 		return 0;
 	}
+	/* The node answers a proxy that has called it. Calls are judged, whoever makes them. */
+	if (!e && w->observation == SLUICE_OBS_TO_CONTAINER && w->pkt.protocol == IPPROTO_TCP &&
+		(w->pkt.flags & PKT_PORTS) && (w->pkt.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
+		(w->src.flags & PARTY_HOST) && proxy_has_connection(skb, w)) {
+		w->reply = 1;
+		w->ct_flags |= SLUICE_CT_PROXY;
+		return 0;
+	}
 	if (e && (e->flags & SLUICE_CT_FQDN))
 		w->learned = w->reply == w->from_lo ? e->lo.identity : e->hi.identity;
 	if (w->reply)
@@ -260,10 +269,10 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 			e->flags |= SLUICE_CT_DENIED;
 		return reason;
 	}
-	/* Packets can be given to a proxy where they arrive, and only from their connection's beginning. */
+	/* What leaves the node is given to no proxy, and a connection only from its beginning. */
 	if (w->redirect &&
-		(w->observation == SLUICE_OBS_TO_CONTAINER || w->observation == SLUICE_OBS_TO_NETWORK ||
-		 !(w->pkt.flags & PKT_PORTS) || (e && !(e->flags & SLUICE_CT_PROXY)))) {
+		(w->observation == SLUICE_OBS_TO_NETWORK || !(w->pkt.flags & PKT_PORTS) ||
+		 (e && !(e->flags & SLUICE_CT_PROXY)))) {
 		if (e)
 			e->flags |= SLUICE_CT_DENIED;
 		return SLUICE_DROP_PROXY_NOT_FOUND;

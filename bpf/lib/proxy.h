@@ -17,6 +17,11 @@
  * its own with the mark PROXY_ASKS from ports that it draws itself (dns.h), and what the server sends to the client
  * goes to where the proxy hears of replies. A port may be drawn that the client used lately: what the server sends
  * there is still the proxy's, as everything is that comes from a server whose answers the client gets by a proxy.
+ *
+ * The node itself may be the client, or the server. What its stack sends to a pod, and a proxy is to have, meets our
+ * programs where it leaves, and no socket can be given a packet there: it is turned back, and arrives at the pod's device
+ * (turned()). What a proxy sends to the node's own addresses meets no program of ours. So its connection is
+ * known by its socket alone (proxy_has_connection()), and its query by the one that the pod sent.
  */
 #ifndef SLUICE_PROXY_H
 #define SLUICE_PROXY_H
@@ -25,6 +30,7 @@
 #include "dns.h"
 #include "judge.h"
 #include "rewrite.h"
+#include "socket.h"
 
 #define AF_INET_FAMILY 2
 
@@ -42,38 +48,6 @@ INLINE __u32 datagram_place(const struct work *w, const struct node_config *conf
 	return w->reply ? SLUICE_PROXY_REPLIES + 2 * owner + is_v6 : listener_place(4, is_v6);
 }
 
-INLINE __u32 proxy_tuple(struct bpf_sock_tuple *tuple, const struct packet *p)
-{
-	if (p->flags & PKT_V6) {
-		addr_copy4((struct sluice_addr *)tuple->ipv6.saddr, &p->saddr);
-		addr_copy4((struct sluice_addr *)tuple->ipv6.daddr, &p->daddr);
-		tuple->ipv6.sport = bpf_htons(p->sport);
-		tuple->ipv6.dport = bpf_htons(p->dport);
-		return sizeof(tuple->ipv6);
-	}
-	tuple->ipv4.saddr = addr_to_v4(&p->saddr);
-	tuple->ipv4.daddr = addr_to_v4(&p->daddr);
-	tuple->ipv4.sport = bpf_htons(p->sport);
-	tuple->ipv4.dport = bpf_htons(p->dport);
-	return sizeof(tuple->ipv4);
-}
-
-/* The socket of a connection, never one that only listens. Returns 1 when the packet was given to it. */
-INLINE int assign_connected(struct __sk_buff *skb, const struct packet *p)
-{
-	struct bpf_sock_tuple tuple = {};
-	__u32 size = proxy_tuple(&tuple, p);
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	int assigned = 0;
-
-	if (!sk)
-		return 0;
-	if (sk->state != BPF_TCP_LISTEN)
-		assigned = !bpf_sk_assign(skb, sk, 0);
-	bpf_sk_release(sk);
-	return assigned;
-}
-
 INLINE int assign_listener(struct __sk_buff *skb, __u32 place)
 {
 	struct bpf_sock *sk = bpf_map_lookup_elem(&sl_proxy_listeners, &place);
@@ -86,18 +60,24 @@ INLINE int assign_listener(struct __sk_buff *skb, __u32 place)
 	return assigned;
 }
 
-/* Gives a packet of a proxied flow to the proxy. `action` is the redirect that was decided just now, or 0
+/* A pod's query to a server at one of the node's own addresses; see dns_pair_asks(). Returns 0 or a drop reason. */
+INLINE int asks_node(const struct work *w)
+{
+	const struct endpoint_info *server = bpf_map_lookup_elem(&sl_endpoints, &w->pkt.daddr);
+
+	return server && (server->flags & SLUICE_EP_HOST) ? dns_pair_asks(w) : 0;
+}
+
+/* To the proxy's socket, where the packet arrives. `action` is the redirect that was decided just now, or 0
  * for a packet of a known flow. Returns an action of tc. */
-GLOBAL int to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
+GLOBAL int give_to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 {
 	const struct node_config *config = node_config();
-	int opens, given;
+	int opens, given, reason;
 	__u32 listener;
 
 	if (!w || !config)
 		return TC_ACT_SHOT;
-	if (!(config->flags & SLUICE_CFG_PROXY))
-		return drop(skb, w, SLUICE_DROP_PROXY_NOT_FOUND);
 	if (w->pkt.protocol == IPPROTO_TCP) {
 		given = assign_connected(skb, &w->pkt);
 		/* A first packet that is sent again finds out from the entry where the first one went, or should have. */
@@ -106,6 +86,9 @@ GLOBAL int to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 		if (!given && opens)
 			given = assign_listener(skb, listener_place(listener, w->pkt.flags & PKT_V6));
 	} else if (w->pkt.protocol == IPPROTO_UDP) {
+		reason = w->reply ? 0 : asks_node(w);
+		if (reason)
+			return drop(skb, w, reason);
 		opens = 1;
 		given = assign_listener(skb, datagram_place(w, config));
 	} else {
@@ -118,6 +101,37 @@ GLOBAL int to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
 	return TC_ACT_OK;
+}
+
+/* Gives a packet of a proxied flow to the proxy. */
+INLINE int to_proxy(struct __sk_buff *skb, struct work *w, const struct node_config *config)
+{
+	if (!(config->flags & SLUICE_CFG_PROXY))
+		return drop(skb, w, SLUICE_DROP_PROXY_NOT_FOUND);
+	if (w->observation == SLUICE_OBS_TO_CONTAINER) {
+		set_mark(skb, SLUICE_MARK_TURNED);
+		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+	}
+	return give_to_proxy(skb, w, w->redirect);
+}
+
+/* The packet was judged and counted where it left, a moment ago. */
+GLOBAL int turned(struct __sk_buff *skb, struct work *w)
+{
+	struct ct_entry *e = NULL;
+
+	if (!w)
+		return TC_ACT_SHOT;
+	if (w->pkt.flags & PKT_TRACKED) {
+		ct_key(w);
+		e = bpf_map_lookup_elem(&sl_ct, &w->key);
+		if (e && !(e->flags & SLUICE_CT_PROXY))
+			e = NULL;
+	}
+	/* Without an entry it is for a proxy that calls or asks the node. */
+	w->reply = e ? ct_is_reply(e, w->from_lo) : 1;
+	w->ct_flags = e ? e->flags : 0;
+	return give_to_proxy(skb, w, 0);
 }
 
 INLINE int asks(const struct __sk_buff *skb)

@@ -15,3 +15,4 @@ mod proxies;
 mod reject;
 mod services;
 mod ttl;
+mod turned;

@@ -167,3 +167,17 @@ fn an_identity_whose_labels_nobody_told_us_waits_even_where_all_pods_may_speak()
         assert_eq!(verdict(&mut node, &other, "172.18.0.3", CAROL, stranger, port + 1), PASS);
     }
 }
+
+/// What carries a pod's packet is not judged a second time, as the node's own.
+#[test]
+fn the_uplink_lets_what_the_tunnel_carries_pass() {
+    use sluice::datapath::testrun::Context;
+    let mut node = Node::new();
+    node.set_flags(abi::CFG_HOST_FIREWALL);
+    node.policy(HOST_POLICY, [DEFAULT_DENY, DEFAULT_DENY], &[]);
+    let frame = node.frame(Family::IPv4, Who::Host, Who::World, udp(40000, 8472)).bytes();
+    let ifindex = node.uplink;
+    let mut run = |mark| node.kernel.run(Hook::ToNetwork, &frame, Context { ifindex, mark, arrived_by: 0 });
+    assert_passed(&run(abi::MARK_TUNNELLED));
+    assert_dropped(&run(0), DropReason::PolicyDenied);
+}

@@ -16,6 +16,7 @@ use super::events::{EventReader, PolicySubjects};
 use super::host_devices::HostDevices;
 use super::inspect::{Inspector, MapPressure};
 use super::net::own::OwnDevice;
+use super::net::sysctl;
 use super::pins::Pins;
 use super::reconcile::Reconciled;
 use super::tables::Tables;
@@ -156,6 +157,10 @@ impl KernelDatapath {
             if self.settled || !self.attacher.judged_by_other_version(hook, ifindex) {
                 self.attacher.attach(hook, ifindex)?;
             }
+        }
+        let device = device_name(ifindex)?;
+        if let Err(error) = sysctl::accept_own_address(&device) {
+            tracing::warn!(%error, %device, "this pod's L7 rules for the node's own connections drop them");
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Datagrams by the dozen: one system call for all that wait, one for all that leave by one socket.
+//! Datagrams by the dozen: one system call for all that wait, one for all that leave.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -78,54 +78,6 @@ fn ends(message: &RecvMsg<'_, '_, SockaddrStorage>) -> io::Result<Option<(Socket
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::from((v6.ip(), v6.port()))))
     });
     Ok(source.zip(original))
-}
-
-/// A message and the client that it is for.
-type Answer = (SocketAddr, Vec<u8>);
-
-/// Answers that leave together.
-#[derive(Debug, Default)]
-pub(super) struct Outbox {
-    /// By the server that the clients had asked. Few at a time.
-    servers: Vec<(SocketAddr, Vec<Answer>)>,
-}
-
-impl Outbox {
-    pub(super) fn put(&mut self, server: SocketAddr, client: SocketAddr, message: Vec<u8>) {
-        match self.servers.iter_mut().find(|(known, _)| *known == server) {
-            Some((_, answers)) => answers.push((client, message)),
-            None => self.servers.push((server, vec![(client, message)])),
-        }
-    }
-
-    /// Sends everything. `lost` hears of each answer that could not be sent: as with every datagram, who misses
-    /// it asks again.
-    pub(super) fn flush<S: AsRef<UdpSocket>>(
-        &mut self,
-        socket_of: impl Fn(SocketAddr) -> io::Result<S>,
-        mut lost: impl FnMut(SocketAddr, io::Error),
-    ) {
-        // A server that nobody asked this time is forgotten.
-        self.servers.retain(|(_, answers)| !answers.is_empty());
-        for (server, answers) in &mut self.servers {
-            match socket_of(*server) {
-                Ok(socket) => {
-                    let item = |number: usize| {
-                        let (client, message) = &answers[number];
-                        (*client, [io::IoSlice::new(message)])
-                    };
-                    send_all(socket.as_ref(), answers.len(), item, |number, error| {
-                        lost(answers[number].0, error)
-                    });
-                }
-                Err(error) => {
-                    let kind = error.kind();
-                    answers.iter().for_each(|(client, _)| lost(*client, kind.into()));
-                }
-            }
-            answers.clear();
-        }
-    }
 }
 
 /// Sends items 0 to `count`. `lost` hears of each that was not sent, by number.

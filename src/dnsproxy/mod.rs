@@ -13,6 +13,7 @@
 //!   connections.
 //! - [`limits`], [`counters`].
 
+mod answers;
 pub mod batch;
 pub mod counters;
 mod exchange;

@@ -1,8 +1,8 @@
 //! Datagrams from addresses and ports that the sender chooses: UDP in IPv4 (RFC 791) or IPv6 (RFC 8200).
 //!
 //! Contract: a query costs no socket. Any address and port may be written into a header, so a port can be drawn for each
-//! query, from all that there are, and many queries leave in one system call. Needs `CAP_NET_RAW`. A
-//! datagram that is longer than the device's MTU is refused by the kernel (`EMSGSIZE`): nothing is fragmented here.
+//! query, from all that there are, and many datagrams leave in one system call. Needs `CAP_NET_RAW`. A datagram
+//! that is longer than the device's MTU is refused by the kernel (`EMSGSIZE`): nothing is fragmented here.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::answers::ALWAYS_FITS;
 use super::batch::send_all;
 
 /// The kernel adds nothing to what is sent by a socket of this protocol.
@@ -31,6 +32,14 @@ pub struct Datagram<'a> {
     pub message: &'a [u8],
 }
 
+/// What routers may do with a datagram that is longer than the next link's MTU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragments {
+    Never,
+    /// In IPv4. Nobody hears of a link of IPv6 that is too narrow, so what is longer than [`ALWAYS_FITS`] is refused there.
+    OnTheWay,
+}
+
 /// Headers of a datagram, up to its message.
 #[derive(Clone, Copy, Debug)]
 struct Headers {
@@ -40,7 +49,7 @@ struct Headers {
 
 impl Headers {
     /// None for addresses of two families, or a message that no datagram can hold.
-    fn of(datagram: &Datagram<'_>) -> Option<Headers> {
+    fn of(datagram: &Datagram<'_>, fragments: Fragments) -> Option<Headers> {
         let Datagram { from, to, message } = datagram;
         let length = u16::try_from(UDP_HEADER + message.len()).ok()?;
         let mut headers = Headers { bytes: [0; IPV6_HEADER + UDP_HEADER], length: 0 };
@@ -53,9 +62,13 @@ impl Headers {
                 let all = u16::try_from(IPV4_HEADER).ok()?.checked_add(length)?;
                 headers.put(&[0x45, 0]);
                 headers.put(&all.to_be_bytes());
-                // Never fragmented (DF), so the identification says nothing (RFC 6864); 0 would have the kernel
-                // look for one. The header's checksum is the kernel's.
-                headers.put(&[0, 1, 0x40, 0, TTL, UDP, 0, 0]);
+                // With DF the identification says nothing (RFC 6864); 0 has the kernel look for one. The header's
+                // checksum is the kernel's.
+                headers.put(match fragments {
+                    Fragments::Never => &[0, 1, 0x40, 0],
+                    Fragments::OnTheWay => &[0; 4],
+                });
+                headers.put(&[TTL, UDP, 0, 0]);
                 headers.put(&from.octets());
                 headers.put(&to.octets());
                 sum.add(&from.octets());
@@ -125,6 +138,7 @@ impl Sum {
 /// A socket of each family.
 #[derive(Debug)]
 pub struct RawSockets {
+    fragments: Fragments,
     v4: Socket,
     v6: Socket,
 }
@@ -134,7 +148,7 @@ impl RawSockets {
     ///
     /// # Errors
     /// No `CAP_NET_RAW`, or no such family in the kernel.
-    pub fn new(mark: u32) -> io::Result<RawSockets> {
+    pub fn new(mark: u32, fragments: Fragments) -> io::Result<RawSockets> {
         let open = |domain| -> io::Result<Socket> {
             let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(IPPROTO_RAW)))?;
             socket.set_nonblocking(true)?;
@@ -144,7 +158,11 @@ impl RawSockets {
             }
             Ok(socket)
         };
-        Ok(RawSockets { v4: open(Domain::IPV4)?, v6: open(Domain::IPV6)? })
+        Ok(RawSockets { fragments, v4: open(Domain::IPV4)?, v6: open(Domain::IPV6)? })
+    }
+
+    fn is_too_long(&self, datagram: &Datagram<'_>) -> bool {
+        self.fragments == Fragments::OnTheWay && datagram.to.is_ipv6() && datagram.message.len() > ALWAYS_FITS
     }
 
     /// Sends all of them, as few calls as possible. `unsent` hears of those that did not leave, by index.
@@ -156,7 +174,10 @@ impl RawSockets {
             let socket: BorrowedFd<'_> = if is_v4(&run[0]) { self.v4.as_fd() } else { self.v6.as_fd() };
             let mut ready = Vec::with_capacity(run.len());
             for (index, datagram) in (start..).zip(run) {
-                match Headers::of(datagram) {
+                match Headers::of(datagram, self.fragments) {
+                    Some(_) if self.is_too_long(datagram) => {
+                        unsent(index, io::Error::from_raw_os_error(nix::libc::EMSGSIZE));
+                    }
                     Some(headers) => ready.push((index, headers, datagram)),
                     None => unsent(index, io::ErrorKind::InvalidInput.into()),
                 }
@@ -181,7 +202,8 @@ mod tests {
 
     fn headers(from: &str, to: &str, message: &[u8]) -> Option<Vec<u8>> {
         let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
-        Headers::of(&Datagram { from, to, message }).map(|headers| headers.as_slice().to_vec())
+        Headers::of(&Datagram { from, to, message }, Fragments::Never)
+            .map(|headers| headers.as_slice().to_vec())
     }
 
     #[test]
@@ -209,7 +231,7 @@ mod tests {
                 to: (to, ports.1).into(),
                 message: &message,
             };
-            let headers = Headers::of(&datagram).unwrap();
+            let headers = Headers::of(&datagram, Fragments::OnTheWay).unwrap();
             let udp = &headers.as_slice()[IPV4_HEADER..];
             let mut sum = Sum::default();
             for part in [&from[..], &to, &[0, UDP], &udp[4..6], udp, &message] {

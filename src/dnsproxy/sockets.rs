@@ -1,45 +1,30 @@
 //! The proxy's sockets: transparent ones, that speak with addresses of others.
 //!
 //! The answer to a datagram leaves from the address that the client had written to; the query leaves from the client's
-//! address, and a port that was drawn ([`raw`](super::raw)). Both need `CAP_NET_ADMIN` (`IP_TRANSPARENT`) and
-//! `CAP_NET_RAW`, and the datapath, which leads the packets of both legs here: queries to the listeners, replies to the
-//! sockets of [`Replies`].
+//! address, and a port that was drawn. Both leave by raw sockets ([`raw`](super::raw)): no socket of ours has a server's
+//! address, which may be this node's own, with a DNS server that listens there. Needs `CAP_NET_ADMIN`
+//! (`IP_TRANSPARENT`) and `CAP_NET_RAW`, and the datapath, which leads the packets of both legs here: queries to the
+//! listeners, replies to the sockets of [`Replies`].
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 
-use hashbrown::HashMap;
 use nix::sys::socket::{setsockopt, sockopt};
-use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::batch::Inbox;
 use super::outside::Wait;
-use super::raw::{Datagram, RawSockets};
+use super::raw::{Datagram, Fragments, RawSockets};
 use super::unreachable::{self, Undelivered};
 
-/// Most answering sockets that are kept: one for each DNS server in use.
-const MOST_ANSWER_SOCKETS: usize = 256;
 /// Connections that wait for `accept`.
 const BACKLOG: i32 = 1024;
 /// Of an ICMP message as much as says what it is about.
 const LONGEST_ERROR: usize = 256;
 /// Bytes of queries or replies that wait for the proxy.
 const RECEIVE_BUFFER: usize = 4 << 20;
-
-/// A shared socket that answers.
-#[derive(Clone, Debug)]
-pub struct Answering(pub Arc<UdpSocket>);
-
-impl AsRef<UdpSocket> for Answering {
-    fn as_ref(&self) -> &UdpSocket {
-        &self.0
-    }
-}
 
 /// What comes to the ports that queries left from.
 #[derive(Debug)]
@@ -67,15 +52,9 @@ pub trait Sockets: Send + Sync + 'static {
     /// A connection from the client's address to the server.
     fn upstream_tcp(&self, client: IpAddr, server: SocketAddr) -> Wait<'_, io::Result<TcpStream>>;
 
-    /// The socket that speaks from the server's address; it does not block.
-    fn answer_socket(&self, server: SocketAddr) -> io::Result<Answering>;
-}
-
-#[derive(Debug, Default)]
-struct AnswerSockets {
-    by_server: HashMap<SocketAddr, Answering>,
-    /// In the order in which they were made.
-    age: VecDeque<SocketAddr>,
+    /// Sends answers in datagrams from the addresses of servers. `unsent` hears of those that cannot leave, by index;
+    /// one that is too long is `EMSGSIZE`.
+    fn answer(&self, answers: &[Datagram<'_>], unsent: &mut dyn FnMut(usize, io::Error));
 }
 
 /// Where the datapath brings the replies to this process's queries.
@@ -92,8 +71,8 @@ pub struct Replies {
 pub struct TransparentSockets {
     /// Packet mark of what else the proxy sends, by which the datapath knows it.
     mark: u32,
-    answers: Mutex<AnswerSockets>,
     queries: RawSockets,
+    answers: RawSockets,
     replies: Replies,
     errors: [Socket; 2],
 }
@@ -116,8 +95,8 @@ impl TransparentSockets {
     pub fn new(mark: u32, replies: Replies) -> io::Result<TransparentSockets> {
         Ok(TransparentSockets {
             mark,
-            answers: Mutex::default(),
-            queries: RawSockets::new(replies.mark)?,
+            queries: RawSockets::new(replies.mark, Fragments::Never)?,
+            answers: RawSockets::new(mark, Fragments::OnTheWay)?,
             replies,
             errors: [unreachable::listen(Domain::IPV4)?, unreachable::listen(Domain::IPV6)?],
         })
@@ -144,23 +123,6 @@ impl TransparentSockets {
         let socket = transparent(kind, protocol, address)?;
         set_mark(&socket, self.mark)?;
         socket.bind(&SockAddr::from(address))?;
-        Ok(socket)
-    }
-
-    fn answer_from(&self, server: SocketAddr) -> io::Result<Answering> {
-        let mut answers = self.answers.lock();
-        if let Some(socket) = answers.by_server.get(&server) {
-            return Ok(socket.clone());
-        }
-        let socket = self.bound(Type::DGRAM, Protocol::UDP, server)?;
-        let socket = Answering(Arc::new(socket.into()));
-        if answers.age.len() >= MOST_ANSWER_SOCKETS
-            && let Some(oldest) = answers.age.pop_front()
-        {
-            answers.by_server.remove(&oldest);
-        }
-        answers.age.push_back(server);
-        answers.by_server.insert(server, socket.clone());
         Ok(socket)
     }
 }
@@ -193,8 +155,8 @@ impl Sockets for TransparentSockets {
         })
     }
 
-    fn answer_socket(&self, server: SocketAddr) -> io::Result<Answering> {
-        self.answer_from(server)
+    fn answer(&self, answers: &[Datagram<'_>], unsent: &mut dyn FnMut(usize, io::Error)) {
+        self.answers.send(answers, unsent);
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, Query as Asked, ResponseCode as Code};
@@ -18,7 +19,7 @@ use super::limits::Most;
 use super::outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling, Wait};
 use super::proxy::{Options, Parts, Proxy};
 use super::raw::Datagram;
-use super::sockets::{Answering, News, Sockets, note_destinations};
+use super::sockets::{News, Sockets, note_destinations};
 use super::worker::Workers;
 use crate::fqdn::Learned;
 use crate::model::{Direction, Identity, Kind, ObjectRef};
@@ -28,7 +29,9 @@ use crate::policy::rule::RuleRef;
 /// of its own, whose port stands for the one that was drawn.
 struct Loopback {
     upstream: SocketAddr,
-    listener: Mutex<Option<Answering>>,
+    listener: Mutex<Option<std::net::UdpSocket>>,
+    /// Longest answer that leaves.
+    width: AtomicUsize,
     runtime: tokio::runtime::Handle,
     /// Where the proxy believes that its queries leave from.
     asked: Mutex<Vec<SocketAddr>>,
@@ -43,6 +46,7 @@ impl Loopback {
         Loopback {
             upstream,
             listener: Mutex::default(),
+            width: AtomicUsize::new(usize::MAX),
             runtime: tokio::runtime::Handle::current(),
             asked: Mutex::default(),
             tell: Arc::new(tell),
@@ -116,8 +120,15 @@ impl Sockets for Loopback {
         })
     }
 
-    fn answer_socket(&self, _server: SocketAddr) -> io::Result<Answering> {
-        Ok(self.listener.lock().clone().unwrap())
+    fn answer(&self, answers: &[Datagram<'_>], unsent: &mut dyn FnMut(usize, io::Error)) {
+        let listener = self.listener.lock();
+        for (index, answer) in answers.iter().enumerate() {
+            let sent = match answer.message.len() > self.width.load(Ordering::Relaxed) {
+                true => Err(io::Error::from_raw_os_error(nix::libc::EMSGSIZE)),
+                false => listener.as_ref().unwrap().send_to(answer.message, answer.to),
+            };
+            sent.err().into_iter().for_each(|error| unsent(index, error));
+        }
     }
 }
 
@@ -188,6 +199,8 @@ enum Server {
     Answers,
     Silent,
     Garbles,
+    /// Gives a hundred addresses.
+    Talks,
     /// Answers, and before that tells 192.0.2.66 to the port of the query before, with everything else right.
     Forges,
 }
@@ -200,6 +213,13 @@ fn replies(server: Server, wire: &[u8]) -> Vec<Vec<u8>> {
     reply.add_answer(Answer::from_rdata(query.queries[0].name().clone(), 30, address));
     let good = reply.to_vec().unwrap();
     match server {
+        Server::Talks => {
+            for last in 2..=100 {
+                let address = RData::A(A::new(192, 0, 2, last));
+                reply.add_answer(Answer::from_rdata(query.queries[0].name().clone(), 30, address));
+            }
+            vec![reply.to_vec().unwrap()]
+        }
         Server::Answers => {
             let mut wrong_id = good.clone();
             wrong_id[0] ^= 0x55;
@@ -282,7 +302,7 @@ async fn rig_before(upstream: SocketAddr, options: Options) -> Rig {
     listener.set_nonblocking(true).unwrap();
     let udp = listener.local_addr().unwrap();
     note_destinations(&listener, udp).unwrap();
-    *sockets.listener.lock() = Some(Answering(Arc::new(listener.try_clone().unwrap())));
+    *sockets.listener.lock() = Some(listener.try_clone().unwrap());
     let workers = Some(proxy.serve_udp(vec![listener], 2).unwrap());
     let listener = TcpListener::bind((at, 0)).await.unwrap();
     let tcp = listener.local_addr().unwrap();
@@ -496,6 +516,22 @@ async fn what_comes_to_the_port_of_another_query_is_never_learned() {
     let addresses = || learned.iter().flat_map(|learned| &learned.addresses);
     assert_eq!(addresses().count(), 40);
     assert!(addresses().all(|(address, _)| *address == right), "{learned:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_for_its_way_has_the_client_ask_over_tcp() {
+    let rig = rig(Server::Talks).await;
+    let whole = ask(&rig, "a.example.").await;
+    assert_eq!((whole.answers.len(), whole.metadata.truncation), (100, false));
+    rig.sockets.width.store(1400, Ordering::Relaxed);
+    let cut = ask(&rig, "a.example.").await;
+    assert_eq!((cut.answers.len(), cut.metadata.truncation), (0, true));
+    rig.sockets.width.store(10, Ordering::Relaxed);
+    let socket = UdpSocket::bind((rig.udp.ip(), 0)).await.unwrap();
+    socket.send_to(&question("a.example."), rig.udp).await.unwrap();
+    while rig.proxy.counters.snapshot().lost_answers < 1 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

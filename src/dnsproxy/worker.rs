@@ -18,7 +18,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 
-use super::batch::{Inbox, Outbox};
+use super::answers::{self, Answer};
+use super::batch::Inbox;
 use super::exchange::{Exchanges, Heard, Open, Sent, Ticket};
 use super::message::set_id;
 use super::proxy::{Proxy, Received, Released, Sorted};
@@ -122,7 +123,8 @@ struct Worker {
     deadlines: VecDeque<(Instant, Sent)>,
     random: Random,
     asking: Asking,
-    outbox: Outbox,
+    /// Answers of this round.
+    outbox: Vec<Answer>,
 }
 
 impl Worker {
@@ -153,7 +155,7 @@ impl Worker {
             deadlines: VecDeque::new(),
             random: Random::new()?,
             asking: Asking::default(),
-            outbox: Outbox::default(),
+            outbox: Vec::new(),
         })
     }
 
@@ -221,12 +223,12 @@ impl Worker {
         let received = Received { message: message.to_vec(), client, server, protocol: Protocol::Udp, since };
         let (query, ruling) = match self.proxy.sort(&received) {
             Sorted::Done(None) => return,
-            Sorted::Done(Some(answer)) => return self.outbox.put(server, client, answer),
+            Sorted::Done(Some(answer)) => return self.outbox.push(Answer::new(&received, answer)),
             Sorted::Released(query, ruling) => (query, ruling),
         };
         let Some(permit) = self.proxy.queries.enter(client.ip()) else {
             let answer = self.proxy.overflow(&received, &query, ruling);
-            return self.outbox.put(server, client, answer);
+            return self.outbox.push(Answer::new(&received, answer));
         };
         let open = Box::new(Open { received, query, ruling, permit });
         let sockets = &self.proxy.sockets;
@@ -258,7 +260,7 @@ impl Worker {
             let Some(open) = self.exchanges.expire(queries[index].0) else { return };
             if error.raw_os_error() == Some(libc::EMSGSIZE) {
                 // Longer than the way is wide: a connection carries it.
-                return self.outbox.put(open.received.server, open.received.client, open.query.truncation());
+                return self.outbox.push(Answer::new(&open.received, open.query.truncation()));
             }
             self.failed(*open, &Failure::Io(error));
         });
@@ -306,15 +308,12 @@ impl Worker {
     fn release(&mut self, open: Open, replied: Replied) {
         let Open { received, query, ruling, permit, .. } = open;
         match self.proxy.try_release(&received, &query, ruling, replied) {
-            Released::Now(answer) => self.outbox.put(received.server, received.client, answer),
+            Released::Now(answer) => self.outbox.push(Answer::of_reply(&received, &query, answer)),
             Released::AfterLearning(held) => {
                 let proxy = Arc::clone(&self.proxy);
                 self.runtime.spawn(async move {
                     let answer = proxy.release(&received, &query, held).await;
-                    let sent = proxy.sockets.answer_socket(received.server);
-                    if sent.and_then(|socket| socket.0.send_to(&answer, received.client)).is_err() {
-                        proxy.counters.lost_answers.add();
-                    }
+                    proxy.send(&[Answer::of_reply(&received, &query, answer)]);
                     drop(permit);
                 });
             }
@@ -323,7 +322,7 @@ impl Worker {
 
     fn failed(&mut self, open: Open, failure: &Failure) {
         let answer = self.proxy.failed(&open.received, &open.query, open.ruling, failure);
-        self.outbox.put(open.received.server, open.received.client, answer);
+        self.outbox.push(Answer::new(&open.received, answer));
     }
 
     /// Queries that no server answered in time.
@@ -337,13 +336,16 @@ impl Worker {
     }
 
     fn flush(&mut self) {
-        let proxy = &self.proxy;
-        self.outbox.flush(
-            |server| proxy.sockets.answer_socket(server),
-            |client, error| {
-                proxy.counters.lost_answers.add();
-                tracing::debug!(%error, %client, "an answer was not sent");
-            },
-        );
+        self.proxy.send(&self.outbox);
+        self.outbox.clear();
+    }
+}
+
+impl Proxy {
+    fn send(&self, answers: &[Answer]) {
+        answers::send(&*self.sockets, answers, &mut |answer, error| {
+            self.counters.lost_answers.add();
+            tracing::debug!(%error, %answer, "not sent");
+        });
     }
 }
