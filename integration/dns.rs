@@ -1,6 +1,7 @@
 //! The DNS proxy with real clients: `dig` and `curl` in the pods of a lab, agents that die, processes that take
 //! over. Needs root, and the packages of `scripts/setup test`.
 
+use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -18,6 +19,11 @@ spec: {nodeName: node1}
 apiVersion: v1
 kind: Pod
 metadata: {name: writer, namespace: feed, labels: {app: writer}}
+spec: {nodeName: node1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: third, namespace: feed, labels: {app: writer}}
 spec: {nodeName: node1}
 ---
 apiVersion: cilium.io/v2
@@ -116,6 +122,18 @@ impl Lab {
         self.exec(pod, &["curl", "-s", "-o", "/dev/null", "-m", "2", &url]).status.success()
     }
 
+    /// One of each family.
+    fn addresses(&self, pod: &str) -> Vec<IpAddr> {
+        let show = text(&self.exec(pod, &["ip", "-j", "address", "show", "scope", "global"]));
+        let devices: Value = serde_json::from_str(&show).unwrap();
+        let addresses: Vec<IpAddr> = (devices.as_array().unwrap().iter())
+            .flat_map(|device| device["addr_info"].as_array().unwrap())
+            .filter_map(|info| info["local"].as_str()?.parse().ok())
+            .collect();
+        assert_eq!(addresses.len(), 2, "{show}");
+        addresses
+    }
+
     fn status(&self) -> Option<Value> {
         let output = sluice(&["status", "-o", "json", "--socket", &self.socket()]);
         serde_json::from_slice(&output.stdout).ok()
@@ -194,13 +212,7 @@ fn dig_gets_what_the_server_says_however_it_asks() {
 #[test]
 fn a_server_that_is_not_there_is_told_at_once() {
     let lab = Lab::up("dns-t4");
-    let show = text(&lab.exec("feed/writer", &["ip", "-j", "address", "show", "scope", "global"]));
-    let devices: Value = serde_json::from_str(&show).unwrap();
-    let addresses: Vec<&str> = (devices.as_array().unwrap().iter())
-        .flat_map(|device| device["addr_info"].as_array().unwrap())
-        .filter_map(|info| info["local"].as_str())
-        .collect();
-    assert_eq!(addresses.len(), 2, "{show}");
+    let addresses = lab.addresses("feed/writer");
     for address in addresses {
         let begin = Instant::now();
         let answer =
@@ -213,6 +225,61 @@ fn a_server_that_is_not_there_is_told_at_once() {
     let proxies = status["proxies"].as_array().unwrap();
     let proxy = proxies.iter().find(|proxy| proxy["name"] == "dns-proxy").unwrap();
     assert_eq!(proxy["counters"]["unreachable"], 2, "{proxy}");
+}
+
+/// Replies to every question with so many addresses, in one datagram, in the network namespace of a pod.
+fn talkative_server(namespace: &Path, at: IpAddr, addresses: u8) {
+    use hickory_proto::op::Message;
+    use hickory_proto::rr::{RData, Record, rdata::A};
+    let namespace = std::fs::File::open(namespace).unwrap();
+    let (tell, bound) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let socket = UdpSocket::bind((at, 53)).unwrap();
+        tell.send(()).unwrap();
+        let mut buffer = [0; 2048];
+        // Until the test's process ends.
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
+            reply.add_queries(query.queries.iter().cloned());
+            for last in 1..=addresses {
+                let data = RData::A(A::new(198, 51, 100, last));
+                reply.add_answer(Record::from_rdata(query.queries[0].name().clone(), 60, data));
+            }
+            socket.send_to(&reply.to_vec().unwrap(), from).unwrap();
+        }
+    });
+    bound.recv().unwrap();
+}
+
+/// Bytes: 33 for header and question, 16 an address.
+#[test]
+fn a_long_answer_arrives_whole_where_it_fits_and_truncated_where_it_does_not() {
+    let lab = Lab::up("dns-t5");
+    let namespace = lab.directory.join("ns/pod.feed.writer");
+    let addresses = lab.addresses("feed/writer");
+    let ask = |at: IpAddr| {
+        let at = format!("@{at}");
+        lab.dig("feed/reader", &[&at, "+tries=1", "+ignore", "+bufsize=4096", "a.mirror.example", "A"])
+    };
+    for address in addresses {
+        // 1,313 bytes: less than the MTU, and more than every way of IPv6 carries.
+        talkative_server(&namespace, address, 80);
+        let answer = ask(address);
+        if address.is_ipv4() {
+            assert!(answer.contains("ANSWER: 80") && !answer.contains(" tc "), "{answer}");
+        } else {
+            assert!(answer.contains("ANSWER: 0") && answer.contains(" tc "), "{answer}");
+        }
+    }
+    let other = lab.addresses("feed/third");
+    for address in other {
+        // 1,633 bytes: the reply comes in fragments.
+        talkative_server(&lab.directory.join("ns/pod.feed.third"), address, 100);
+        let answer = ask(address);
+        assert!(answer.contains("ANSWER: 0") && answer.contains(" tc "), "{answer}");
+    }
 }
 
 /// The proxy goes on alone: what it learns then is open at once, and the next agent keeps it.

@@ -60,14 +60,6 @@ INLINE int assign_listener(struct __sk_buff *skb, __u32 place)
 	return assigned;
 }
 
-/* A pod's query to a server at one of the node's own addresses; see dns_pair_asks(). Returns 0 or a drop reason. */
-INLINE int asks_node(const struct work *w)
-{
-	const struct endpoint_info *server = bpf_map_lookup_elem(&sl_endpoints, &w->pkt.daddr);
-
-	return server && (server->flags & SLUICE_EP_HOST) ? dns_pair_asks(w) : 0;
-}
-
 /* To the proxy's socket, where the packet arrives. `action` is the redirect that was decided just now, or 0
  * for a packet of a known flow. Returns an action of tc. */
 GLOBAL int give_to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
@@ -86,7 +78,8 @@ GLOBAL int give_to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 		if (!given && opens)
 			given = assign_listener(skb, listener_place(listener, w->pkt.flags & PKT_V6));
 	} else if (w->pkt.protocol == IPPROTO_UDP) {
-		reason = w->reply ? 0 : asks_node(w);
+		/* Before the proxy asks: its own query may meet no program. */
+		reason = w->reply ? 0 : dns_pair_asks(w);
 		if (reason)
 			return drop(skb, w, reason);
 		opens = 1;

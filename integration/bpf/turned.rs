@@ -82,13 +82,15 @@ fn the_reply_of_the_nodes_dns_server_goes_to_the_proxy() {
     }
 }
 
-/// Only where the server is the node: other servers' pairs are noted when the proxy asks them.
+/// An address that was not said to be the node's, and that its stack has (169.254.20.10 of NodeLocal DNSCache).
 #[test]
-fn a_query_to_a_pod_notes_no_pair() {
+fn an_address_of_the_node_that_nobody_told_us_of_may_have_a_dns_server() {
     for family in FAMILIES {
-        let mut node = redirecting(Direction::Egress, abi::ACTION_REDIRECT_DNS, BOB, 53);
-        let query = node.send(family, Who::Alice, Who::Bob, udp(5000, 53));
+        let mut node = redirecting(Direction::Egress, abi::ACTION_REDIRECT_DNS, abi::ID_WORLD, 53);
+        let query = node.send(family, Who::Alice, Who::World, udp(5000, 53));
         assert_dropped(&query, DropReason::ProxyNotFound);
-        assert_eq!(node.kernel.entries::<DnsPair, u32>("sl_dns_pairs"), []);
+        let reply = node.frame(family, Who::World, Who::Alice, udp(53, 6000));
+        let reply = node.send_to_pod(Who::Alice, &reply);
+        assert_turned(&mut node, Who::Alice, &reply);
     }
 }

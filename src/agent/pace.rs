@@ -36,3 +36,16 @@ impl Pace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_up_gives_way_often_and_who_is_behind_goes_on() {
+        assert_eq!(
+            [0, 63, 64, 1000].map(|waiting| Pace::of(waiting, 64)).map(Pace::portion),
+            [4, 4, 256, 256]
+        );
+    }
+}

@@ -184,16 +184,16 @@ struct Budget {
 }
 
 impl Shared {
-    fn send(&self, records: &[Record]) {
+    fn send(&self, records: &[Record], pause: fn()) {
         if records.is_empty() {
             return;
         }
-        let bytes = record_batch::encode(records, std::thread::yield_now);
+        let bytes = record_batch::encode(records, pause);
         match records {
             [_, _, ..] if bytes.len() > LONGEST => {
                 let (first, second) = records.split_at(records.len() / 2);
-                self.send(first);
-                self.send(second);
+                self.send(first, pause);
+                self.send(second, pause);
             }
             _ if bytes.len() > LONGEST || self.socket.send_to(&bytes, &self.path).is_err() => {
                 self.lost.fetch_add(records.len() as u64, Ordering::Relaxed);
@@ -210,7 +210,8 @@ impl Shared {
             FULL.. => {
                 let records = std::mem::take(&mut gathered.records);
                 drop(gathered);
-                self.send(&records);
+                // A thread that serves traffic gives way to nobody.
+                self.send(&records, || ());
             }
             _ => {}
         }
@@ -233,7 +234,7 @@ impl Shared {
 
     fn flush(&self) {
         let records = std::mem::take(&mut self.gathered.lock().records);
-        self.send(&records);
+        self.send(&records, Pace::of(records.len(), BEHIND).pause());
     }
 }
 

@@ -21,6 +21,8 @@ const UDP_HEADER: usize = 8;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const TTL: u8 = 64;
+/// Bytes of a message that no link of IPv4 is too narrow for: RFC 791's 576, without headers.
+const NEVER_CUT: usize = 576 - IPV4_HEADER - UDP_HEADER;
 /// Bytes that may be on their way.
 const SEND_BUFFER: usize = 4 << 20;
 
@@ -36,7 +38,8 @@ pub struct Datagram<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fragments {
     Never,
-    /// In IPv4. Nobody hears of a link of IPv6 that is too narrow, so what is longer than [`ALWAYS_FITS`] is refused there.
+    /// Cut it, in IPv4. Nobody hears of a link of IPv6 that is too narrow, so what may be too long for one is refused there
+    /// ([`ALWAYS_FITS`]).
     OnTheWay,
 }
 
@@ -62,12 +65,10 @@ impl Headers {
                 let all = u16::try_from(IPV4_HEADER).ok()?.checked_add(length)?;
                 headers.put(&[0x45, 0]);
                 headers.put(&all.to_be_bytes());
-                // With DF the identification says nothing (RFC 6864); 0 has the kernel look for one. The header's
-                // checksum is the kernel's.
-                headers.put(match fragments {
-                    Fragments::Never => &[0, 1, 0x40, 0],
-                    Fragments::OnTheWay => &[0; 4],
-                });
+                // With DF the identification says nothing (RFC 6864); 0 has the kernel look for one, which takes it
+                // longer than the rest of the header. The header's checksum is the kernel's.
+                let may_be_cut = fragments == Fragments::OnTheWay && message.len() > NEVER_CUT;
+                headers.put(if may_be_cut { &[0; 4] } else { &[0, 1, 0x40, 0] });
                 headers.put(&[TTL, UDP, 0, 0]);
                 headers.put(&from.octets());
                 headers.put(&to.octets());
@@ -215,6 +216,14 @@ mod tests {
         let v6 = headers("[2001:db8::1]:5000", "[2001:db8::2]:53", b"abcd").unwrap();
         assert_eq!(v6[..8], [0x60, 0, 0, 0, 0, 12, 17, 64]);
         assert_eq!(v6.len(), 48);
+        let long = Datagram {
+            from: "10.0.0.1:53".parse().unwrap(),
+            to: "10.0.0.2:5000".parse().unwrap(),
+            message: &[0; NEVER_CUT + 1],
+        };
+        let flags = |fragments| Headers::of(&long, fragments).unwrap().bytes[4..8].to_vec();
+        assert_eq!(flags(Fragments::OnTheWay), [0, 0, 0, 0], "the kernel's identification, and no DF");
+        assert_eq!(flags(Fragments::Never), [0, 1, 0x40, 0]);
         assert_eq!(headers("10.0.0.1:1", "[2001:db8::2]:53", b""), None);
         assert_eq!(headers("10.0.0.1:1", "10.0.0.2:53", &[0; 65_530]), None);
     }
