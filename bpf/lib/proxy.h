@@ -40,12 +40,12 @@ INLINE __u32 listener_place(__u32 listener, int is_v6)
 	return listener ? 2 * (listener - 1) + !!is_v6 : SLUICE_PROXY_PLACES;
 }
 
-INLINE __u32 datagram_place(const struct work *w, const struct node_config *config)
+/* Where the process hears of replies that drew this port. */
+INLINE __u32 reply_place(__u16 port, int is_v6, const struct node_config *config)
 {
-	int is_v6 = !!(w->pkt.flags & PKT_V6);
-	__u32 owner = (w->pkt.dport * config->port_key) >> (32 - SLUICE_PROXY_REPLY_BITS);
+	__u32 owner = (port * config->port_key) >> (32 - SLUICE_PROXY_REPLY_BITS);
 
-	return w->reply ? SLUICE_PROXY_REPLIES + 2 * owner + is_v6 : listener_place(4, is_v6);
+	return SLUICE_PROXY_REPLIES + 2 * owner + !!is_v6;
 }
 
 INLINE int assign_listener(struct __sk_buff *skb, __u32 place)
@@ -83,7 +83,8 @@ GLOBAL int give_to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 		if (reason)
 			return drop(skb, w, reason);
 		opens = 1;
-		given = assign_listener(skb, datagram_place(w, config));
+		given = assign_listener(skb, w->reply ? reply_place(w->pkt.dport, w->pkt.flags & PKT_V6, config) :
+										listener_place(4, w->pkt.flags & PKT_V6));
 	} else {
 		opens = given = 0; /* an ICMP error: the stack knows whom to tell */
 	}
@@ -193,21 +194,51 @@ GLOBAL int proxy_sends(struct __sk_buff *skb, struct work *w)
 	return TC_ACT_OK;
 }
 
-/* The stack looks for who listens where a packet is for this host and no socket has its tuple: a connection
- * whose tuple is in TIME_WAIT begins anew, or its first packet came before a proxy listened. Nobody listens
- * there by address, so the connection's entry says which proxy does. Without this the old socket answers the
+/* A reply to a DNS proxy that came in fragments: putting them together lost the socket that each was given (ip_defrag
+ * orphans them). What the node itself asked is its own. Returns a place, or SLUICE_PROXY_PLACES. */
+INLINE __u32 reassembled_reply(const struct bpf_sk_lookup *ctx, const struct sluice_addr *client,
+							   const struct sluice_addr *server)
+{
+	const struct node_config *config = node_config();
+	const struct endpoint_info *host;
+
+	/* The tunnel's packets are many, and none of them is a reply. */
+	if (!config || ctx->local_port == config->tunnel_port)
+		return SLUICE_PROXY_PLACES;
+	host = bpf_map_lookup_elem(&sl_endpoints, client);
+	if ((host && (host->flags & SLUICE_EP_HOST)) ||
+		!dns_pair_asked(client, server, bpf_ntohs(ctx->remote_port), now_seconds()))
+		return SLUICE_PROXY_PLACES;
+	return reply_place(ctx->local_port, ctx->family != AF_INET_FAMILY, config);
+}
+
+/* A connection whose tuple is in TIME_WAIT begins anew, or its first packet came before a proxy listened. Nobody
+ * listens there by address, so the connection's entry says which proxy does. Without this the old socket answers the
  * SYN with a challenge, and the client tries again later (RFC 5961, section 4.2; RFC 6191). */
-INLINE int proxy_listens(struct bpf_sk_lookup *ctx)
+INLINE __u32 opened_again(const struct bpf_sk_lookup *ctx, const struct sluice_addr *client,
+						  const struct sluice_addr *server)
 {
 	struct ct_key key __attribute__((aligned(8))) = {};
-	struct sluice_addr remote __attribute__((aligned(8)));
-	struct sluice_addr local __attribute__((aligned(8)));
 	const struct ct_entry *e;
-	__u32 listener, place;
-	struct bpf_sock *sk;
 	__u8 from_lo;
 
-	if (ctx->protocol != IPPROTO_TCP)
+	from_lo = ct_key_of(&key, client, server, bpf_ntohs(ctx->remote_port), ctx->local_port, IPPROTO_TCP);
+	e = bpf_map_lookup_elem(&sl_ct, &key);
+	if (!e || !(e->flags & SLUICE_CT_PROXY) || (e->flags & SLUICE_CT_DENIED) || ct_is_reply(e, from_lo))
+		return SLUICE_PROXY_PLACES;
+	return listener_place((e->flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT,
+						  ctx->family != AF_INET_FAMILY);
+}
+
+/* The stack looks for who listens where a packet is for this host and no connected socket has its tuple. */
+INLINE int proxy_listens(struct bpf_sk_lookup *ctx)
+{
+	struct sluice_addr remote __attribute__((aligned(8)));
+	struct sluice_addr local __attribute__((aligned(8)));
+	struct bpf_sock *sk;
+	__u32 place;
+
+	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return SK_PASS;
 	if (ctx->family == AF_INET_FAMILY) {
 		addr_from_v4(&remote, ctx->remote_ip4);
@@ -222,14 +253,8 @@ INLINE int proxy_listens(struct bpf_sk_lookup *ctx)
 		((word32 *)&local)[2] = ctx->local_ip6[2];
 		((word32 *)&local)[3] = ctx->local_ip6[3];
 	}
-	from_lo = ct_key_of(&key, &remote, &local, bpf_ntohs(ctx->remote_port), ctx->local_port, IPPROTO_TCP);
-	e = bpf_map_lookup_elem(&sl_ct, &key);
-	if (!e || !(e->flags & SLUICE_CT_PROXY) || (e->flags & SLUICE_CT_DENIED) || ct_is_reply(e, from_lo))
-		return SK_PASS;
-	listener = (e->flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT;
-	if (!listener)
-		return SK_PASS;
-	place = listener_place(listener, ctx->family != AF_INET_FAMILY);
+	place = ctx->protocol == IPPROTO_TCP ? opened_again(ctx, &remote, &local) :
+										   reassembled_reply(ctx, &local, &remote);
 	sk = bpf_map_lookup_elem(&sl_proxy_listeners, &place);
 	if (sk) {
 		bpf_sk_assign(ctx, sk, 0);
