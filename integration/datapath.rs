@@ -533,9 +533,18 @@ fn clsact_enforces_like_tcx_and_survives_a_restart() {
 fn a_detached_endpoint_is_not_judged_and_an_uninstall_leaves_nothing() {
     isolated(|bpffs| async move {
         let bench = Bench::new(&bpffs, AttachMode::Auto).await;
-        let datapath = bench.start();
+        let accepts_own = || {
+            ["dp-1", "dp-2"].map(|device| {
+                std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{device}/accept_local")).unwrap()
+            })
+        };
+        let mut datapath = bench.start();
         bench.expect_policy();
+        assert_eq!(accepts_own(), ["1\n", "1\n"]);
+        datapath.detach_endpoint(bench.client.name).unwrap();
+        assert_eq!(accepts_own(), ["0\n", "1\n"]);
         datapath.uninstall().unwrap();
+        assert_eq!(accepts_own(), ["0\n", "0\n"]);
         ping(&mut bench.client.connect(bench.server.addresses[0], DENIED).unwrap()).unwrap();
         assert!(!bpffs.exists());
     });

@@ -168,7 +168,7 @@ impl KernelDatapath {
     /// Forgets a pod's device and takes the programs off it.
     pub fn detach_endpoint(&mut self, pod: &str) -> Result<(), DatapathError> {
         let Some(device) = self.writer.clear_device(pod)? else { return Ok(()) };
-        self.attacher.detach(&Hook::POD, device.ifindex)?;
+        release_pod(&mut self.attacher, device.ifindex)?;
         self.judge_host_devices()
     }
 
@@ -321,7 +321,7 @@ impl KernelDatapath {
     pub fn uninstall(self) -> Result<(), DatapathError> {
         let KernelDatapath { mut attacher, pins, writer, config, host_devices, .. } = self;
         for (_, device) in writer.devices() {
-            attacher.detach(&Hook::POD, device.ifindex)?;
+            release_pod(&mut attacher, device.ifindex)?;
         }
         for (ifindex, _) in host_devices.judged() {
             attacher.detach(&Hook::UPLINK, ifindex)?;
@@ -351,6 +351,17 @@ impl KernelDatapath {
         self.publish_subjects();
         result
     }
+}
+
+/// Takes the programs off a pod's device, and first what only they make safe.
+fn release_pod(attacher: &mut Attacher, ifindex: u32) -> Result<(), DatapathError> {
+    // A device that is gone has no name.
+    if let Ok(device) = device_name(ifindex)
+        && let Err(error) = sysctl::refuse_own_address(&device)
+    {
+        tracing::warn!(%error, %device, "it may go on sending with the node's own address");
+    }
+    attacher.detach(&Hook::POD, ifindex)
 }
 
 impl Datapath for KernelDatapath {

@@ -1,8 +1,8 @@
 //! Answers to datagrams.
 //!
-//! Contract: an answer that is longer than its way is wide is not cut into fragments, of which those without ports
-//! could not be given the address of a Service: the client is told to ask again over TCP (RFC 1035, section 4.2.1).
-//! As with every datagram, who misses one asks again.
+//! Contract: an answer leaves this node in one piece. Fragments without ports could not be given the address of a Service,
+//! so one that is too long is not cut: the client is told to ask again over TCP (RFC 1035, section 4.2.1). As with
+//! every datagram, who misses one asks again.
 
 use std::io;
 

@@ -55,6 +55,11 @@ pub fn accept_own_address(device: &str) -> Result<(), NetError> {
     set(&["ipv4", "conf", device, "accept_local"], "1")
 }
 
+/// The end of [`accept_own_address`], before our programs are gone.
+pub fn refuse_own_address(device: &str) -> Result<(), NetError> {
+    set(&["ipv4", "conf", device, "accept_local"], "0")
+}
+
 /// The pod's side: no router advertisements, no duplicate address detection (addresses are ours).
 pub fn prepare_pod_side(device: &str) -> Result<(), NetError> {
     if has_ipv6() {
