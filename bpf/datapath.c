@@ -14,20 +14,6 @@ INLINE int is_answer(const struct __sk_buff *skb)
 	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_ANSWER;
 }
 
-/* What to_container() has turned back. */
-INLINE int from_stack(struct __sk_buff *skb)
-{
-	struct work *w = work_begin(skb, SLUICE_OBS_TO_CONTAINER, SLUICE_DIR_INGRESS);
-	struct ethhdr *eth;
-
-	if (!w)
-		return TC_ACT_SHOT;
-	eth = header(skb, 0, sizeof(*eth));
-	if (!eth || parse(skb, &w->pkt, sizeof(*eth), eth->h_proto))
-		return drop(skb, w, SLUICE_DROP_INVALID_PACKET);
-	return turned(skb, w);
-}
-
 /* Ingress of the host side of a pod's veth: what the pod sends. */
 SEC("classifier")
 int from_container(struct __sk_buff *skb)
@@ -36,12 +22,8 @@ int from_container(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	int reason;
 
-	if (unlikely(skb->mark & SLUICE_MARK_MASK)) {
-		if (is_answer(skb))
-			return TC_ACT_OK;
-		if ((skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_TURNED)
-			return from_stack(skb);
-	}
+	if (is_answer(skb))
+		return TC_ACT_OK;
 	w = work_begin(skb, SLUICE_OBS_FROM_CONTAINER, SLUICE_DIR_EGRESS);
 	if (!w)
 		return TC_ACT_SHOT;
@@ -263,6 +245,26 @@ int from_overlay(struct __sk_buff *skb)
 	party_resolve(&w->src, &w->pkt.saddr);
 	party_resolve(&w->dst, &w->pkt.daddr);
 	return flow(skb, w);
+}
+
+/* Ingress of the loopback device: the node to itself, and what was turned to here. Everything else passes at the first
+ * test. */
+SEC("classifier")
+int from_loopback(struct __sk_buff *skb)
+{
+	__u32 mark = skb->mark & SLUICE_MARK_MASK;
+	struct work *w;
+	struct ethhdr *eth;
+
+	if (mark != SLUICE_MARK_TURNED && mark != SLUICE_MARK_PROXY_OUT)
+		return TC_ACT_OK;
+	w = work_begin(skb, SLUICE_OBS_TO_CONTAINER, SLUICE_DIR_INGRESS);
+	if (!w)
+		return TC_ACT_SHOT;
+	eth = header(skb, 0, sizeof(*eth));
+	if (!eth || parse(skb, &w->pkt, sizeof(*eth), eth->h_proto))
+		return drop(skb, w, SLUICE_DROP_INVALID_PACKET);
+	return mark == SLUICE_MARK_TURNED ? turned(skb, w) : proxy_answers_node(skb, w);
 }
 
 /* The network namespace's lookup of listening sockets. */

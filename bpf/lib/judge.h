@@ -269,9 +269,10 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 			e->flags |= SLUICE_CT_DENIED;
 		return reason;
 	}
-	/* What leaves the node is given to no proxy, and a connection only from its beginning. */
+	/* What leaves the node is given to no proxy (it stays where it called a Service that a pod of ours serves), and a
+	 * connection only from its beginning. */
 	if (w->redirect &&
-		(w->observation == SLUICE_OBS_TO_NETWORK || !(w->pkt.flags & PKT_PORTS) ||
+		((w->observation == SLUICE_OBS_TO_NETWORK && !w->dst.ifindex) || !(w->pkt.flags & PKT_PORTS) ||
 		 (e && !(e->flags & SLUICE_CT_PROXY)))) {
 		if (e)
 			e->flags |= SLUICE_CT_DENIED;

@@ -19,9 +19,9 @@
  * there is still the proxy's, as everything is that comes from a server whose answers the client gets by a proxy.
  *
  * The node itself may be the client, or the server. What its stack sends to a pod, and a proxy is to have, meets our
- * programs where it leaves, and no socket can be given a packet there: it is turned back, and arrives at the pod's device
- * (turned()). What a proxy sends to the node's own addresses meets no program of ours. So its connection is
- * known by its socket alone (proxy_has_connection()), and its query by the one that the pod sent.
+ * programs where it leaves, and no socket can be given a packet there: it is turned to the loopback device, and arrives
+ * there (turned()). What a proxy sends to the node's own addresses is judged nowhere, and gets no entry. So its connection
+ * is known by its socket alone (proxy_has_connection()), and its query by the one that the pod sent.
  */
 #ifndef SLUICE_PROXY_H
 #define SLUICE_PROXY_H
@@ -33,6 +33,7 @@
 #include "socket.h"
 
 #define AF_INET_FAMILY 2
+#define LOOPBACK_IFINDEX 1 /* in each network namespace */
 
 /* Indexes of sl_proxy_listeners, see src/datapath/proxy.rs. `listener` as in SLUICE_CT_LISTENER. */
 INLINE __u32 listener_place(__u32 listener, int is_v6)
@@ -97,15 +98,20 @@ GLOBAL int give_to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 	return TC_ACT_OK;
 }
 
+/* To from_loopback(). */
+GLOBAL int turn(struct __sk_buff *skb)
+{
+	set_mark(skb, SLUICE_MARK_TURNED);
+	return bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS);
+}
+
 /* Gives a packet of a proxied flow to the proxy. */
 INLINE int to_proxy(struct __sk_buff *skb, struct work *w, const struct node_config *config)
 {
 	if (!(config->flags & SLUICE_CFG_PROXY))
 		return drop(skb, w, SLUICE_DROP_PROXY_NOT_FOUND);
-	if (w->observation == SLUICE_OBS_TO_CONTAINER) {
-		set_mark(skb, SLUICE_MARK_TURNED);
-		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
-	}
+	if (w->observation == SLUICE_OBS_TO_CONTAINER || w->observation == SLUICE_OBS_TO_NETWORK)
+		return turn(skb);
 	return give_to_proxy(skb, w, w->redirect);
 }
 
@@ -138,28 +144,48 @@ INLINE int is_proxys(const struct __sk_buff *skb)
 	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_PROXY_OUT || asks(skb);
 }
 
-/* Keeps the entry by which what is sent back finds the proxy. Returns 0 or a drop reason. */
-INLINE int remember_sent(struct __sk_buff *skb, struct work *w)
+/* The entry of what a proxy sends, if there is one. A client that had called a Service hears from its address. Returns 0
+ * or a drop reason. */
+INLINE int speak_as_server(struct __sk_buff *skb, struct work *w, struct ct_entry **entry)
+{
+	struct ct_entry *e;
+
+	*entry = NULL;
+	ct_key(w);
+	e = bpf_map_lookup_elem(&sl_ct, &w->key);
+	if (!e || !ct_alive(e, w->pkt.protocol, w->now))
+		return 0;
+	*entry = e;
+	w->reply = ct_is_reply(e, w->from_lo);
+	ct_touch(e, &w->pkt, w->from_lo, w->now);
+	if (!w->reply || !(e->flags & SLUICE_CT_REV_NAT))
+		return 0;
+	rewrite_source(w, &e->svc_addr, e->svc_port);
+	return rewrite_apply(skb, w);
+}
+
+/* To the node's own addresses. It has arrived, and its source was never looked at. */
+GLOBAL int proxy_answers_node(struct __sk_buff *skb, struct work *w)
 {
 	struct ct_entry *e;
 	int reason;
 
-	ct_key(w);
-	e = bpf_map_lookup_elem(&sl_ct, &w->key);
-	if (e && !ct_alive(e, w->pkt.protocol, w->now))
-		e = NULL;
-	if (e) {
-		w->reply = ct_is_reply(e, w->from_lo);
-		ct_touch(e, &w->pkt, w->from_lo, w->now);
-		if (w->reply && (e->flags & SLUICE_CT_REV_NAT)) {
-			rewrite_source(w, &e->svc_addr, e->svc_port);
-			reason = rewrite_apply(skb, w);
-			if (reason)
-				return reason;
-		}
-		if (e->flags & SLUICE_CT_PROXY)
-			return 0;
-	}
+	if (!w)
+		return TC_ACT_SHOT;
+	reason = w->pkt.flags & PKT_TRACKED ? speak_as_server(skb, w, &e) : 0;
+	return reason ? drop(skb, w, reason) : TC_ACT_OK;
+}
+
+/* Keeps the entry by which what is sent back finds the proxy. Returns 0 or a drop reason. */
+INLINE int remember_sent(struct __sk_buff *skb, struct work *w)
+{
+	struct ct_entry *e;
+	int reason = speak_as_server(skb, w, &e);
+
+	if (reason)
+		return reason;
+	if (e && (e->flags & SLUICE_CT_PROXY))
+		return 0;
 	/* An answer to a datagram opens nothing: what the client sends next is its own. */
 	if (w->pkt.protocol == IPPROTO_UDP)
 		return 0;

@@ -1,5 +1,5 @@
-//! The node's own packets to pods that proxies are to have: they are turned back where they leave, and given to a proxy
-//! where they arrive. Under BPF_PROG_TEST_RUN no socket can be given a packet: one for a proxy ends as "proxy not
+//! The node's own packets to pods that proxies are to have: they are turned to the loopback device where they leave, and
+//! given to a proxy there. Under BPF_PROG_TEST_RUN no socket can be given a packet: one for a proxy ends as "proxy not
 //! found", where a judge would have said something else.
 
 use sluice::datapath::abi::{self, DnsPair};
@@ -7,11 +7,11 @@ use sluice::datapath::testrun::{Action, Context, Hook, Outcome, TcpFlags};
 use sluice::model::DropReason;
 
 use crate::fixture::*;
+use crate::services::{add_service, frontend};
 
-/// Arrives once more, as it left.
-fn arrives(node: &mut Node, pod: Who, outcome: &Outcome, mark: u32) -> Outcome {
-    let ifindex = node.device(pod);
-    node.kernel.run(Hook::FromContainer, &outcome.frame, Context { ifindex, mark, arrived_by: 0 })
+/// Arrives at the loopback device, as it left.
+fn arrives(node: &mut Node, outcome: &Outcome, mark: u32) -> Outcome {
+    node.kernel.run(Hook::FromLoopback, &outcome.frame, Context { ifindex: 1, mark, arrived_by: 0 })
 }
 
 fn assert_leaves_turned(outcome: &Outcome) {
@@ -21,9 +21,18 @@ fn assert_leaves_turned(outcome: &Outcome) {
 
 fn assert_turned(node: &mut Node, pod: Who, outcome: &Outcome) {
     assert_leaves_turned(outcome);
-    assert_dropped(&arrives(node, pod, outcome, outcome.mark), DropReason::ProxyNotFound);
-    // The same from the pod itself, which can set no mark.
-    assert_dropped(&arrives(node, pod, outcome, 0), DropReason::InvalidSourceIp);
+    assert_dropped(&arrives(node, outcome, outcome.mark), DropReason::ProxyNotFound);
+    // What else the node sends to itself.
+    let other = arrives(node, outcome, 0);
+    assert_passed(&other);
+    assert_eq!(other.frame, outcome.frame);
+    // The same from the pod itself: where it comes in, no mark helps.
+    let ifindex = node.device(pod);
+    for mark in [0, outcome.mark] {
+        let context = Context { ifindex, mark, arrived_by: 0 };
+        let forged = node.kernel.run(Hook::FromContainer, &outcome.frame, context);
+        assert_dropped(&forged, DropReason::InvalidSourceIp);
+    }
 }
 
 /// A node with proxies, and a rule that gives one of them what `identity` and Alice do on this port of TCP and UDP.
@@ -47,10 +56,40 @@ fn what_the_node_calls_at_a_pod_goes_to_the_proxy() {
         let later = node.send(family, Who::Host, Who::Alice, tcp(40000, 80, TcpFlags::ACK));
         assert_leaves_turned(&later);
         // No proxy has such a connection: the stack resets it.
-        let arrived = arrives(&mut node, Who::Alice, &later, later.mark);
+        let arrived = arrives(&mut node, &later, later.mark);
         assert_passed(&arrived);
         assert_eq!(arrived.mark & abi::MARK_MASK, abi::MARK_PROXY);
         assert_dropped(&node.send(family, Who::Host, Who::Alice, syn(81)), DropReason::PolicyDenied);
+    }
+}
+
+/// Its packets are met where they would leave, and the proxy's answer where it arrives.
+#[test]
+fn what_the_node_calls_by_a_service_goes_to_the_proxy_and_is_answered_by_the_service() {
+    for family in FAMILIES {
+        let mut node = redirecting(Direction::Ingress, abi::ACTION_REDIRECT_HTTP, abi::ID_HOST, 8080);
+        add_service(&mut node, &[Who::Alice], 8080, 0);
+        for flags in [TcpFlags::SYN, TcpFlags::ACK] {
+            let mut frame = node.frame(family, Who::Host, Who::World, tcp(40000, 80, flags));
+            frame.dst = frontend(family);
+            let called = node.send_from(Who::Host, &frame);
+            assert_leaves_turned(&called);
+            assert_eq!((called.seen().dst, called.seen().dport), (Who::Alice.address(family), 8080));
+            let arrived = arrives(&mut node, &called, called.mark);
+            match flags {
+                TcpFlags::SYN => assert_dropped(&arrived, DropReason::ProxyNotFound),
+                _ => assert_eq!(arrived.mark & abi::MARK_MASK, abi::MARK_PROXY),
+            }
+        }
+        let answer = node.frame(family, Who::Alice, Who::Host, tcp(8080, 40000, TcpFlags::SYN_ACK)).bytes();
+        let context = |mark| Context { ifindex: 1, mark, arrived_by: 0 };
+        let answered = node.kernel.run(Hook::FromLoopback, &answer, context(abi::MARK_PROXY_OUT));
+        assert_passed(&answered);
+        assert_eq!((answered.seen().src, answered.seen().sport), (frontend(family), 80));
+        // Another process's packet with these addresses is its own.
+        let other = node.kernel.run(Hook::FromLoopback, &answer, context(0));
+        assert_passed(&other);
+        assert_eq!(other.seen().src, Who::Alice.address(family));
     }
 }
 

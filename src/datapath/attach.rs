@@ -32,11 +32,18 @@ pub enum Hook {
     FromNetwork,
     ToNetwork,
     FromOverlay,
+    FromLoopback,
 }
 
 impl Hook {
-    pub const ALL: [Hook; 5] =
-        [Hook::FromContainer, Hook::ToContainer, Hook::FromNetwork, Hook::ToNetwork, Hook::FromOverlay];
+    pub const ALL: [Hook; 6] = [
+        Hook::FromContainer,
+        Hook::ToContainer,
+        Hook::FromNetwork,
+        Hook::ToNetwork,
+        Hook::FromOverlay,
+        Hook::FromLoopback,
+    ];
     /// On the host side of a pod's veth.
     pub const POD: [Hook; 2] = [Hook::FromContainer, Hook::ToContainer];
     /// On the uplink and other devices of the node.
@@ -50,12 +57,15 @@ impl Hook {
             Hook::FromNetwork => "from_network",
             Hook::ToNetwork => "to_network",
             Hook::FromOverlay => "from_overlay",
+            Hook::FromLoopback => "from_loopback",
         }
     }
 
     fn side(self) -> TcAttachType {
         match self {
-            Hook::FromContainer | Hook::FromNetwork | Hook::FromOverlay => TcAttachType::Ingress,
+            Hook::FromContainer | Hook::FromNetwork | Hook::FromOverlay | Hook::FromLoopback => {
+                TcAttachType::Ingress
+            }
             Hook::ToContainer | Hook::ToNetwork => TcAttachType::Egress,
         }
     }

@@ -27,6 +27,8 @@ use crate::model::Family;
 
 /// Others reach no address of the node by this device.
 const LOOPBACK: &str = "lo";
+/// The first device of each network namespace (the kernel's `LOOPBACK_IFINDEX`).
+const LOOPBACK_IFINDEX: u32 = 1;
 
 /// What L7 traffic meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +119,7 @@ impl KernelDatapath {
         let writer = Writer::take_over(tables, NodeConfig { flags: base.flags | proxy, ..base })?;
         sockets::attach(programs.sockets(), &pins)?;
         let mut attacher = Attacher::new(programs, pins.clone(), config.attach);
+        attach_loopback(&mut attacher)?;
         attacher.replace_all()?;
         carry.catch_up(&pins)?;
         let left = attacher.devices_with(Hook::FromNetwork).into_iter();
@@ -158,17 +161,13 @@ impl KernelDatapath {
                 self.attacher.attach(hook, ifindex)?;
             }
         }
-        let device = device_name(ifindex)?;
-        if let Err(error) = sysctl::accept_own_address(&device) {
-            tracing::warn!(%error, %device, "this pod's L7 rules for the node's own connections drop them");
-        }
         Ok(())
     }
 
     /// Forgets a pod's device and takes the programs off it.
     pub fn detach_endpoint(&mut self, pod: &str) -> Result<(), DatapathError> {
         let Some(device) = self.writer.clear_device(pod)? else { return Ok(()) };
-        release_pod(&mut self.attacher, device.ifindex)?;
+        self.attacher.detach(&Hook::POD, device.ifindex)?;
         self.judge_host_devices()
     }
 
@@ -176,6 +175,7 @@ impl KernelDatapath {
     /// state is in place; calling it again is harmless.
     pub fn attach_node(&mut self) -> Result<(), DatapathError> {
         self.settled = true;
+        self.attacher.attach(Hook::FromLoopback, LOOPBACK_IFINDEX)?;
         let pods: Vec<u32> = self.writer.devices().map(|(_, device)| device.ifindex).collect();
         for ifindex in pods {
             for hook in Hook::POD {
@@ -321,13 +321,14 @@ impl KernelDatapath {
     pub fn uninstall(self) -> Result<(), DatapathError> {
         let KernelDatapath { mut attacher, pins, writer, config, host_devices, .. } = self;
         for (_, device) in writer.devices() {
-            release_pod(&mut attacher, device.ifindex)?;
+            attacher.detach(&Hook::POD, device.ifindex)?;
         }
         for (ifindex, _) in host_devices.judged() {
             attacher.detach(&Hook::UPLINK, ifindex)?;
         }
         let mut node: Vec<(&str, &[Hook])> =
             config.uplink.iter().map(|device| (device.as_str(), &Hook::UPLINK[..])).collect();
+        node.push((LOOPBACK, &[Hook::FromLoopback]));
         if let Mode::Tunnel { device, .. } = &config.mode {
             node.push((device, &[Hook::FromOverlay]));
         }
@@ -353,15 +354,15 @@ impl KernelDatapath {
     }
 }
 
-/// Takes the programs off a pod's device, and first what only they make safe.
-fn release_pod(attacher: &mut Attacher, ifindex: u32) -> Result<(), DatapathError> {
-    // A device that is gone has no name.
-    if let Ok(device) = device_name(ifindex)
-        && let Err(error) = sysctl::refuse_own_address(&device)
-    {
-        tracing::warn!(%error, %device, "it may go on sending with the node's own address");
+/// Before the programs that turn packets there. One of another ABI version goes on as pods' programs do.
+fn attach_loopback(attacher: &mut Attacher) -> Result<(), DatapathError> {
+    if let Err(error) = sysctl::accept_own_address_on_loopback() {
+        tracing::warn!(%error, "what the node itself sends to pods with L7 rules is dropped");
     }
-    attacher.detach(&Hook::POD, ifindex)
+    match attacher.judged_by_other_version(Hook::FromLoopback, LOOPBACK_IFINDEX) {
+        true => Ok(()),
+        false => attacher.attach(Hook::FromLoopback, LOOPBACK_IFINDEX),
+    }
 }
 
 impl Datapath for KernelDatapath {

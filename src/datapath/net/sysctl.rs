@@ -49,15 +49,10 @@ pub fn prepare_host_side(device: &str) -> Result<(), NetError> {
     Ok(())
 }
 
-/// The host side of a pod's veth: what the node's stack sends to a proxy comes in here (`turned()` in bpf/lib/proxy.h), with
-/// the node's own address. To be called once our programs are there, which let no pod use that.
-pub fn accept_own_address(device: &str) -> Result<(), NetError> {
-    set(&["ipv4", "conf", device, "accept_local"], "1")
-}
-
-/// The end of [`accept_own_address`], before our programs are gone.
-pub fn refuse_own_address(device: &str) -> Result<(), NetError> {
-    set(&["ipv4", "conf", device, "accept_local"], "0")
+/// What the node's stack sends to a proxy comes in by the loopback device (`turned()` in bpf/lib/proxy.h), with the node's
+/// own address. Nothing from elsewhere arrives there.
+pub fn accept_own_address_on_loopback() -> Result<(), NetError> {
+    set(&["ipv4", "conf", "lo", "accept_local"], "1")
 }
 
 /// The pod's side: no router advertisements, no duplicate address detection (addresses are ours).

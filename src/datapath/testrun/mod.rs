@@ -29,6 +29,7 @@ pub enum Hook {
     FromNetwork,
     ToNetwork,
     FromOverlay,
+    FromLoopback,
 }
 
 impl Hook {
@@ -39,6 +40,7 @@ impl Hook {
             Hook::FromNetwork => "from_network",
             Hook::ToNetwork => "to_network",
             Hook::FromOverlay => "from_overlay",
+            Hook::FromLoopback => "from_loopback",
         }
     }
 }
