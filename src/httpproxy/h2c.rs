@@ -4,7 +4,9 @@
 //! A stream that its client resets is reset towards the server, too. A server that closes its connection, or
 //! announces that it will, gets the next request on a new one. WebSocket over HTTP/2 (RFC 8441) is not offered.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -15,12 +17,12 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Response, StatusCode};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 
 use super::call::{Call, Checked, answer};
 use super::io::{Alarm, Inbox, Rewound, within};
 use super::judge::Judged;
 use super::policy::Verdict;
+use super::streams::Streams;
 use super::{Context, Ends, Limits};
 use crate::flow::record::RecordVerdict;
 use crate::flow::{HttpVersion, L7};
@@ -65,35 +67,50 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
         _ => return cx.counters.malformed.one(),
     };
     let mut draining = cx.draining.clone();
-    let most = cx.limits.streams as usize;
-    let idle = tokio::time::sleep(cx.limits.idle_timeout);
-    tokio::pin!(idle);
+    let limits = cx.limits;
     let counters = Arc::clone(&cx.counters);
     let shared = Arc::new(Shared { ends, cx, judged: Mutex::new(None), server: Default::default() });
-    let mut streams = JoinSet::new();
+    let mut streams = Streams::default();
+    // Since when there is no stream. The timer is not moved with it: it looks when it fires.
+    let mut quiet = Some(tokio::time::Instant::now());
+    let idle = tokio::time::sleep(limits.idle_timeout);
+    tokio::pin!(idle);
     let mut is_ending = false;
     loop {
-        tokio::select! {
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => {
-                    let shared = Arc::clone(&shared);
-                    streams.spawn(async move { shared.stream(request, respond).await });
-                    if streams.len() >= most {
+        let end = poll_fn(|cx| {
+            while let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                let Some(accepted) = accepted else { return Poll::Ready(Ok(())) };
+                let (request, respond) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => return Poll::Ready(Err(error)),
+                };
+                if let Some(exchange) = shared.admit(request, respond) {
+                    streams.begin(exchange);
+                    quiet = None;
+                    if streams.len() >= limits.streams as usize {
                         counters.streams_at_limit.one();
                     }
                 }
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "an HTTP/2 connection failed");
-                    return;
-                }
-                None => return,
-            },
-            Some(_) = streams.join_next() => {
-                if streams.is_empty() {
-                    idle.as_mut().reset(tokio::time::Instant::now() + shared.cx.limits.idle_timeout);
-                }
             }
-            () = &mut idle, if streams.is_empty() && !is_ending => {
+            if !streams.is_empty() && streams.poll_quiet(cx).is_ready() {
+                quiet = Some(tokio::time::Instant::now());
+            }
+            Poll::Pending
+        });
+        tokio::select! {
+            end = end => {
+                if let Err(error) = end {
+                    tracing::debug!(%error, "an HTTP/2 connection failed");
+                }
+                return;
+            }
+            () = &mut idle, if !is_ending => {
+                let now = tokio::time::Instant::now();
+                let due = quiet.unwrap_or(now) + limits.idle_timeout;
+                if due > now {
+                    idle.as_mut().reset(due);
+                    continue;
+                }
                 counters.timeouts.one();
                 is_ending = true;
                 connection.graceful_shutdown();
@@ -107,7 +124,12 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
 }
 
 impl Shared {
-    async fn stream(&self, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    /// What is to be done for a request that passes; others are answered.
+    fn admit(
+        self: &Arc<Self>,
+        request: http::Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) -> Option<impl Future<Output = ()> + Send + 'static> {
         self.cx.counters.requests.one();
         let begun = Instant::now();
         let (parts, body) = request.into_parts();
@@ -118,20 +140,23 @@ impl Shared {
                 self.cx.counters.redirected.one();
                 self.report(&call, &Verdict::unjudged(), RecordVerdict::Denied, 307);
                 answer(&mut respond, StatusCode::TEMPORARY_REDIRECT, &[("location", &location)], "");
-                return;
+                return None;
             }
             Checked::Malformed(fault) => {
                 tracing::debug!(fault, client = %self.ends.client, "malformed request");
                 self.cx.counters.malformed.one();
-                return self.refuse(&call, &mut respond, StatusCode::BAD_REQUEST);
+                self.refuse(&call, &mut respond, StatusCode::BAD_REQUEST);
+                return None;
             }
             Checked::TooLarge => {
                 self.cx.counters.headers_too_large.one();
-                return self.refuse(&call, &mut respond, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+                self.refuse(&call, &mut respond, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+                return None;
             }
             Checked::TooMany => {
                 self.cx.counters.headers_too_many.one();
-                return self.refuse(&call, &mut respond, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+                self.refuse(&call, &mut respond, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+                return None;
             }
         }
         let verdict = self.judge(&call);
@@ -139,9 +164,14 @@ impl Shared {
             self.cx.counters.denied.one();
             self.report(&call, &verdict, RecordVerdict::Denied, 403);
             call.deny(&mut respond);
-            return;
+            return None;
         }
-        self.forward(call, verdict, body, respond).await;
+        let Some(request) = call.request(&verdict.edits) else {
+            self.cx.counters.malformed.one();
+            self.refuse(&call, &mut respond, StatusCode::BAD_REQUEST);
+            return None;
+        };
+        Some(Exchange { shared: Arc::clone(self), call, verdict, respond }.run(request, body))
     }
 
     /// Of a request that no rule is asked about.
@@ -192,7 +222,8 @@ impl Shared {
                     // Another stream may have replaced the one that failed already.
                     Some(send) if server.number != last => (send.clone(), server.number),
                     _ => {
-                        let made = self.connect().await.map_err(|error| {
+                        // Seldom; inside, it would make each stream larger.
+                        let made = Box::pin(self.connect()).await.map_err(|error| {
                             tracing::debug!(%error, server = %self.ends.server, "no connection to the server");
                             StatusCode::SERVICE_UNAVAILABLE
                         })?;
@@ -215,108 +246,117 @@ impl Shared {
         }
     }
 
-    async fn forward(
-        &self,
-        mut call: Call,
-        verdict: Verdict,
-        body: RecvStream,
-        mut respond: SendResponse<Bytes>,
-    ) {
-        let Some(request) = call.request(&verdict.edits) else {
-            self.cx.counters.malformed.one();
-            return self.refuse(&call, &mut respond, StatusCode::BAD_REQUEST);
-        };
-        let failed = |respond: &mut SendResponse<Bytes>, status: StatusCode| {
-            self.cx.counters.upstream_failures.one();
-            self.report(&call, &verdict, RecordVerdict::Failed, status.as_u16());
-            call.fail(respond, status);
-        };
-        let mut server = match self.ready().await {
-            Ok(server) => server,
-            Err(status) => return failed(&mut respond, status),
-        };
-        let Ok((response, send)) = server.send_request(request, body.is_end_stream()) else {
-            return failed(&mut respond, StatusCode::BAD_GATEWAY);
-        };
-        let limits = &self.cx.limits;
-        let mut alarm = Alarm::new();
-        let upload = async {
-            // Most requests have no body, and need no timer.
-            if !body.is_end_stream() {
-                pipe(body, send, &mut Alarm::new(), limits).await;
-            }
-        };
-        let download = async {
-            let (parts, body) = match self.response(response, &mut respond, &mut alarm).await {
-                Answer::Response(response) => response.into_parts(),
-                Answer::Failed(reason) => {
-                    self.cx.counters.upstream_failures.one();
-                    self.report(&call, &verdict, RecordVerdict::Failed, 502);
-                    match reason {
-                        Some(reason) => respond.send_reset(reason),
-                        None => call.fail(&mut respond, StatusCode::BAD_GATEWAY),
-                    }
-                    return;
-                }
-                Answer::Late => {
-                    self.cx.counters.timeouts.one();
-                    return failed(&mut respond, StatusCode::GATEWAY_TIMEOUT);
-                }
-                // Towards the server the stream is reset when its handles are dropped.
-                Answer::Unwanted => return self.report(&call, &verdict, RecordVerdict::Failed, 0),
-            };
-            self.cx.counters.forwarded.one();
-            self.report(&call, &verdict, RecordVerdict::Forwarded, parts.status.as_u16());
-            let mut head = Response::new(());
-            *head.status_mut() = parts.status;
-            *head.headers_mut() = parts.headers;
-            if let Ok(send) = respond.send_response(head, body.is_end_stream()) {
-                pipe(body, send, &mut alarm, limits).await;
-            }
-        };
-        tokio::pin!(upload, download);
-        let mut uploading = true;
-        loop {
-            tokio::select! {
-                () = &mut download => return,
-                () = &mut upload, if uploading => uploading = false,
-            }
-        }
-    }
-
-    /// Waits for the final answer; interim ones go to the client at once.
-    async fn response(
-        &self,
-        mut response: ResponseFuture,
-        respond: &mut SendResponse<Bytes>,
-        alarm: &mut Alarm,
-    ) -> Answer {
-        let answered = poll_fn(|cx| {
-            while let std::task::Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
-                respond.send_informational(interim).ok();
-            }
-            if let std::task::Poll::Ready(response) = std::pin::Pin::new(&mut response).poll(cx) {
-                return std::task::Poll::Ready(match response {
-                    Ok(response) => Answer::Response(response),
-                    Err(error) => Answer::Failed(error.reason().filter(|_| error.is_reset())),
-                });
-            }
-            respond.poll_reset(cx).map(|_| Answer::Unwanted)
-        });
-        alarm.bound(self.cx.limits.response_timeout, answered).await.unwrap_or(Answer::Late)
-    }
-
     fn report(&self, call: &Call, verdict: &Verdict, outcome: RecordVerdict, status: u16) {
+        if !self.cx.recorder.admits() {
+            return;
+        }
         let mut kept = self.judged.lock();
-        let judged = self.cx.judged(self.ends, &mut kept);
-        self.cx.report(self.ends, judged, verdict, outcome, || L7::Http {
+        let judged = kept.get_or_insert_with(|| self.cx.judge.policy(self.ends.client, self.ends.server));
+        let l7 = L7::Http {
             method: call.method.as_str().into(),
             path: self.cx.shown_path(&call.path).into(),
             host: call.authority.as_str().into(),
             status,
             latency_us: u64::try_from(call.begun.elapsed().as_micros()).unwrap_or(u64::MAX),
             version: HttpVersion::Http2,
+        };
+        self.cx.record(self.ends, judged, verdict, outcome, l7);
+    }
+}
+
+/// A request that passed, and what is known of it until its stream ends.
+struct Exchange {
+    shared: Arc<Shared>,
+    call: Call,
+    verdict: Verdict,
+    respond: SendResponse<Bytes>,
+}
+
+impl Exchange {
+    /// A block and no `async fn`: that would keep each argument twice.
+    fn run(
+        mut self,
+        request: http::Request<()>,
+        body: RecvStream,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        async move {
+            let mut server = match self.shared.ready().await {
+                Ok(server) => server,
+                Err(status) => return self.failed(status),
+            };
+            let Ok((response, send)) = server.send_request(request, body.is_end_stream()) else {
+                return self.failed(StatusCode::BAD_GATEWAY);
+            };
+            // Most requests have no body.
+            let mut upload = (!body.is_end_stream()).then(|| {
+                let shared = Arc::clone(&self.shared);
+                Box::pin(async move { pipe(body, send, &mut Alarm::new(), &shared.cx.limits).await })
+            });
+            let mut download = pin!(self.download(response));
+            poll_fn(|cx| {
+                if let Some(running) = &mut upload
+                    && running.as_mut().poll(cx).is_ready()
+                {
+                    upload = None;
+                }
+                download.as_mut().poll(cx)
+            })
+            .await;
+        }
+    }
+
+    fn failed(&mut self, status: StatusCode) {
+        self.shared.cx.counters.upstream_failures.one();
+        self.shared.report(&self.call, &self.verdict, RecordVerdict::Failed, status.as_u16());
+        self.call.fail(&mut self.respond, status);
+    }
+
+    /// The way back.
+    async fn download(&mut self, response: ResponseFuture) {
+        let mut alarm = Alarm::new();
+        let (parts, body) = match self.response(response, &mut alarm).await {
+            Answer::Response(response) => response.into_parts(),
+            Answer::Failed(None) => return self.failed(StatusCode::BAD_GATEWAY),
+            Answer::Failed(Some(reason)) => {
+                self.shared.cx.counters.upstream_failures.one();
+                self.shared.report(&self.call, &self.verdict, RecordVerdict::Failed, 502);
+                return self.respond.send_reset(reason);
+            }
+            Answer::Late => {
+                self.shared.cx.counters.timeouts.one();
+                return self.failed(StatusCode::GATEWAY_TIMEOUT);
+            }
+            // Towards the server the stream is reset when its handles are dropped.
+            Answer::Unwanted => {
+                return self.shared.report(&self.call, &self.verdict, RecordVerdict::Failed, 0);
+            }
+        };
+        self.shared.cx.counters.forwarded.one();
+        self.shared.report(&self.call, &self.verdict, RecordVerdict::Forwarded, parts.status.as_u16());
+        let mut head = Response::new(());
+        *head.status_mut() = parts.status;
+        *head.headers_mut() = parts.headers;
+        if let Ok(send) = self.respond.send_response(head, body.is_end_stream()) {
+            pipe(body, send, &mut alarm, &self.shared.cx.limits).await;
+        }
+    }
+
+    /// Waits for the final answer; interim ones go to the client at once.
+    async fn response(&mut self, mut response: ResponseFuture, alarm: &mut Alarm) -> Answer {
+        let respond = &mut self.respond;
+        let answered = poll_fn(|cx| {
+            while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+                respond.send_informational(interim).ok();
+            }
+            if let Poll::Ready(response) = std::pin::Pin::new(&mut response).poll(cx) {
+                return Poll::Ready(match response {
+                    Ok(response) => Answer::Response(response),
+                    Err(error) => Answer::Failed(error.reason().filter(|_| error.is_reset())),
+                });
+            }
+            respond.poll_reset(cx).map(|_| Answer::Unwanted)
         });
+        alarm.bound(self.shared.cx.limits.response_timeout, answered).await.unwrap_or(Answer::Late)
     }
 }
 

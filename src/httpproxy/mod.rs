@@ -31,6 +31,7 @@ pub mod policy;
 mod request;
 pub mod serve;
 mod splice;
+mod streams;
 mod tls;
 mod tunnel;
 

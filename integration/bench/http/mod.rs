@@ -58,10 +58,18 @@ pub fn run(place: &Place, rounds: usize, report: &mut Report) -> anyhow::Result<
     let many = Sluice::start(place, "many", 1_000)?;
     let peers = Peer::start(place)?;
     let ([nginx, haproxy], [nginx2, haproxy2]) = (&peers.http1, &peers.http2);
-    keep_alive(&one, &many, [nginx, haproxy], rounds, report)?;
-    http2(&one, [nginx2, haproxy2], rounds, report)?;
-    bulk(&one, rounds, report)?;
-    idle(&one, report)
+    // For trials: some of the four.
+    let parts = std::env::var("HTTP_PARTS").unwrap_or_else(|_| "keep-alive,http2,bulk,idle".to_owned());
+    for part in parts.split(',') {
+        match part {
+            "keep-alive" => keep_alive(&one, &many, [nginx, haproxy], rounds, report)?,
+            "http2" => http2(&one, [nginx2, haproxy2], rounds, report)?,
+            "bulk" => bulk(&one, rounds, report)?,
+            "idle" => idle(&one, report)?,
+            other => anyhow::bail!("HTTP_PARTS: found {other}, expected keep-alive, http2, bulk or idle"),
+        }
+    }
+    Ok(())
 }
 
 /// Compares with the better peer: requests a second, the slowest hundredth, CPU.

@@ -111,3 +111,23 @@ async fn a_body_larger_than_the_windows_streams_through() {
     assert_eq!(received, SIZE);
     patiently(sending).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_connection_without_streams_ends_after_its_time_and_one_with_a_stream_does_not() {
+    let idle_timeout = Duration::from_millis(300);
+    let limits = Limits { idle_timeout, ..Limits::default() };
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, limits).await;
+    let (mut client, connection) = h2::client::handshake(rig.client().await).await.unwrap();
+    let ended = tokio::spawn(connection);
+    let (answer, send) = client.send_request(post("/ok"), false).unwrap();
+    echo(rig.server().await);
+    let answer = patiently(answer).await.unwrap();
+    // The request goes on for more than twice the time.
+    assert!(tokio::time::timeout(3 * idle_timeout, answer.into_body().data()).await.is_err());
+    assert!(!ended.is_finished());
+    let begun = std::time::Instant::now();
+    drop(send);
+    patiently(ended).await.unwrap().ok();
+    assert!(begun.elapsed() >= idle_timeout - Duration::from_millis(5), "{:?}", begun.elapsed());
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}
