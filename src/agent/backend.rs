@@ -53,10 +53,15 @@ fn keeps_objects(core: &Core) -> Result<ObjectStore, Refusal> {
     })
 }
 
+/// What was there before a change.
+enum Replaced {
+    Object(crate::store::StoredObject),
+    Nothing(ObjectRef),
+}
+
 impl Core {
-    /// What undoes these changes: the stored form of what they replace.
-    fn inverse(objects: &ObjectStore, changes: &[Change]) -> Result<Vec<Change>, Refusal> {
-        let mut reader = Reader::new(objects.parser());
+    /// What these changes replace, as it is stored.
+    fn replaced(objects: &ObjectStore, changes: &[Change]) -> Result<Vec<Replaced>, Refusal> {
         changes
             .iter()
             .map(|change| {
@@ -64,12 +69,20 @@ impl Core {
                     Change::Upsert(resource) => resource.reference(),
                     Change::Delete(reference) => reference.clone(),
                 };
-                Ok(match objects.store().object(&reference).map_err(failed)? {
-                    Some(stored) => Change::Upsert(reader.read(&stored).map_err(failed)?),
-                    None => Change::Delete(reference),
-                })
+                let stored = objects.store().object(&reference).map_err(failed)?;
+                Ok(stored.map_or(Replaced::Nothing(reference), Replaced::Object))
             })
             .collect()
+    }
+
+    /// What undoes the changes that replaced these. To read them costs as much as to read what replaces them.
+    fn inverse(objects: &ObjectStore, replaced: &[Replaced]) -> Result<Vec<Change>, Refusal> {
+        let mut reader = Reader::new(objects.parser());
+        let back = |replaced: &Replaced| match replaced {
+            Replaced::Object(stored) => reader.read(stored).map(Change::Upsert).map_err(failed),
+            Replaced::Nothing(reference) => Ok(Change::Delete(reference.clone())),
+        };
+        replaced.iter().map(back).collect()
     }
 
     /// Applies a manifest: parsed and judged whole, stored, then enforced.
@@ -82,17 +95,22 @@ impl Core {
         let mut admitted = None;
         let applied = objects.apply(text, store_mode, |changes| {
             let problem = |message: String| Problem { message, ..Problem::default() };
-            let inverse =
-                Core::inverse(&objects, changes).map_err(|refusal| vec![problem(refusal.to_string())])?;
+            let refuse = |refusal: Refusal| vec![problem(refusal.to_string())];
+            let replaced = Core::replaced(&objects, changes).map_err(refuse)?;
+            // What is not to stay in any case must be known to go.
+            let inverse = match mode {
+                ApplyMode::DryRun => Some(Core::inverse(&objects, &replaced).map_err(refuse)?),
+                ApplyMode::Commit => None,
+            };
             let refused = |error: &_| Problem::of_view(error, objects.parser(), text);
             let delta = self
                 .view
                 .apply(changes.to_vec())
                 .map_err(|errors| errors.iter().map(refused).collect::<Vec<_>>())?;
-            admitted = Some((delta, inverse));
+            admitted = Some((delta, replaced, inverse));
             Ok(())
         });
-        let Some((delta, inverse)) = admitted else {
+        let Some((delta, replaced, inverse)) = admitted else {
             self.telemetry.changes_refused += 1;
             return Err(refuse_unadmitted(applied));
         };
@@ -107,7 +125,10 @@ impl Core {
             }
             // Judged, but not to stay (a dry run), or judged and not stored: the view goes back.
             other => {
-                self.take_back(inverse, &delta);
+                match inverse.map_or_else(|| Core::inverse(&objects, &replaced), Ok) {
+                    Ok(inverse) => self.take_back(inverse, &delta),
+                    Err(error) => tracing::error!(%error, "a change that was not stored was not taken back"),
+                }
                 other.map(answer).map_err(refuse)
             }
         }

@@ -5,11 +5,11 @@
 //! accepted is asked at the end ([`Report::has_errors`]).
 
 use std::cell::{Cell, RefCell};
-use std::fmt;
+use std::fmt::Write as _;
 use std::ops::RangeInclusive;
-use std::rc::Rc;
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::UnknownFields;
@@ -25,11 +25,18 @@ pub struct Report {
     unknown_fields: UnknownFields,
     object: RefCell<Option<String>>,
     problems: RefCell<Vec<Problem>>,
+    paths: RefCell<Vec<Step>>,
 }
 
 impl Report {
     pub fn new(file: Arc<str>, unknown_fields: UnknownFields) -> Report {
-        Report { file, unknown_fields, object: RefCell::default(), problems: RefCell::default() }
+        Report {
+            file,
+            unknown_fields,
+            object: RefCell::default(),
+            problems: RefCell::default(),
+            paths: RefCell::default(),
+        }
     }
 
     /// How problems from now on, and those so far, name the object.
@@ -70,48 +77,72 @@ impl Report {
     }
 }
 
-/// A field path, from the leaf to the root. Cheap to extend; becomes text only when somebody asks.
-#[derive(Clone, Debug)]
-pub struct FieldPath<'a>(Option<Rc<Link<'a>>>);
+/// A field path: a place in the list of steps that its [`Report`] keeps, and nothing for the root. Cheap to extend;
+/// becomes text only when somebody asks.
+#[derive(Clone, Copy, Debug)]
+struct FieldPath(Option<u32>);
 
+/// The last step of a path.
 #[derive(Debug)]
-struct Link<'a> {
-    parent: FieldPath<'a>,
-    segment: Segment<'a>,
+struct Step {
+    parent: FieldPath,
+    segment: Segment,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Segment<'a> {
-    Field(&'a str),
+#[derive(Debug)]
+enum Segment {
+    Field(&'static str),
+    /// A field that is not known here.
+    Unknown(CompactString),
     /// A key of a free mapping, such as a label.
-    Key(&'a str),
+    Key(CompactString),
     Index(usize),
 }
 
-impl<'a> FieldPath<'a> {
-    fn child(&self, segment: Segment<'a>) -> FieldPath<'a> {
-        FieldPath(Some(Rc::new(Link { parent: self.clone(), segment })))
+impl Report {
+    fn child(&self, parent: FieldPath, segment: Segment) -> FieldPath {
+        let mut paths = self.paths.borrow_mut();
+        paths.push(Step { parent, segment });
+        // An object of 3 MiB has fewer values.
+        FieldPath(u32::try_from(paths.len() - 1).ok())
     }
-}
 
-impl fmt::Display for FieldPath<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(link) = &self.0 else { return Ok(()) };
-        link.parent.fmt(f)?;
-        match link.segment {
-            Segment::Field(name) if link.parent.0.is_none() => f.write_str(name),
-            Segment::Field(name) => write!(f, ".{name}"),
-            Segment::Key(name) => write!(f, "[{name}]"),
-            Segment::Index(index) => write!(f, "[{index}]"),
+    fn text(&self, path: FieldPath) -> String {
+        let paths = self.paths.borrow();
+        let mut steps = SmallVec::<[&Segment; 16]>::new();
+        let mut next = path.0;
+        while let Some(step) = next.and_then(|index| paths.get(index as usize)) {
+            steps.push(&step.segment);
+            next = step.parent.0;
         }
+        let mut text = String::new();
+        for segment in steps.into_iter().rev() {
+            let name = match segment {
+                Segment::Field(name) => name,
+                Segment::Unknown(name) => name.as_str(),
+                Segment::Key(name) => {
+                    write!(text, "[{name}]").ok();
+                    continue;
+                }
+                Segment::Index(index) => {
+                    write!(text, "[{index}]").ok();
+                    continue;
+                }
+            };
+            if !text.is_empty() {
+                text.push('.');
+            }
+            text.push_str(name);
+        }
+        text
     }
 }
 
 /// A value, its field path and the place of its key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Cursor<'a> {
     pub node: &'a Node,
-    path: FieldPath<'a>,
+    path: FieldPath,
     place: (u32, u32),
     report: &'a Report,
 }
@@ -123,15 +154,16 @@ impl<'a> Cursor<'a> {
 
     /// The field path; keys are as they were written, but for control characters.
     pub fn path(&self) -> String {
-        printable(&self.path.to_string())
+        printable(self.report.text(self.path))
     }
 
     pub fn report(&self) -> &'a Report {
         self.report
     }
 
-    fn child(&self, node: &'a Node, segment: Segment<'a>) -> Cursor<'a> {
-        Cursor { node, path: self.path.child(segment), place: (node.line, node.column), report: self.report }
+    fn child(&self, node: &'a Node, segment: Segment) -> Cursor<'a> {
+        let path = self.report.child(self.path, segment);
+        Cursor { node, path, place: (node.line, node.column), report: self.report }
     }
 
     /// Reports that the object is not valid.
@@ -230,14 +262,14 @@ impl<'a> Cursor<'a> {
             Value::Mapping(entries) => Some(
                 entries
                     .iter()
-                    .map(|entry| (&*entry.key, self.entry(entry, Segment::Key(&entry.key))))
+                    .map(|entry| (&*entry.key, self.entry(entry, Segment::Key(entry.key.clone()))))
                     .collect(),
             ),
             _ => self.expected("a mapping"),
         }
     }
 
-    fn entry(&self, entry: &'a Entry, segment: Segment<'a>) -> Cursor<'a> {
+    fn entry(&self, entry: &'a Entry, segment: Segment) -> Cursor<'a> {
         Cursor { place: (entry.key_line, entry.key_column), ..self.child(&entry.value, segment) }
     }
 
@@ -313,7 +345,7 @@ impl<'a> Fields<'a> {
             let hint = nearest(&entry.key, known.iter().copied())
                 .map(|name| format!("; did you mean {name}?"))
                 .unwrap_or_default();
-            let field = self.cursor.entry(entry, Segment::Field(&entry.key));
+            let field = self.cursor.entry(entry, Segment::Unknown(entry.key.clone()));
             field.error(format!("unknown field {}{hint}", quoted(&entry.key)));
         }
     }

@@ -19,7 +19,9 @@ pub fn resolve(text: &str) -> Value {
         "-.inf" | "-.Inf" | "-.INF" => return Value::Float(f64::NEG_INFINITY),
         _ => {}
     }
-    if text.starts_with(|first: char| first.is_ascii_digit() || matches!(first, '+' | '-' | '.')) {
+    if text.starts_with(|first: char| first.is_ascii_digit() || matches!(first, '+' | '-' | '.'))
+        && text.bytes().all(in_number)
+    {
         let digits = text.replace('_', "");
         if let Some(integer) = integer(&digits) {
             return Value::Integer(integer);
@@ -28,7 +30,12 @@ pub fn resolve(text: &str) -> Value {
             return Value::Float(float);
         }
     }
-    Value::Text(Text { text: text.to_owned(), content_line: 0, content_column: 0 })
+    Value::Text(Text { text: text.into(), content_line: 0, content_column: 0 })
+}
+
+/// Other bytes (an address has some) are in no number of any notation.
+fn in_number(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'+' | b'-')
 }
 
 /// Decimal, `0x`, `0b`, `0o` and octal with a leading zero.

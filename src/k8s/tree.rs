@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use compact_str::CompactString;
+
 /// A value and where it starts. Lines and columns count from 1; both are 0 in objects that have no
 /// text.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +29,7 @@ pub enum Value {
 /// A string and, for block scalars (`|`, `>`), where its own first line starts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Text {
-    pub text: String,
+    pub text: CompactString,
     /// Line and column of the content; differs from the node's own for block scalars.
     pub content_line: u32,
     pub content_column: u32,
@@ -36,7 +38,7 @@ pub struct Text {
 /// One key of a mapping. Keys are unique: duplicates are problems and only the first one is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    pub key: String,
+    pub key: CompactString,
     pub key_line: u32,
     pub key_column: u32,
     pub value: Node,
@@ -93,14 +95,14 @@ impl Node {
                 None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
             },
             serde_json::Value::String(text) => {
-                Value::Text(Text { text: text.clone(), content_line: 0, content_column: 0 })
+                Value::Text(Text { text: text.into(), content_line: 0, content_column: 0 })
             }
             serde_json::Value::Array(items) => Value::Sequence(items.iter().map(Node::from_json).collect()),
             serde_json::Value::Object(fields) => Value::Mapping(
                 fields
                     .iter()
                     .map(|(key, value)| Entry {
-                        key: key.clone(),
+                        key: key.into(),
                         key_line: 0,
                         key_column: 0,
                         value: Node::from_json(value),
@@ -145,8 +147,11 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// The text without control characters.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+pub(super) fn printable(text: impl Into<String> + AsRef<str>) -> String {
+    if !text.as_ref().contains(char::is_control) {
+        return text.into();
+    }
+    text.as_ref().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 enum Segment<'a> {

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use compact_str::{CompactString, ToCompactString as _};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
 use super::scalar;
@@ -94,7 +95,7 @@ const FEW_KEYS: usize = 16;
 /// The keys of a mapping that has many; of others it is empty. Nearly all are small, and a search costs less than a
 /// table and a copy of each key; a large one, which may be hostile, costs what it weighs.
 #[derive(Default)]
-struct Hashed(HashSet<String>);
+struct Hashed(HashSet<CompactString>);
 
 impl Hashed {
     /// Whether the mapping with these entries has no such key; the caller adds it.
@@ -105,13 +106,13 @@ impl Hashed {
         if self.0.is_empty() {
             self.0.extend(entries.iter().map(|entry| entry.key.clone()));
         }
-        self.0.insert(key.to_owned())
+        self.0.insert(key.into())
     }
 }
 
 enum Key {
     Field {
-        text: String,
+        text: CompactString,
         line: u32,
         column: u32,
     },
@@ -183,7 +184,7 @@ impl Builder<'_> {
                 let value = if plain {
                     scalar::resolve(&text)
                 } else {
-                    Value::Text(Text { text: text.into_owned(), content_line, content_column })
+                    Value::Text(Text { text: text.into(), content_line, content_column })
                 };
                 let value = match value {
                     Value::Text(text) => Value::Text(Text { content_line, content_column, ..text }),
@@ -328,9 +329,9 @@ fn key(node: Node, plain: bool, entries: &[Entry], hashed: &mut Hashed, faults: 
     let text = match value {
         Value::Text(text) if plain && text.text == "<<" => return Key::Merge,
         Value::Text(text) => text.text,
-        Value::Bool(value) => value.to_string(),
-        Value::Integer(value) => value.to_string(),
-        Value::Float(value) => value.to_string(),
+        Value::Bool(value) => value.to_compact_string(),
+        Value::Integer(value) => value.to_compact_string(),
+        Value::Float(value) => value.to_string().into(),
         Value::Null | Value::Sequence(_) | Value::Mapping(_) => {
             faults.push(fault(line, column, "a key must be a string"));
             return Key::Dropped;

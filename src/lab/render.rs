@@ -22,11 +22,11 @@ pub fn as_written(node: &Tree) -> Json {
         Value::Bool(value) => json!(value),
         Value::Integer(value) => json!(value),
         Value::Float(value) => json!(value),
-        Value::Text(text) => json!(text.text),
+        Value::Text(text) => json!(text.text.as_str()),
         Value::Sequence(items) => items.iter().map(as_written).collect(),
-        Value::Mapping(entries) => {
-            Json::Object(entries.iter().map(|entry| (entry.key.clone(), as_written(&entry.value))).collect())
-        }
+        Value::Mapping(entries) => Json::Object(
+            entries.iter().map(|entry| (entry.key.to_string(), as_written(&entry.value))).collect(),
+        ),
     }
 }
 

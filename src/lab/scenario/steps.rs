@@ -257,7 +257,7 @@ fn apply(fields: &Fields<'_>, document: &Position) -> Option<Apply> {
         lines_before: text.content_line.saturating_sub(1),
         columns_before: text.content_column.saturating_sub(1),
     };
-    Some(Apply { text: text.text.clone(), origin, expect: expect?, lint })
+    Some(Apply { text: text.text.to_string(), origin, expect: expect?, lint })
 }
 
 const KINDS: &[(&str, Kind)] = &[
