@@ -78,9 +78,7 @@ pub struct Cli {
     command: Command,
 }
 
-/// Described to the parser only where it is asked for: all of it takes longer than most commands.
 #[derive(Debug, Subcommand)]
-#[command(defer = true)]
 enum Command {
     /// Run the node's agent
     Agent(Box<agent::AgentArgs>),
@@ -136,7 +134,6 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
-#[command(defer = true)]
 enum PolicyCommand {
     /// Apply manifests: all of them, or nothing
     Apply(objects::ApplyArgs),
