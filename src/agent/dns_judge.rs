@@ -61,7 +61,7 @@ impl PolicyJudge {
 
     fn policy(&self, ask: &Ask<'_>) -> Arc<PairPolicy> {
         let pair = (ask.client.ip(), ask.server, ask.protocol);
-        let (now, snapshot) = (Instant::now(), self.feed.load());
+        let (now, snapshot) = (ask.at, self.feed.load());
         let known = {
             let pairs = self.pairs.lock();
             let known = pairs.get(&pair).filter(|known| Arc::ptr_eq(&known.policy.snapshot, &snapshot));
@@ -249,6 +249,7 @@ mod tests {
             server: "10.0.0.2:53".parse().unwrap(),
             protocol: Protocol::Udp,
             name: "a.example",
+            at: Instant::now(),
         };
         let peer = PeerView { identity: Identity(300), address_class: None };
         let policy = PairPolicy::new(Arc::default(), &ask, [peer, peer]);

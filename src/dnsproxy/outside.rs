@@ -6,7 +6,7 @@ use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::fqdn::Learned;
 use crate::model::{Direction, Identity, Protocol};
@@ -24,6 +24,8 @@ pub struct Ask<'a> {
     pub protocol: Protocol,
     /// Canonical name; empty is the root.
     pub name: &'a str,
+    /// When the query arrived.
+    pub at: Instant,
 }
 
 /// What becomes of a query.

@@ -185,6 +185,7 @@ impl Proxy {
             server: received.server,
             protocol: received.protocol,
             name: &query.question.name,
+            at: received.since,
         });
         if ruling.decision == Decision::Release {
             return Sorted::Released(query, ruling);
