@@ -84,15 +84,16 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
                     Ok(accepted) => accepted,
                     Err(error) => return Poll::Ready(Err(error)),
                 };
+                // One that is answered already counts until the end of this round.
+                quiet = None;
                 if let Some(exchange) = shared.admit(request, respond) {
                     streams.begin(exchange);
-                    quiet = None;
                     if streams.len() >= limits.streams as usize {
                         counters.streams_at_limit.one();
                     }
                 }
             }
-            if !streams.is_empty() && streams.poll_quiet(cx).is_ready() {
+            if streams.poll_quiet(cx).is_ready() && quiet.is_none() {
                 quiet = Some(tokio::time::Instant::now());
             }
             Poll::Pending

@@ -131,3 +131,20 @@ async fn a_connection_without_streams_ends_after_its_time_and_one_with_a_stream_
     assert!(begun.elapsed() >= idle_timeout - Duration::from_millis(5), "{:?}", begun.elapsed());
     assert_eq!(rig.counters.timeouts.get(), 1);
 }
+
+#[tokio::test]
+async fn a_client_that_is_refused_again_and_again_is_not_idle() {
+    let idle_timeout = Duration::from_millis(300);
+    let limits = Limits { idle_timeout, ..Limits::default() };
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, limits).await;
+    let (mut client, connection) = h2::client::handshake(rig.client().await).await.unwrap();
+    let ended = tokio::spawn(connection);
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < 3 * idle_timeout {
+        let (denied, _) = client.send_request(post("/no"), true).unwrap();
+        assert_eq!(patiently(denied).await.unwrap().status(), StatusCode::FORBIDDEN);
+        assert!(tokio::time::timeout(idle_timeout / 4, std::future::pending::<()>()).await.is_err());
+    }
+    assert!(!ended.is_finished());
+    assert_eq!(rig.counters.timeouts.get(), 0);
+}
