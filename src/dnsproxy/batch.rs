@@ -11,25 +11,20 @@ use nix::sys::socket::{
 use super::raw::Datagram;
 use super::wire::HEADER;
 
-/// Most datagrams of one call.
+/// Datagrams of one call.
 const BATCH: usize = 32;
-/// Room that a call has at least: its headers are small enough for malloc to have them at hand.
-const FEW: usize = 7;
 
 /// Room for what one call receives.
 #[derive(Debug)]
 pub struct Inbox {
     slots: Vec<u8>,
     longest: usize,
-    /// Datagrams that the next call has room for: twice as many as came by the last one. What the kernel is told
-    /// about each is made anew for each call, and most calls bring few.
-    room: usize,
 }
 
 impl Inbox {
     /// For messages of so many bytes. Of one that is longer, the header is given alone.
     pub fn new(longest: usize) -> Inbox {
-        Inbox { slots: vec![0; BATCH * longest], longest, room: FEW }
+        Inbox { slots: vec![0; BATCH * longest], longest }
     }
 
     /// Takes what waits at a socket, as far as there is room. Returns whether more may wait.
@@ -37,13 +32,11 @@ impl Inbox {
     /// # Errors
     /// The socket has failed.
     pub fn receive(&mut self, socket: &UdpSocket, mut take: impl FnMut(Datagram<'_>)) -> io::Result<bool> {
-        let room = self.room;
-        let slots = self.slots.chunks_exact_mut(self.longest).take(room);
         let mut slices: Vec<[io::IoSliceMut<'_>; 1]> =
-            slots.map(|slot| [io::IoSliceMut::new(slot)]).collect();
+            self.slots.chunks_exact_mut(self.longest).map(|slot| [io::IoSliceMut::new(slot)]).collect();
         // Made anew each time: the kernel shortens what the headers say about their room.
         let space = nix::cmsg_space!(nix::libc::sockaddr_in6);
-        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(room, Some(space));
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(space));
         let received =
             match recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)
             {
@@ -61,8 +54,7 @@ impl Inbox {
             let message = if is_cut { whole.get(..HEADER).unwrap_or(whole) } else { whole };
             take(Datagram { from, to, message });
         }
-        self.room = (2 * count).clamp(FEW, BATCH);
-        Ok(count == room)
+        Ok(count == BATCH)
     }
 }
 
