@@ -274,7 +274,7 @@ struct Exchange {
 }
 
 impl Exchange {
-    /// A block and no `async fn`: that would keep each argument twice.
+    #[expect(clippy::manual_async_fn, reason = "it would keep each argument twice")]
     fn run(
         mut self,
         request: http::Request<()>,

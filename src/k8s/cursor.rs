@@ -277,8 +277,7 @@ impl<'a> Cursor<'a> {
     /// reported once it is done.
     pub fn object<T>(&self, read: impl FnOnce(&Fields<'a>) -> T) -> Option<T> {
         let Value::Mapping(entries) = &self.node.value else { return self.expected("a mapping") };
-        let fields =
-            Fields { cursor: self.clone(), entries, known: RefCell::default(), open: Cell::new(false) };
+        let fields = Fields { cursor: *self, entries, known: RefCell::default(), open: Cell::new(false) };
         let result = read(&fields);
         fields.report_unknown();
         Some(result)

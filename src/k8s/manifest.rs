@@ -303,7 +303,7 @@ impl<'o> Reader<'o> {
         let Some(name) = text("name") else { return };
         let reference = ObjectRef::new(kind, namespace, name);
         let report = fields.cursor().report();
-        report.name_object(printable(&reference.to_string()));
+        report.name_object(printable(reference.to_string()));
         let position = self.position(fields.cursor().node);
         if let Some(first) = self.seen.get(&reference) {
             fields.cursor().error(format!("this object is already defined at {first}"));

@@ -156,7 +156,7 @@ fn read_port<'a>(fields: &Fields<'a>) -> Option<PortEntry<'a>> {
     let last = end.as_ref().and_then(|end| end.integer(0..=65535)).filter(|last| *last != 0);
     let port = fields.get("port").filter(|field| field.node.as_str() != Some(""));
     let protocol = protocol?;
-    let cursor = fields.cursor().clone();
+    let cursor = *fields.cursor();
     let Some(port) = port else {
         return match protocol {
             WireProtocol::One(Protocol::Vrrp | Protocol::Igmp) => {
