@@ -463,8 +463,12 @@ fn in_cluster(options: &ViewOptions, prefix: IpNet) -> bool {
     options.pod_cidrs.iter().any(|range| range.contains(&prefix))
 }
 
+/// `::ffff:a.b.c.d` is none: it would stand for whoever has the IPv4 address, a pod for example.
 fn is_host_of_the_world(address: IpAddr) -> bool {
-    !address.is_unspecified() && !address.is_loopback() && !address.is_multicast()
+    address.to_canonical() == address
+        && !address.is_unspecified()
+        && !address.is_loopback()
+        && !address.is_multicast()
 }
 
 /// The address of a node that a tunnel goes to: of the same family where there is one.

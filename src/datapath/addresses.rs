@@ -132,6 +132,12 @@ pub struct AddressPlan {
     pub classes: Writes<LpmKey, u32>,
 }
 
+/// IPv6 by its form, but in the tables (where IPv4 is stored IPv4-mapped) it would be an IPv4 prefix, and change what
+/// that one has. No packet has such an address, so nothing is left out.
+fn is_disguised(net: IpNet) -> bool {
+    matches!(net, IpNet::V6(v6) if v6.network().to_ipv4_mapped().is_some())
+}
+
 impl AddressPlan {
     /// Encodes the changes.
     pub fn new(
@@ -139,7 +145,7 @@ impl AddressPlan {
         classes: &[(IpNet, Option<Identity>)],
     ) -> AddressPlan {
         let mut plan = AddressPlan::default();
-        for (net, entry) in ipcache {
+        for (net, entry) in ipcache.iter().filter(|(net, _)| !is_disguised(*net)) {
             let value = entry.map(IpcacheValue::from);
             match single_address(*net) {
                 Some(address) => plan.exact.change(address.into(), value),
@@ -149,7 +155,7 @@ impl AddressPlan {
                 }
             }
         }
-        for (net, class) in classes {
+        for (net, class) in classes.iter().filter(|(net, _)| !is_disguised(*net)) {
             let key = LpmKey::from(*net);
             plan.classes.change(key, class.map(|class| class.0).or_else(|| default_class(&key)));
         }
@@ -291,6 +297,23 @@ mod tests {
             &[],
         );
         assert_eq!((plan.exact.keys.len(), plan.prefixes.keys.len()), (2, 1));
+    }
+
+    /// An answer `AAAA ::ffff:10.0.0.1` gave its identity to the pod 10.0.0.1, and took it away at its end.
+    #[test]
+    fn an_ipv4_address_in_the_guise_of_ipv6_changes_nothing() {
+        let tables = Tables::in_memory(&Capacity::default());
+        AddressPlan::new(&[(net("10.0.0.1/32"), world(5))], &[]).apply(&tables).unwrap();
+        for entry in [world(6), None] {
+            let plan = AddressPlan::new(
+                &[(net("::ffff:10.0.0.1/128"), entry), (net("::ffff:10.0.0.0/104"), entry)],
+                &[(net("::ffff:10.0.0.1/128"), Some(Identity(99)))],
+            );
+            assert_eq!((plan.exact.keys.len(), plan.prefixes.keys.len(), plan.classes.keys.len()), (0, 0, 0));
+            plan.apply(&tables).unwrap();
+        }
+        let pod = Addr::from(std::net::IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(tables.ipcache_exact.get(&pod).unwrap().unwrap().identity, 5);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! compression pointer must lead backwards, and each one further back than the last, so that a name
 //! costs no more steps than it has bytes. Names come out as canonical text ([`Reader::name`]).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,7 +171,8 @@ impl<'a> Reader<'a> {
         Ok(RecordHead { owner, kind, class, ttl, start, end: self.at })
     }
 
-    /// What a record of the answer section says about addresses; `None` for other types.
+    /// What a record of the answer section says about addresses; `None` for other types, and for IPv4 addresses in the
+    /// guise of IPv6.
     pub fn address_data(&self, head: &RecordHead) -> Result<Option<Record>, Fault> {
         if head.class != CLASS_IN {
             return Ok(None);
@@ -183,8 +184,14 @@ impl<'a> Reader<'a> {
                 RecordData::Address(IpAddr::from(bytes))
             }
             TYPE_AAAA => {
-                let bytes = <[u8; 16]>::try_from(data).map_err(|_| Fault("AAAA record is not 16 bytes"))?;
-                RecordData::Address(IpAddr::from(bytes))
+                let address = <[u8; 16]>::try_from(data).map_err(|_| Fault("AAAA record is not 16 bytes"))?;
+                let address = Ipv6Addr::from(address);
+                // No packet has such an address (RFC 4291, section 2.5.5.2), and in the kernel's tables it means an IPv4
+                // address, of which an AAAA record has nothing to say.
+                if address.to_ipv4_mapped().is_some() {
+                    return Ok(None);
+                }
+                RecordData::Address(IpAddr::V6(address))
             }
             TYPE_CNAME => {
                 let mut inner = Reader { message: self.message, at: head.start, first: self.first.clone() };
@@ -322,6 +329,21 @@ mod tests {
         for cut in [&b""[..], b"\x03ab", b"\x01a", b"\xc0", b"\x40a\x00", b"\x80a\x00"] {
             assert!(name_at(cut, 0).is_err(), "{cut:?}");
         }
+    }
+
+    #[test]
+    fn an_aaaa_record_says_nothing_about_ipv4_addresses() {
+        let says = |address: &str| {
+            let address: Ipv6Addr = address.parse().unwrap();
+            let mut message = b"\x01a\x00\x00\x1c\x00\x01\x00\x00\x00\x3c\x00\x10".to_vec();
+            message.extend(address.octets());
+            let mut reader = Reader::new(&message);
+            let head = reader.record().unwrap();
+            reader.address_data(&head).unwrap().map(|record| record.data)
+        };
+        assert_eq!(says("::ffff:10.0.0.1"), None);
+        let known = "2001:db8::1".parse().unwrap();
+        assert_eq!(says("2001:db8::1"), Some(RecordData::Address(known)));
     }
 
     /// Reads everything there is to read.

@@ -76,7 +76,10 @@ fn an_answer_never_speaks_about_the_cluster() {
     ])
     .unwrap();
     let before = state(&view);
-    let own = ["10.50.0.1", "10.244.7.7", "172.18.0.11", "172.18.0.12", "127.0.0.1", "224.0.0.1", "0.0.0.0"];
+    let mut own =
+        vec!["10.50.0.1", "10.244.7.7", "172.18.0.11", "172.18.0.12", "127.0.0.1", "224.0.0.1", "0.0.0.0"];
+    // To the kernel those are the same.
+    own.extend(["::ffff:10.50.0.1", "::ffff:10.244.7.7", "::ffff:172.18.0.12"]);
     assert!(view.learn(seconds(0), &answer("evil.example", 100, &own)).is_empty());
     assert_eq!(state(&view), before);
     // What leaves the cluster is the world's again, and what joins it is the cluster's.
