@@ -315,7 +315,7 @@ struct ct_side {
 struct ct_entry {
 	struct ct_side lo;
 	struct ct_side hi;
-	__u32 last_seen; /* seconds of bpf_ktime_get_coarse_ns / boot time */
+	__u32 last_seen; /* seconds since boot, of CLOCK_MONOTONIC, give or take one */
 	__u16 flags;	 /* SLUICE_CT_* */
 	__u16 svc_port;	 /* frontend port (REV_NAT), backend port (SERVICE) */
 	struct sluice_addr svc_addr; /* frontend (REV_NAT), backend (SERVICE) */

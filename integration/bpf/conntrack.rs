@@ -124,6 +124,19 @@ fn a_forged_reset_does_not_end_a_connection_that_goes_on() {
     assert_eq!(u32::from(connection(&mut node).flags) & abi::CT_RST, 0);
 }
 
+/// The programs count jiffies; the agent's clock says the same.
+#[test]
+fn entries_are_dated_in_seconds_since_boot() {
+    let mut node = client_and_server();
+    node.send(Family::IPv4, Who::Alice, Who::Bob, udp(5000, 53));
+    let seen = i64::from(connection(&mut node).last_seen);
+    // "now at 3677221249105 nsecs", of CLOCK_MONOTONIC.
+    let timers = std::fs::read_to_string("/proc/timer_list").unwrap();
+    let now = timers.lines().find_map(|line| line.strip_prefix("now at ")).unwrap();
+    let now = now.split(' ').next().unwrap().parse::<i64>().unwrap() / 1_000_000_000;
+    assert!((seen - now).abs() <= 2, "{seen} seconds, {now} by the kernel");
+}
+
 #[test]
 fn an_old_entry_vouches_for_nothing() {
     let mut node = client_and_server();

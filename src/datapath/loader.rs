@@ -56,6 +56,7 @@ fn load_object(pins: &Pins, capacity: &Capacity, specs: &[MapSpec]) -> Result<Eb
     let mut loader = EbpfLoader::new();
     // The object uses no kernel types: reading the kernel's BTF would cost time and memory.
     loader.btf(None);
+    super::clock::tell(&mut loader)?;
     for spec in specs {
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }

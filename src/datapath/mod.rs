@@ -14,6 +14,7 @@ pub mod abi;
 mod addresses;
 pub mod attach;
 pub mod carry;
+mod clock;
 pub mod config;
 mod endpoints;
 pub mod events;

@@ -376,3 +376,13 @@ pub fn monotonic_now() -> io::Result<std::time::Duration> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// How long the kernel's ticks are: what its coarse clocks advance by.
+pub fn tick() -> io::Result<std::time::Duration> {
+    let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `tick` is a live timespec that the call fills in.
+    match unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) } {
+        0 => Ok(std::time::Duration::new(tick.tv_sec as u64, tick.tv_nsec as u32)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

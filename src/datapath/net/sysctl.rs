@@ -42,6 +42,8 @@ pub fn prepare_node() -> Result<(), NetError> {
 pub fn prepare_host_side(device: &str) -> Result<(), NetError> {
     set(&["ipv4", "conf", device, "rp_filter"], "0")?;
     set(&["ipv4", "conf", device, "forwarding"], "1")?;
+    // An agent of earlier days turned it on. No pod may speak with the node's address, whoever looks at its packets.
+    set(&["ipv4", "conf", device, "accept_local"], "0")?;
     if has_ipv6() {
         set(&["ipv6", "conf", device, "forwarding"], "1")?;
         set(&["ipv6", "conf", device, "accept_ra"], "0")?;

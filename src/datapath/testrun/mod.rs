@@ -157,6 +157,7 @@ impl Kernel {
     }
 
     fn load_with(mut loader: EbpfLoader<'_>) -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
+        super::clock::tell(&mut loader)?;
         let mut ebpf = loader.load(OBJECT)?;
         let events = RingBuf::try_from(ebpf.take_map("sl_events").expect("sl_events"))?;
         Ok(Kernel { ebpf, events, loaded: Vec::new() })
