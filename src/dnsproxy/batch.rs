@@ -12,7 +12,7 @@ use super::raw::Datagram;
 use super::wire::HEADER;
 
 /// Datagrams of one call.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 
 /// Room for what one call receives.
 #[derive(Debug)]
@@ -27,11 +27,12 @@ impl Inbox {
         Inbox { slots: vec![0; BATCH * longest], longest }
     }
 
-    /// Takes what waits at a socket, as far as there is room. Returns whether more may wait.
+    /// Takes what waits at a socket, at most [`BATCH`] datagrams, in one piece if there is any. Returns whether more may
+    /// wait.
     ///
     /// # Errors
     /// The socket has failed.
-    pub fn receive(&mut self, socket: &UdpSocket, mut take: impl FnMut(Datagram<'_>)) -> io::Result<bool> {
+    pub fn receive(&mut self, socket: &UdpSocket, take: impl FnOnce(&[Datagram<'_>])) -> io::Result<bool> {
         let mut slices: Vec<[io::IoSliceMut<'_>; 1]> =
             self.slots.chunks_exact_mut(self.longest).map(|slot| [io::IoSliceMut::new(slot)]).collect();
         // Made anew each time: the kernel shortens what the headers say about their room.
@@ -45,6 +46,7 @@ impl Inbox {
                 Err(error) => return Err(error.into()),
             };
         let mut count = 0;
+        let mut datagrams = Vec::with_capacity(BATCH);
         for message in received {
             count += 1;
             // A datagram without its addresses cannot be answered.
@@ -52,7 +54,10 @@ impl Inbox {
             let whole = message.iovs().next().unwrap_or_default();
             let is_cut = message.flags.contains(MsgFlags::MSG_TRUNC);
             let message = if is_cut { whole.get(..HEADER).unwrap_or(whole) } else { whole };
-            take(Datagram { from, to, message });
+            datagrams.push(Datagram { from, to, message });
+        }
+        if !datagrams.is_empty() {
+            take(&datagrams);
         }
         Ok(count == BATCH)
     }

@@ -2,10 +2,13 @@
 //!
 //! Contract: every query has a port and an id of its own, both drawn for it. A reply counts only if it came to that port
 //! from the server that was asked, with that id, and answers the question; anything else finds no query. What a query
-//! holds here goes with its end: its reply, its failure or its time.
+//! holds here goes with its end: its reply, its failure or its time. Every query may take equally long, so the order in
+//! which they begin is that of their ends.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
@@ -75,14 +78,27 @@ struct Waiting {
 }
 
 /// See the module. Shared by all workers: a reply may reach another one than its query did.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Exchanges {
     shards: [Mutex<HashMap<Ticket, Waiting>>; SHARDS],
     count: AtomicUsize,
     serial: AtomicU64,
+    ends: Mutex<VecDeque<(Instant, Sent)>>,
+    timeout: Duration,
 }
 
 impl Exchanges {
+    /// For queries that wait so long.
+    pub(super) fn new(timeout: Duration) -> Exchanges {
+        Exchanges {
+            shards: Default::default(),
+            count: AtomicUsize::new(0),
+            serial: AtomicU64::new(0),
+            ends: Mutex::default(),
+            timeout,
+        }
+    }
+
     /// Queries that wait.
     pub(super) fn open(&self) -> usize {
         self.count.load(Ordering::Acquire)
@@ -101,6 +117,7 @@ impl Exchanges {
         may_use: impl Fn(u16) -> bool,
     ) -> Result<(Sent, u16), Box<Open>> {
         let (client, server) = (open.received.client.ip(), open.received.server);
+        let end = open.received.since + self.timeout;
         for _ in 0..DRAWS {
             let port = random.next();
             if port < FIRST_PORT || !may_use(port) {
@@ -111,7 +128,9 @@ impl Exchanges {
                 let (id, serial) = (random.next(), self.serial.fetch_add(1, Ordering::Relaxed));
                 place.insert(Waiting { open, id, serial });
                 self.count.fetch_add(1, Ordering::AcqRel);
-                return Ok((Sent { ticket, serial }, id));
+                let sent = Sent { ticket, serial };
+                self.ends.lock().push_back((end, sent));
+                return Ok((sent, id));
             }
         }
         Err(open)
@@ -155,7 +174,27 @@ impl Exchanges {
         Some(waiting.open)
     }
 
-    pub(super) fn is_open(&self, sent: Sent) -> bool {
+    /// When the time of a query is over that waits now.
+    pub(super) fn next_end(&self) -> Option<Instant> {
+        let mut ends = self.ends.lock();
+        while ends.front().is_some_and(|(_, sent)| !self.is_open(*sent)) {
+            ends.pop_front();
+        }
+        ends.front().map(|(end, _)| *end)
+    }
+
+    /// Takes a query whose time is over.
+    pub(super) fn overdue(&self, now: Instant) -> Option<Box<Open>> {
+        let mut ends = self.ends.lock();
+        while let Some((_, sent)) = ends.pop_front_if(|(end, _)| *end <= now) {
+            if let Some(open) = self.expire(sent) {
+                return Some(open);
+            }
+        }
+        None
+    }
+
+    fn is_open(&self, sent: Sent) -> bool {
         let shard = self.shard(&sent.ticket).lock();
         shard.get(&sent.ticket).is_some_and(|waiting| waiting.serial == sent.serial)
     }
@@ -164,7 +203,6 @@ impl Exchanges {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Instant;
 
     use super::*;
     use crate::dnsproxy::limits::{Limiter, Most};
@@ -191,7 +229,7 @@ mod tests {
     #[test]
     fn a_client_without_a_free_port_is_told_so() {
         let limiter = Limiter::new(Most { of_one: 10, of_all: 10 });
-        let (exchanges, mut random) = (Exchanges::default(), Random::new().unwrap());
+        let (exchanges, mut random) = (Exchanges::new(Duration::from_secs(4)), Random::new().unwrap());
         let few = |port: u16| port >= 65_000;
         let (sent, _) = exchanges.begin(open(&limiter), &mut random, few).unwrap();
         assert!(few(sent.ticket.port) && exchanges.is_open(sent));

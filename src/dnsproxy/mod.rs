@@ -17,6 +17,7 @@ mod answers;
 pub mod batch;
 pub mod counters;
 mod exchange;
+mod lead;
 pub mod limits;
 pub mod message;
 pub mod outside;

@@ -29,8 +29,8 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// What comes to the ports that queries left from.
 #[derive(Debug)]
 pub enum News<'a> {
-    /// From the server, by all appearances.
-    Reply(Datagram<'a>),
+    /// From their servers, by all appearances.
+    Replies(&'a [Datagram<'a>]),
     /// A query did not arrive.
     Undelivered(Undelivered),
 }
@@ -143,7 +143,7 @@ impl Sockets for TransparentSockets {
 
     fn hear(&self, source: usize, inbox: &mut Inbox, take: &mut dyn FnMut(News<'_>)) -> io::Result<bool> {
         match self.replies.listeners.get(source) {
-            Some(socket) => inbox.receive(socket, |reply| take(News::Reply(reply))),
+            Some(socket) => inbox.receive(socket, |replies| take(News::Replies(replies))),
             None => self.undelivered(source - self.replies.listeners.len(), take),
         }
     }

@@ -105,10 +105,12 @@ impl Sockets for Loopback {
         let end = buffer.iter().position(|byte| *byte == b'\n').unwrap();
         let (from, to) = std::str::from_utf8(&buffer[1..end]).unwrap().split_once(' ').unwrap();
         let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-        take(match buffer[0] {
-            b'r' => News::Reply(Datagram { from: to, to: from, message: &buffer[end + 1..length] }),
-            _ => News::Undelivered((from, to)),
-        });
+        match buffer[0] {
+            b'r' => {
+                take(News::Replies(&[Datagram { from: to, to: from, message: &buffer[end + 1..length] }]))
+            }
+            _ => take(News::Undelivered((from, to))),
+        }
         Ok(true)
     }
 
