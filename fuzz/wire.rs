@@ -160,9 +160,10 @@ impl Target for RecordBatches {
     }
 
     fn check(&mut self, input: &[u8]) {
-        if let Ok(records) = record_batch::decode(input) {
+        if let Ok(records) = record_batch::decode(input.to_vec().into()) {
             assert!(records.len() <= input.len(), "more records than there is room for");
-            let again = record_batch::decode(&record_batch::encode(&records, || ())).expect("our own batch");
+            let again =
+                record_batch::decode(record_batch::encode(&records, || ()).into()).expect("our own batch");
             assert_eq!(again, records);
         }
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::net::UnixDatagram;
 
@@ -87,7 +88,7 @@ impl Receiver {
 }
 
 fn take(bytes: &[u8]) -> Vec<Record> {
-    record_batch::decode(bytes).unwrap_or_else(|error| {
+    record_batch::decode(Bytes::copy_from_slice(bytes)).unwrap_or_else(|error| {
         // Of a proxy of another version, which is about to be replaced.
         tracing::warn!(%error, "a proxy's records were not understood");
         Vec::new()
