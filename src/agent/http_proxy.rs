@@ -8,10 +8,11 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use futures::future::BoxFuture;
 use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::outgoing::Ports;
 use super::proxies::ProxyProcess;
 use super::proxy_host::{ProxyHost, raise_descriptor_limit};
 use super::records::Sender;
@@ -50,9 +51,10 @@ async fn serve(config: HttpProxyConfig) -> anyhow::Result<()> {
     let host = ProxyHost::start(ProxyProcess::Http.name(), &config.run_dir, options.records_per_second)?;
     let lookup = IdentityLookup::open(&config.bpffs)?;
     let places = Listeners::open(&config.bpffs)?;
-    let servers = lookup.clone();
+    let (servers, newest) = (lookup.clone(), Arc::clone(&host.newest));
     let judge = SnapshotJudge::new(
         Arc::clone(&host.feed),
+        move || newest.load(),
         move |address| resolve(address, lookup.resolve(address)),
         move |client, server| resolve(server.ip(), servers.resolve_server(client, server)),
     );
@@ -73,7 +75,7 @@ async fn serve(config: HttpProxyConfig) -> anyhow::Result<()> {
     }
     let context = Arc::new(Context {
         judge: Arc::new(judge),
-        network: Arc::new(Transparent { own }),
+        network: Arc::new(Transparent { own, ports: Ports::new() }),
         recorder: Arc::clone(&host.records) as Arc<dyn Recorder>,
         recorded_path: options.recorded_path,
         limits: options.limits,
@@ -163,6 +165,7 @@ fn listen(family: Family) -> io::Result<std::net::TcpListener> {
 struct Transparent {
     /// Addresses of our listeners: what was really sent to one of them was not redirected.
     own: Vec<SocketAddr>,
+    ports: Ports,
 }
 
 impl Network for Transparent {
@@ -176,9 +179,8 @@ impl Network for Transparent {
 
     fn connect(&self, ends: Ends) -> BoxFuture<'_, io::Result<TcpStream>> {
         Box::pin(async move {
-            let socket = transparent(Family::of(ends.client.ip()))?;
-            socket.bind(&SocketAddr::new(ends.client.ip(), 0).into())?;
-            TcpSocket::from_std_stream(socket.into()).connect(ends.server).await
+            let socket = || transparent(Family::of(ends.client.ip()));
+            self.ports.connect(ends.client, ends.server, socket).await
         })
     }
 }

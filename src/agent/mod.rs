@@ -33,6 +33,7 @@ mod names_client;
 mod node_devices;
 mod observer;
 mod offline_names;
+mod outgoing;
 mod pace;
 mod proxies;
 pub mod proxy_host;
