@@ -252,7 +252,8 @@ impl Shared {
             return;
         }
         let mut kept = self.judged.lock();
-        let judged = kept.get_or_insert_with(|| self.cx.judge.policy(self.ends.client, self.ends.server));
+        // No older than a request's would be: this one may have been judged by nobody.
+        let judged = self.cx.judged(self.ends, &mut kept);
         let l7 = L7::Http {
             method: call.method.as_str().into(),
             path: self.cx.shown_path(&call.path).into(),
