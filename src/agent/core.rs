@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+
 use super::directory;
 use super::enrich::Shared;
 use super::history::Recorder;
@@ -191,12 +193,13 @@ impl Core {
         self.note_owners(touched);
         self.note_identities(&full);
         self.note_names();
-        match self.kernel.reconcile(&full).and_then(|_| self.kernel.started()) {
+        self.feed_is_old = true;
+        let told = self.announce();
+        match told.and_then(|()| Ok(self.kernel.reconcile(&full).and_then(|_| self.kernel.started())?)) {
             Ok(()) => {
                 self.node = NodeDevices::Judged;
                 self.realized = revision;
                 self.telemetry.bootstrap = Some(self.started.elapsed());
-                self.feed_is_old = true;
                 self.drain();
             }
             Err(error) => {
@@ -257,6 +260,11 @@ impl Core {
     }
 
     fn drain(&mut self) {
+        if let Err(error) = self.announce() {
+            self.trouble(format!("{error:#}"));
+            self.schedule();
+            return;
+        }
         while let Some(next) = self.pending.front() {
             let (begun, revision) = (Instant::now(), next.revision);
             if let Err(error) = self.kernel.apply(&next.delta) {
@@ -278,8 +286,8 @@ impl Core {
             self.schedule();
             return;
         }
-        if let Err(error) = self.publish() {
-            self.trouble(format!("the policy feed of the proxies: {error:#}"));
+        if let Err(error) = self.settle() {
+            self.trouble(format!("{error:#}"));
             self.schedule();
             return;
         }
@@ -303,10 +311,18 @@ impl Core {
         self.feed = Some(feed);
     }
 
-    /// Tells the proxies, now that the kernel has everything.
-    fn publish(&mut self) -> anyhow::Result<()> {
+    /// Tells the proxies what is to come. The kernel may hear of it when they know.
+    fn announce(&mut self) -> anyhow::Result<()> {
+        match self.feed.as_mut().filter(|_| self.feed_is_old) {
+            Some(feed) => feed.announce(&self.view).context("the policy feed of the proxies"),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the proxies that the kernel has everything.
+    fn settle(&mut self) -> anyhow::Result<()> {
         if let Some(feed) = self.feed.as_mut().filter(|_| self.feed_is_old) {
-            feed.publish(&self.view)?;
+            feed.settle().context("the policy feed of the proxies")?;
         }
         self.feed_is_old = false;
         Ok(())
@@ -340,16 +356,17 @@ impl Core {
         }
         self.keep_offset();
         let full = self.view.full();
-        match self.kernel.reconcile(&full) {
+        self.feed_is_old = true;
+        let told = self.announce();
+        match told.and_then(|()| Ok(self.kernel.reconcile(&full)?)) {
             // What waited is part of it.
             Ok(_) => {
                 self.pending.clear();
                 self.realized = self.desired;
-                self.feed_is_old = true;
                 self.drain();
             }
             Err(error) => {
-                self.trouble(error.to_string());
+                self.trouble(format!("{error:#}"));
                 self.pending.push_back(Pending {
                     delta: full,
                     revision: self.desired,

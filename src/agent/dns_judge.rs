@@ -107,8 +107,8 @@ impl PairPolicy {
         let sides = sides
             .into_iter()
             .filter_map(|(subject, direction, peer)| {
-                let subject = snapshot.local(subject)?;
-                let policy = snapshot.policy(subject.identity, direction, peer, flow)?;
+                let subject = snapshot.subject(subject, direction, flow)?;
+                let policy = snapshot.policy(subject, direction, peer, flow)?;
                 Some(SidePolicy::new(policy, direction))
             })
             .collect();

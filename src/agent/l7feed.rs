@@ -1,10 +1,19 @@
 //! What the proxies know: `<run-dir>/l7.json`, written by the agent, watched by the proxies.
 //!
-//! The agent writes a new document beside the old one and renames it, after the kernel has the state it
-//! describes. A proxy that starts while no agent runs reads what the last one left. A document that
-//! cannot be read is reported, and the one before it stays in force.
+//! The document is never behind the kernel. A change goes like this:
+//!
+//! 1. the agent writes a document of the rules after the change and of those before it ([`Snapshot::after`]);
+//! 2. the kernel learns of the change, and redirects connections by it;
+//! 3. the agent writes the document of the new rules alone.
+//!
+//! A proxy that has a connection before it looks whether the document is the one that it has read ([`Newest::load`]), so
+//! it knows the rules by which the connection was brought to it, however late it hears of news otherwise.
+//! Documents are written beside the old one and renamed. A proxy that starts while no agent runs reads what the last one
+//! left. A document that cannot be read is reported, and the one before it stays in force.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +21,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use parking_lot::Mutex;
 
 use crate::cluster::View;
 use crate::model::IdentityKind;
@@ -25,37 +35,63 @@ const FILE: &str = "l7.json";
 pub struct FeedWriter {
     directory: PathBuf,
     written: Option<Snapshot>,
+    /// What the kernel is about to have.
+    next: Option<Snapshot>,
+    /// The files of the latest documents: as long as they are open, none of theirs has the number of another one.
+    files: VecDeque<std::fs::File>,
 }
 
+/// Documents that have inode numbers of their own.
+const TOLD_APART: usize = 4;
+
 impl FeedWriter {
-    /// Documents go into `run_dir`.
+    /// Documents go into `run_dir`. What an earlier agent wrote is what the kernel has.
     pub fn new(run_dir: &Path) -> FeedWriter {
-        FeedWriter { directory: run_dir.to_owned(), written: None }
+        let written = read(&run_dir.join(FILE)).ok();
+        FeedWriter { directory: run_dir.to_owned(), written, next: None, files: VecDeque::new() }
     }
 
-    /// Writes what the view says, if that is news.
-    pub fn publish(&mut self, view: &View) -> anyhow::Result<()> {
-        let snapshot = snapshot(view);
-        let is_old = self
-            .written
-            .as_ref()
-            .is_some_and(|written| Snapshot { revision: snapshot.revision, ..written.clone() } == snapshot);
-        if is_old {
+    /// Writes what the view says beside what was said, if that is news. To be called before the kernel hears of it.
+    pub fn announce(&mut self, view: &View) -> anyhow::Result<()> {
+        let next = snapshot(view);
+        let both = self.written.as_ref().map_or_else(|| next.clone(), |written| next.after(written));
+        self.next = Some(next);
+        self.write(both)
+    }
+
+    /// Writes what was announced alone: the kernel has it.
+    pub fn settle(&mut self) -> anyhow::Result<()> {
+        let Some(next) = self.next.take() else { return Ok(()) };
+        let written = self.write(next.clone());
+        if written.is_err() {
+            self.next = Some(next);
+        }
+        written
+    }
+
+    fn write(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
+        if self.written.as_ref().is_some_and(|written| written.says_what(&snapshot)) && !self.files.is_empty()
+        {
             return Ok(());
         }
         let path = self.directory.join(FILE);
         let temporary = self.directory.join("l7.json.new");
         private_directory(&self.directory)?;
+        // Never one that was there: its inode may be that of a document.
+        std::fs::remove_file(&temporary).ok();
         let mut file = std::fs::OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&temporary)
             .with_context(|| temporary.display().to_string())?;
         file.write_all(&serde_json::to_vec(&snapshot)?).with_context(|| temporary.display().to_string())?;
         std::fs::rename(&temporary, &path).with_context(|| path.display().to_string())?;
         self.written = Some(snapshot);
+        self.files.push_back(file);
+        if self.files.len() > TOLD_APART {
+            self.files.pop_front();
+        }
         Ok(())
     }
 }
@@ -73,7 +109,8 @@ fn snapshot(view: &View) -> Snapshot {
     let endpoints = view
         .endpoints()
         .flat_map(|endpoint| {
-            let known = Endpoint { pod: endpoint.pod.path().into(), identity: endpoint.identity };
+            let known =
+                Endpoint { pod: endpoint.pod.path().into(), identity: endpoint.identity, before: Vec::new() };
             endpoint.addresses.iter().map(move |address| (*address, known.clone()))
         })
         .collect();
@@ -84,6 +121,7 @@ fn snapshot(view: &View) -> Snapshot {
         node: view.options().node.as_str().into(),
         endpoints,
         sides,
+        before: Vec::new(),
         secrets,
     }
 }
@@ -134,15 +172,65 @@ fn secrets(sides: &Sides, view: &View) -> Vec<SecretValue> {
     found
 }
 
-/// A proxy's end: the newest snapshot, at any moment.
+/// A proxy's end: the newest snapshot that was read, at any moment.
 pub type Feed = Arc<ArcSwap<Snapshot>>;
+
+/// A proxy's end, for those who may not be behind the kernel.
+#[derive(Debug)]
+pub struct Newest {
+    feed: Feed,
+    path: PathBuf,
+    /// Which file was read last.
+    known: Mutex<Option<Version>>,
+}
+
+/// Tells documents apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    inode: u64,
+    modified: (i64, i64),
+    length: u64,
+}
+
+impl Newest {
+    fn open(path: PathBuf) -> anyhow::Result<Newest> {
+        // In this order: what is replaced in between is read again.
+        let version = version(&path);
+        let feed = Arc::new(ArcSwap::from_pointee(read(&path)?));
+        Ok(Newest { feed, path, known: Mutex::new(version) })
+    }
+
+    /// The newest snapshot that is read.
+    pub fn feed(&self) -> Feed {
+        Arc::clone(&self.feed)
+    }
+
+    /// The snapshot of the document that is there now; one that cannot be read leaves the last one in force.
+    pub fn load(&self) -> Arc<Snapshot> {
+        let mut known = self.known.lock();
+        let version = version(&self.path);
+        if *known != version {
+            *known = version;
+            match read(&self.path) {
+                Ok(snapshot) => self.feed.store(Arc::new(snapshot)),
+                Err(error) => tracing::error!(error = %format!("{error:#}"), "the policy feed is not read"),
+            }
+        }
+        self.feed.load_full()
+    }
+}
+
+fn version(path: &Path) -> Option<Version> {
+    let file = std::fs::metadata(path).ok()?;
+    Some(Version { inode: file.ino(), modified: (file.mtime(), file.mtime_nsec()), length: file.len() })
+}
 
 /// Reads the document of `run_dir` now and whenever it is replaced. `on_change` is told each time, on the
 /// watching thread.
 ///
 /// # Errors
 /// There is no document, or it cannot be watched.
-pub fn follow(run_dir: &Path, on_change: impl Fn() + Send + 'static) -> anyhow::Result<Feed> {
+pub fn follow(run_dir: &Path, on_change: impl Fn() + Send + 'static) -> anyhow::Result<Arc<Newest>> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).context("watch the policy feed")?;
     inotify
         .add_watch(
@@ -150,26 +238,20 @@ pub fn follow(run_dir: &Path, on_change: impl Fn() + Send + 'static) -> anyhow::
             AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF,
         )
         .with_context(|| format!("watch {}", run_dir.display()))?;
-    let path = run_dir.join(FILE);
-    let feed: Feed = Arc::new(ArcSwap::from_pointee(read(&path)?));
-    let newest = Arc::clone(&feed);
+    let newest = Arc::new(Newest::open(run_dir.join(FILE))?);
+    let watched = Arc::clone(&newest);
     std::thread::Builder::new()
         .name("sluice-feed".into())
         .spawn(move || {
             while let Ok(events) = inotify.read_events() {
                 if events.iter().any(|event| event.name.as_deref() == Some(FILE.as_ref())) {
-                    match read(&path) {
-                        Ok(snapshot) => newest.store(Arc::new(snapshot)),
-                        Err(error) => {
-                            tracing::error!(error = %format!("{error:#}"), "the policy feed is not read")
-                        }
-                    }
+                    watched.load();
                 }
                 on_change();
             }
         })
         .context("start the feed's thread")?;
-    Ok(feed)
+    Ok(newest)
 }
 
 fn read(path: &Path) -> anyhow::Result<Snapshot> {
@@ -193,7 +275,8 @@ mod tests {
         let with = |revision| Snapshot { revision, ..Snapshot::default() };
         put(&serde_json::to_string(&with(1)).unwrap());
         let (told, news) = std::sync::mpsc::channel();
-        let feed = follow(directory.path(), move || told.send(()).unwrap()).unwrap();
+        let newest = follow(directory.path(), move || told.send(()).unwrap()).unwrap();
+        let feed = newest.feed();
         assert_eq!(feed.load().revision, 1);
         for (text, expected) in [(serde_json::to_string(&with(2)).unwrap(), 2), ("{".to_owned(), 2)] {
             put(&text);

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use super::l7feed::{self, Feed};
+use super::l7feed::{self, Feed, Newest};
 use super::records::Sender;
 use crate::api;
 
@@ -78,6 +78,8 @@ impl Place {
 #[derive(Debug)]
 pub struct ProxyHost {
     pub feed: Feed,
+    /// The same for those who may not be behind the kernel.
+    pub newest: Arc<Newest>,
     /// Moves whenever the feed has a new snapshot.
     pub changes: watch::Receiver<u64>,
     pub records: Arc<Sender>,
@@ -92,11 +94,12 @@ impl ProxyHost {
     /// There is no policy feed in `run_dir`.
     pub fn start(name: &str, run_dir: &Path, records_per_second: u32) -> anyhow::Result<ProxyHost> {
         let (tell, touched) = watch::channel(0);
-        let feed = l7feed::follow(run_dir, move || tell.send_modify(|count| *count += 1))?;
+        let newest = l7feed::follow(run_dir, move || tell.send_modify(|count| *count += 1))?;
         let records = Arc::new(Sender::new(run_dir, records_per_second)?);
         let (leaving, _) = watch::channel(false);
         let place = Place::new(run_dir, name);
-        Ok(ProxyHost { feed, changes: touched.clone(), records, place, touched, leaving })
+        let feed = newest.feed();
+        Ok(ProxyHost { feed, newest, changes: touched.clone(), records, place, touched, leaving })
     }
 
     /// The listeners are in their places: an earlier process learns that it is replaced.

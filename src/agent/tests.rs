@@ -267,30 +267,48 @@ spec:
     toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{method: GET}]}}]
 ";
 
+/// The kernel redirected by rules that the proxies had not heard of: no side had a say, and all requests passed.
 #[tokio::test]
-async fn the_proxies_are_told_what_the_kernel_has_and_nothing_before() {
+async fn the_proxies_know_all_rules_by_which_the_kernel_may_redirect() {
     let rig = rig();
     let run = rig.directory.path().join("run");
     let feed = FeedWriter::new(&run);
     rig.backend.core.call(move |core| core.use_feed(feed)).await.unwrap();
-    rig.kernel.0.lock().failures = 1;
-    let text = format!("{PODS}---{L7}");
-    rig.backend.apply(text, ApplyMode::Commit).await.unwrap();
-    assert!(!run.join("l7.json").exists());
-    // The core tries again by itself.
-    let written = async {
-        while !run.join("l7.json").exists() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(20), written).await.unwrap();
-    let feed = follow(&run, || ()).unwrap().load_full();
-    let web = feed.local("10.244.0.5".parse().unwrap()).unwrap().identity;
-    let client = feed.local("10.244.0.6".parse().unwrap()).unwrap().identity;
+    rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
+    let newest = follow(&run, || ()).unwrap();
     let flow = L4Flow { protocol: Protocol::Tcp, port: 80 };
-    let policy = feed.policy(web, Direction::Ingress, client.into(), flow).unwrap();
-    assert!(policy.refuses_requests() && policy.rules.len() == 1);
-    assert_eq!(rig.kernel.0.lock().failures, 0);
+    let refuses = || {
+        let known = newest.load();
+        let client = known.local("10.244.0.6".parse().unwrap()).unwrap().identity;
+        let web = known.subject("10.244.0.5".parse().unwrap(), Direction::Ingress, flow).unwrap();
+        let policy = known.policy(web, Direction::Ingress, client.into(), flow)?;
+        Some(policy.refuses_requests() && policy.rules.len() == 1)
+    };
+    let settled = async || {
+        let settled = async {
+            while rig.backend.core.call(|core| core.waiting()).await.unwrap() > 0
+                || !newest.load().before.is_empty()
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), settled).await.unwrap();
+    };
+    assert_eq!(refuses(), None);
+    rig.kernel.0.lock().failures = 1;
+    rig.backend.apply(L7.into(), ApplyMode::Commit).await.unwrap();
+    assert_eq!(refuses(), Some(true), "the kernel does not have it yet");
+    // The core tries again by itself.
+    settled().await;
+    assert_eq!((refuses(), rig.kernel.0.lock().failures), (Some(true), 0));
+    rig.kernel.0.lock().failures = 1;
+    rig.backend
+        .delete(ObjectRef::new(crate::model::Kind::CiliumNetworkPolicy, "shop", "web-http"))
+        .await
+        .unwrap();
+    assert_eq!(refuses(), Some(true), "the kernel still has it");
+    settled().await;
+    assert_eq!(refuses(), None);
 }
 
 #[tokio::test]

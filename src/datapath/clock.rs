@@ -31,10 +31,7 @@ impl Clock {
         let tick = u64::try_from(tick.as_nanos()).ok().filter(|tick| *tick > 0)?;
         // The kernel's TICK_NSEC is rounded, too.
         let hertz = (1_000_000_000 + tick / 2) / tick;
-        (hertz > 0).then(|| Clock {
-            zero: (1 << 32) - BEFORE_OVERFLOW * hertz,
-            scale: (1_u64 << 32).div_ceil(hertz),
-        })
+        (hertz > 0).then(|| Clock { zero: (1 << 32) - BEFORE_OVERFLOW * hertz, hertz })
     }
 
     #[cfg(test)]

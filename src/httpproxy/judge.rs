@@ -38,6 +38,8 @@ pub struct Judged {
     pub at: Instant,
 }
 
+/// Gives the newest snapshot, read from its document if need be: one that is not behind the kernel.
+pub type Newest = dyn Fn() -> Arc<Snapshot> + Send + Sync;
 /// Looks an address up. Fails closed: an address that cannot be looked up is unknown.
 pub type Lookup = dyn Fn(IpAddr) -> PeerView + Send + Sync;
 /// Looks the server of a connection up, given the client.
@@ -48,6 +50,7 @@ type Side = (Identity, Direction, PeerView, u16);
 /// Judges by the feed.
 pub struct SnapshotJudge {
     feed: Arc<ArcSwap<Snapshot>>,
+    newest: Box<Newest>,
     lookup: Box<Lookup>,
     server_lookup: Box<ServerLookup>,
     generation: AtomicU64,
@@ -73,8 +76,10 @@ impl std::fmt::Debug for SnapshotJudge {
 }
 
 impl SnapshotJudge {
+    /// `feed` is what `newest` gave last.
     pub fn new(
         feed: Arc<ArcSwap<Snapshot>>,
+        newest: impl Fn() -> Arc<Snapshot> + Send + Sync + 'static,
         lookup: impl Fn(IpAddr) -> PeerView + Send + Sync + 'static,
         server_lookup: impl Fn(SocketAddr, SocketAddr) -> PeerView + Send + Sync + 'static,
     ) -> SnapshotJudge {
@@ -86,14 +91,22 @@ impl SnapshotJudge {
         };
         let known = AtomicUsize::new(Arc::as_ptr(&compiled.snapshot) as usize);
         let (lookup, server_lookup) = (Box::new(lookup), Box::new(server_lookup));
-        let generation = AtomicU64::new(0);
-        SnapshotJudge { feed, lookup, server_lookup, generation, known, compiled: Mutex::new(compiled) }
+        let (newest, generation) = (Box::new(newest), AtomicU64::new(0));
+        SnapshotJudge {
+            feed,
+            newest,
+            lookup,
+            server_lookup,
+            generation,
+            known,
+            compiled: Mutex::new(compiled),
+        }
     }
 
     /// The newest snapshot's number, and the tables for it.
     fn current(&self) -> (u64, MutexGuard<'_, Compiled>) {
+        let newest = (self.newest)();
         let mut compiled = self.compiled.lock();
-        let newest = self.feed.load_full();
         if !Arc::ptr_eq(&newest, &compiled.snapshot) {
             compiled.snapshot = newest;
             compiled.sides.clear();
@@ -106,11 +119,8 @@ impl SnapshotJudge {
 
     /// Who an address is: a local pod by the snapshot, which knows it together with its rules; others by
     /// the kernel's tables.
-    fn peer(snapshot: &Snapshot, address: IpAddr, view: PeerView) -> (PeerView, Option<Identity>) {
-        match snapshot.local(address) {
-            Some(local) => (PeerView { identity: local.identity, ..view }, Some(local.identity)),
-            None => (view, None),
-        }
+    fn peer(snapshot: &Snapshot, address: IpAddr, view: PeerView) -> PeerView {
+        snapshot.local(address).map_or(view, |local| PeerView { identity: local.identity, ..view })
     }
 }
 
@@ -120,13 +130,12 @@ impl Compiled {
         subject: Identity,
         direction: Direction,
         peer: PeerView,
-        port: u16,
+        flow: L4Flow,
     ) -> Arc<SidePolicy> {
-        let key = (subject, direction, peer, port);
+        let key = (subject, direction, peer, flow.port);
         if let Some(side) = self.sides.get(&key) {
             return Arc::clone(side);
         }
-        let flow = L4Flow { protocol: Protocol::Tcp, port };
         let side = match self.snapshot.policy(subject, direction, peer, flow) {
             None => Arc::new(SidePolicy::open()),
             Some(policy) => self.compile(policy),
@@ -171,16 +180,17 @@ impl Judge for SnapshotJudge {
     fn policy(&self, client: SocketAddr, server: SocketAddr) -> Judged {
         let (generation, mut compiled) = self.current();
         let snapshot = Arc::clone(&compiled.snapshot);
-        let (source, destination) = (client.ip().to_canonical(), server.ip().to_canonical());
+        let (from, to) = (client.ip().to_canonical(), server.ip().to_canonical());
         let view = (self.server_lookup)(client, server);
-        let (destination, local_destination) = Self::peer(&snapshot, destination, view);
-        let (source, local_source) = Self::peer(&snapshot, source, (self.lookup)(source));
-        let mut side = |subject: Option<Identity>, direction, peer| match subject {
-            Some(subject) => compiled.side(subject, direction, peer, server.port()),
+        let destination = Self::peer(&snapshot, to, view);
+        let source = Self::peer(&snapshot, from, (self.lookup)(from));
+        let flow = L4Flow { protocol: Protocol::Tcp, port: server.port() };
+        let mut side = |subject, direction, peer| match snapshot.subject(subject, direction, flow) {
+            Some(subject) => compiled.side(subject, direction, peer, flow),
             None => Arc::new(SidePolicy::open()),
         };
-        let egress = side(local_source, Direction::Egress, destination);
-        let ingress = side(local_destination, Direction::Ingress, source);
+        let egress = side(from, Direction::Egress, destination);
+        let ingress = side(to, Direction::Ingress, source);
         let policy = ConnectionPolicy {
             client_identity: source.identity,
             server_identity: destination.identity,

@@ -6,6 +6,10 @@
 //! that shares a port with one of its L7 rules, whatever its tier and action, with port names resolved,
 //! so that verdicts follow by the engine's own order: the highest precedence decides.
 //!
+//! What the agent writes is never behind the kernel: before the kernel learns of a change, the document holds the
+//! rules after it *and* those before it ([`Snapshot::before`]), and the old ones go when the kernel has let go of them.
+//! So where no side has rules for a connection, the kernel judges all of it by addresses and ports.
+//!
 //! The document holds values of Secrets: it is for root's eyes.
 //!
 //! [`Engine::l7`]: crate::policy::engine::Engine::l7
@@ -26,16 +30,22 @@ use crate::policy::engine::{L4Flow, L7Policy, PeerView};
 use crate::policy::map_state::{Precedence, SlotAction};
 use crate::policy::rule::RuleRef;
 
+/// States that a kernel may be between.
+const MOST_BEFORE: usize = 8;
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Policy revision that the kernel already enforces.
+    /// Policy revision that the kernel enforces already, as far as nothing is on its way.
     pub revision: u64,
     /// Name of the node.
     pub node: Arc<str>,
     /// Local pods by address.
     pub endpoints: BTreeMap<IpAddr, Endpoint>,
     pub sides: Sides,
+    /// Sides that the kernel may still redirect by, the newest last: they count where [`Snapshot::sides`] say nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<Sides>,
     /// Values that `headerMatches.secret` refers to.
     pub secrets: Vec<SecretValue>,
     /// `toFQDNs` patterns that some rule uses: answers for other names open nothing.
@@ -64,6 +74,9 @@ pub struct Endpoint {
     /// `namespace/name`.
     pub pod: Arc<str>,
     pub identity: Identity,
+    /// Identities by which the kernel may still know the address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<Identity>,
 }
 
 /// Subjects and directions with L7 rules, and the tables that their rules share.
@@ -170,6 +183,15 @@ impl Snapshot {
         self.endpoints.get(&address)
     }
 
+    /// The local pod at this address, as the subject of what [`Snapshot::policy`] says about such a flow: under the
+    /// identity that has L7 rules for it, if the address is changing hands.
+    pub fn subject(&self, address: IpAddr, direction: Direction, flow: L4Flow) -> Option<Identity> {
+        let endpoint = self.local(address)?;
+        let has_rules = |identity: &Identity| self.side(*identity, direction, flow).is_some();
+        let known = std::iter::once(&endpoint.identity).chain(endpoint.before.iter().rev());
+        Some(known.copied().find(has_rules).unwrap_or(endpoint.identity))
+    }
+
     /// What a proxy is to enforce on a connection; `None`: no L7 rule of this side names the port.
     pub fn policy(
         &self,
@@ -178,14 +200,62 @@ impl Snapshot {
         peer: PeerView,
         flow: L4Flow,
     ) -> Option<L7Policy> {
-        let side = self.sides.find(subject, direction)?;
-        side.ports.iter().any(|span| span.covers(flow)).then(|| self.sides.judge(side, peer, flow))
+        let (sides, side) = self.side(subject, direction, flow)?;
+        Some(sides.judge(side, peer, flow))
+    }
+
+    fn side(&self, subject: Identity, direction: Direction, flow: L4Flow) -> Option<(&Sides, &Side)> {
+        std::iter::once(&self.sides).chain(self.before.iter().rev()).find_map(|sides| {
+            let side = sides.find(subject, direction)?;
+            side.ports.iter().any(|span| span.covers(flow)).then_some((sides, side))
+        })
+    }
+
+    /// The document between two: what this one says, and what the kernel, which has still the state of `old`, may need.
+    pub fn after(&self, old: &Snapshot) -> Snapshot {
+        let mut both = self.clone();
+        both.revision = old.revision;
+        both.before.clone_from(&old.before);
+        if old.sides != self.sides && !both.before.contains(&old.sides) {
+            both.before.push(old.sides.clone());
+            // While the kernel takes nothing it has the oldest, and at most a part of the newest.
+            if both.before.len() > MOST_BEFORE {
+                both.before.remove(1);
+            }
+        }
+        for (address, endpoint) in &old.endpoints {
+            let new = both.endpoints.entry(*address).or_insert_with(|| endpoint.clone());
+            new.before = endpoint.before.iter().chain([&endpoint.identity]).copied().collect();
+            new.before.retain(|identity| *identity != new.identity);
+        }
+        let is_new = |value: &&SecretValue| {
+            let place =
+                |secret: &SecretValue| (secret.namespace.clone(), secret.name.clone(), secret.key.clone());
+            !self.secrets.iter().any(|known| place(known) == place(value))
+        };
+        both.secrets.extend(old.secrets.iter().filter(is_new).cloned());
+        both.patterns.extend(old.patterns.iter().filter(|known| !self.patterns.contains(known)).cloned());
+        let scopes = old.scopes.iter();
+        both.scopes.extend(
+            scopes.filter(|old| !self.scopes.iter().any(|new| new.identity == old.identity)).cloned(),
+        );
+        both
+    }
+
+    /// Both say the same, by whatever revision.
+    pub fn says_what(&self, other: &Snapshot) -> bool {
+        let Snapshot { revision: _, node, endpoints, sides, before, secrets, patterns, scopes } = self;
+        (node, endpoints, sides) == (&other.node, &other.endpoints, &other.sides)
+            && (before, secrets) == (&other.before, &other.secrets)
+            && (patterns, scopes) == (&other.patterns, &other.scopes)
     }
 
     /// Field path of a rule, for records.
     pub fn rule_path(&self, subject: Identity, direction: Direction, rule: &RuleRef) -> Option<&Arc<str>> {
-        let rules = &self.sides.find(subject, direction)?.rules;
-        rules.iter().find(|known| known.rule == *rule).map(|known| &known.path)
+        std::iter::once(&self.sides).chain(&self.before).find_map(|sides| {
+            let rules = &sides.find(subject, direction)?.rules;
+            rules.iter().find(|known| known.rule == *rule).map(|known| &known.path)
+        })
     }
 
     /// The value of a Secret: namespace, name, key (`None`: the only key).
