@@ -6,6 +6,7 @@ use crate::k8s::cursor::{Cursor, Fields};
 use crate::k8s::meta::{checked, dns_label, subdomain};
 use crate::k8s::tree::quoted;
 use crate::policy::l7::expressions::check_expression;
+use crate::policy::l7::re2::translate;
 use crate::policy::l7::{HeaderMatch, HeaderValue, HttpRule, Mismatch};
 
 /// Longest regular expression in bytes.
@@ -36,47 +37,20 @@ fn expression(cursor: &Cursor<'_>) -> Option<Arc<str>> {
         cursor.error(format!("the expression has {} bytes, at most {MAX_EXPRESSION} are read", text.len()));
         return None;
     }
-    if let Some(operator) = class_set_operator(text) {
-        cursor.error(format!(
-            "{operator} inside brackets means two things in two dialects: write one character, or escape it"
-        ));
-        return None;
-    }
-    let problem = match regex::RegexBuilder::new(text).size_limit(MAX_COMPILED).build() {
-        Ok(_) => match check_expression(text) {
-            Ok(()) => return Some(text.into()),
-            Err(error) => error.problem,
-        },
-        Err(regex::Error::CompiledTooBig(_)) => format!("compiled it takes more than {MAX_COMPILED} bytes"),
-        Err(error) => error.to_string(),
-    };
+    let Err(problem) = check(text) else { return Some(text.into()) };
     cursor.error(format!("found {}, expected a regular expression: {problem}", quoted(text)));
     None
 }
 
-/// `&&`, `--` and `~~` in a character class are set operators here and plain characters in RE2.
-fn class_set_operator(text: &str) -> Option<&'static str> {
-    let mut in_class = false;
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' => at += 1,
-            b'[' => in_class = true,
-            b']' => in_class = false,
-            _ if in_class => {
-                if let Some(operator) = ["&&", "--", "~~"]
-                    .into_iter()
-                    .find(|operator| bytes[at..].starts_with(operator.as_bytes()))
-                {
-                    return Some(operator);
-                }
-            }
-            _ => {}
+/// Whether the expression is one of RE2 and of bearable size.
+fn check(text: &str) -> Result<(), String> {
+    match regex::RegexBuilder::new(&translate(text)?).size_limit(MAX_COMPILED).build() {
+        Ok(_) => check_expression(text).map_err(|error| error.problem),
+        Err(regex::Error::CompiledTooBig(_)) => {
+            Err(format!("compiled it takes more than {MAX_COMPILED} bytes"))
         }
-        at += 1;
+        Err(error) => Err(error.to_string()),
     }
-    None
 }
 
 /// `"X-My-Header: true"` or `"X-My-Header"`.

@@ -398,7 +398,12 @@ fn http_rules_are_checked() {
         ("[{path: \"/a(?=b)\"}]", "expected a regular expression"),
         ("[{path: \"(\"}]", "expected a regular expression"),
         ("[{path: \"/(a{1000}){1000}\"}]", "expected a regular expression"),
-        ("[{path: \"/[a-z&&b]\"}]", "two dialects"),
+        (
+            "[{path: \"(?x)/ a\"}]",
+            "path: found \"(?x)/ a\", expected a regular expression: (?x)/ begins no group",
+        ),
+        ("[{method: 'GE**T'}]", "repeats a repetition"),
+        ("[{host: '\\Z'}]", "is no escape of RE2"),
         ("[{method: 5}]", "expected a string"),
         ("[{headers: [\"X-A:b\"]}]", "expected a space after the colon"),
         ("[{headers: [\"X A\"]}]", "expected a header name"),
@@ -407,6 +412,17 @@ fn http_rules_are_checked() {
         ("[{pathh: /a}]", "did you mean path?"),
     ] {
         reject_element(&http(rules), &["rules.http", words]);
+    }
+}
+
+/// They were refused, or read as the regex crate reads them.
+#[test]
+fn http_expressions_are_those_of_re2() {
+    for expression in
+        ["/[a-z&&b]", "/[[ab]]", r"/\<admin\>", "/users/{id}", r"/\Qa.b\E", r"/\pL+", "/x[^[]", r"/\141"]
+    {
+        let L7Rules::Http(rules) = l7(&http(&format!("[{{path: '{expression}'}}]"))) else { panic!() };
+        assert_eq!(rules[0].path.as_deref(), Some(expression), "a policy shows what was written");
     }
 }
 

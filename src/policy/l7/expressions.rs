@@ -1,7 +1,7 @@
 //! Regular expressions that must match a whole text, many at once.
 //!
-//! Contract (policy semantics, section 6): the syntax of RE2, bytes and ASCII classes; an expression is anchored at both
-//! ends and cannot leave its anchors. The time of a match is linear in the text and does not grow with the number
+//! Contract (policy semantics, section 6): the syntax of RE2 ([`super::re2`]), bytes and ASCII classes; an expression is
+//! anchored at both ends and cannot leave its anchors. The time of a match is linear in the text and does not grow with the number
 //! of expressions: literal ones are found by a hash, all others run as one automaton. Sizes are bounded: an expression that
 //! explodes is an error.
 
@@ -11,6 +11,8 @@ use regex_automata::dfa::{Automaton as _, StartKind, dense};
 use regex_automata::util::{start, syntax};
 use regex_automata::{Anchored, Input, PatternSet, meta};
 use smallvec::SmallVec;
+
+use super::re2;
 
 /// Largest compiled size of one rule set's automaton, in bytes.
 const SIZE_LIMIT: usize = 32 << 20;
@@ -114,8 +116,7 @@ impl ExpressionsBuilder {
             if is_literal(&expression) {
                 literals.insert(expression, number);
             } else {
-                check_expression(&expression)?;
-                patterns.push(anchored(&expression));
+                patterns.push(checked(&expression)?);
                 numbers.push(number);
             }
         }
@@ -151,11 +152,20 @@ fn is_literal(expression: &str) -> bool {
 
 /// An expression is valid by itself, so that the group around it cannot be left from inside.
 pub fn check_expression(expression: &str) -> Result<(), ExpressionError> {
-    let error = |problem| ExpressionError { expression: expression.to_owned(), problem };
-    compile(&[expression.to_owned()]).map_err(error)?;
-    compile(&[anchored(expression)]).map(drop).map_err(error)
+    checked(expression).map(drop)
 }
 
+/// The anchored pattern of a valid expression.
+fn checked(expression: &str) -> Result<String, ExpressionError> {
+    let error = |problem| ExpressionError { expression: expression.to_owned(), problem };
+    let translated = re2::translate(expression).map_err(error)?;
+    let anchored = anchored(&translated);
+    compile(&[translated]).map_err(error)?;
+    compile(std::slice::from_ref(&anchored)).map_err(error)?;
+    Ok(anchored)
+}
+
+/// Takes an expression that is translated.
 fn anchored(expression: &str) -> String {
     format!(r"\A(?:{expression})\z")
 }

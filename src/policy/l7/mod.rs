@@ -5,6 +5,7 @@
 //!
 //! - [`target`]: what a request target means before it is matched (dot segments, escapes);
 //! - [`expressions`]: regular expressions that match whole texts, many at once;
+//! - [`re2`]: the dialect of those expressions;
 //! - [`http`]: a set of HTTP rules compiled to one matcher;
 //! - [`message`]: what makes a request head ambiguous;
 //! - [`names`]: DNS names, patterns and sets of them, for DNS rules, `toFQDNs` and `serverNames`;
@@ -14,6 +15,7 @@ pub mod expressions;
 pub mod http;
 pub mod message;
 pub mod names;
+pub mod re2;
 pub mod snapshot;
 pub mod target;
 

@@ -3,6 +3,7 @@
 
 use super::peers::name_matches;
 use super::tiers::Side;
+use crate::policy::l7::re2::translate;
 use crate::policy::l7::{HeaderMatch, HeaderValue, HttpRule, L7Rules, Mismatch};
 use crate::policy::rule::RuleRef;
 
@@ -100,10 +101,12 @@ fn http_matches(rule: &HttpRule, request: &HttpRequest<'_>) -> bool {
     let whole = |expression: &Option<std::sync::Arc<str>>, value: &str| match expression {
         None => true,
         // A regular expression that does not compile admits nothing.
-        Some(expression) => regex::bytes::RegexBuilder::new(&format!("^(?:{expression})$"))
-            .unicode(false)
-            .build()
-            .is_ok_and(|regex| regex.is_match(value.as_bytes())),
+        Some(expression) => translate(expression).is_ok_and(|expression| {
+            regex::bytes::RegexBuilder::new(&format!("^(?:{expression})$"))
+                .unicode(false)
+                .build()
+                .is_ok_and(|regex| regex.is_match(value.as_bytes()))
+        }),
     };
     whole(&rule.method, request.method)
         && whole(&rule.path, request.path)
