@@ -176,7 +176,7 @@ pub struct CidrGroup {
     pub cidrs: Vec<IpNet>,
 }
 
-/// `toServices`. An absent namespace is already the policy's own (CNP); `None` is every namespace.
+/// `toServices`. `None` is every namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ServiceRef {
     Name { namespace: Option<Arc<str>>, name: Arc<str> },

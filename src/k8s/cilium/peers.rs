@@ -89,7 +89,7 @@ fn read_item(item: &Cursor<'_>, member: Member, context: Context<'_>) -> Option<
         Member::Cidr => cidr::prefix(item, Form::PrefixOrAddress).map(|net| Peer::Cidr(cidr::whole(net))),
         Member::CidrSet => item.object(cidr_set).flatten(),
         Member::Entities => entity(item).map(Peer::Entity),
-        Member::Services => item.object(|fields| service(fields, context)).flatten().map(Peer::Service),
+        Member::Services => item.object(service).flatten().map(Peer::Service),
         Member::Fqdns => super::l7::name_or_pattern(item).map(Peer::Fqdn),
         Member::NotSupported => None,
     }
@@ -142,13 +142,13 @@ fn cidr_set(fields: &Fields<'_>) -> Option<Peer> {
     Some(Peer::CidrGroup(CidrGroupRef { groups, except }))
 }
 
-fn service(fields: &Fields<'_>, context: Context<'_>) -> Option<ServiceRef> {
+fn service(fields: &Fields<'_>) -> Option<ServiceRef> {
     let by_name = fields.get("k8sService");
     let by_labels = fields.get("k8sServiceSelector");
     match (by_name, by_labels) {
         (Some(by_name), None) => by_name
             .object(|fields| {
-                let namespace = service_namespace(fields, context);
+                let namespace = service_namespace(fields);
                 let name = fields
                     .require("serviceName")
                     .and_then(|name| checked(&name, "the name of a Service", dns_label));
@@ -157,7 +157,7 @@ fn service(fields: &Fields<'_>, context: Context<'_>) -> Option<ServiceRef> {
             .flatten(),
         (None, Some(by_labels)) => by_labels
             .object(|fields| {
-                let namespace = service_namespace(fields, context);
+                let namespace = service_namespace(fields);
                 let selector = fields.require("selector")?;
                 let selector = selector::read(&selector, Keys::Object)?;
                 Some(ServiceRef::Labels { namespace, selector })
@@ -170,12 +170,12 @@ fn service(fields: &Fields<'_>, context: Context<'_>) -> Option<ServiceRef> {
     }
 }
 
-/// The namespace of a Service; a CNP's own where none is given, any for a CCNP.
-fn service_namespace(fields: &Fields<'_>, context: Context<'_>) -> Option<Arc<str>> {
+/// The namespace of a Service. None given is any, in a CNP, too (upstream): unlike a selector of pods, a reference does not
+/// stay in the policy's own.
+fn service_namespace(fields: &Fields<'_>) -> Option<Arc<str>> {
     fields
         .get("namespace")
         .filter(|field| field.node.as_str() != Some(""))
         .and_then(|field| checked(&field, "a namespace name", dns_label))
-        .or((!context.namespace.is_empty()).then_some(context.namespace))
         .map(Arc::from)
 }

@@ -224,20 +224,24 @@ fn a_cidr_group_is_a_list_of_prefixes() {
 }
 
 #[test]
-fn services_have_the_policys_namespace_by_default() {
+fn a_service_without_a_namespace_is_one_of_any() {
     let one =
         |service: &str| peers(&rule(&cnp(&format!("egress: [{{toServices: [{service}]}}]"))))[0].clone();
     assert_eq!(
         one("{k8sService: {serviceName: db}}"),
-        Peer::Service(ServiceRef::Name { namespace: Some("shop".into()), name: "db".into() })
+        Peer::Service(ServiceRef::Name { namespace: None, name: "db".into() })
     );
     assert_eq!(
         one("{k8sService: {serviceName: db, namespace: data}}"),
         Peer::Service(ServiceRef::Name { namespace: Some("data".into()), name: "db".into() })
     );
+    assert_eq!(
+        one("{k8sService: {serviceName: db, namespace: \"\"}}"),
+        one("{k8sService: {serviceName: db}}")
+    );
     assert!(matches!(
         one("{k8sServiceSelector: {selector: {matchLabels: {tier: data}}}}"),
-        Peer::Service(ServiceRef::Labels { .. })
+        Peer::Service(ServiceRef::Labels { namespace: None, .. })
     ));
     let clusterwide =
         rule(&ccnp("endpointSelector: {}\negress: [{toServices: [{k8sService: {serviceName: db}}]}]"));
