@@ -167,6 +167,22 @@ spec:
         assert_eq!(codes(text), [(7, "SL010")]);
     }
 
+    /// The reader takes it for what it was meant to be, so that the compiled policy no longer shows it.
+    #[test]
+    fn the_misprint_of_the_namespace_label_gives_its_code() {
+        let text = "\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {namespace: shop, name: web}
+spec:
+  endpointSelector: {}
+  ingress:
+  - fromEndpoints:
+    - matchLabels: {k8s.io.kubernetes.pod.namespace: web}
+";
+        assert_eq!(codes(text), [(8, "SL015")]);
+    }
+
     #[test]
     fn an_empty_list_is_named() {
         let text = "\

@@ -129,7 +129,10 @@ fn k8s_key(key: &str) -> SelectorKey {
 
 fn cilium_key(cursor: &Cursor<'_>, text: &str) -> Option<SelectorKey> {
     if text == MISPRINT {
-        cursor.warning(format!("{MISPRINT} is read as k8s:{NAMESPACE_KEY}: a colon separates the source"));
+        cursor.trap(
+            Code::NamespaceLabel,
+            format!("{MISPRINT} is read as k8s:{NAMESPACE_KEY}: a colon separates the source"),
+        );
         return Some(k8s_key(NAMESPACE_KEY));
     }
     let key = SelectorKey::parse(text);
