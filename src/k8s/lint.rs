@@ -49,8 +49,8 @@ fn from_reader(problem: &Problem) -> Option<Trap> {
     })
 }
 
-/// Every trap of the policies in a text, in the order of the text. What the text says about pods and
-/// Services is taken for the whole cluster when it holds any pod.
+/// Every trap of the policies in a text, in the order of the text. The pods of the text are taken for all of the cluster when
+/// it holds any; a Service's address is what it is, whatever else the text holds.
 pub fn traps(manifest: &Manifest) -> Vec<Trap> {
     let mut policies = Vec::new();
     let mut documents = BTreeMap::new();
@@ -61,7 +61,7 @@ pub fn traps(manifest: &Manifest) -> Vec<Trap> {
         }
     }
     let objects = known(manifest);
-    let found = lint(&policies, objects.as_ref()).into_iter().map(|finding| {
+    let found = lint(&policies, Some(&objects)).into_iter().map(|finding| {
         let position = documents.get(&finding.object).map(|document| document.locate(&finding.path));
         Trap {
             position: position.unwrap_or_default(),
@@ -78,8 +78,8 @@ pub fn traps(manifest: &Manifest) -> Vec<Trap> {
     traps
 }
 
-/// Pods with the labels that selectors see, as far as the text tells them.
-fn known(manifest: &Manifest) -> Option<KnownObjects> {
+/// Pods with the labels that selectors see, and ClusterIPs, as far as the text tells them.
+fn known(manifest: &Manifest) -> KnownObjects {
     let objects = || {
         manifest.documents.iter().filter_map(|document| match &document.resource {
             Resource::Object(object) => Some(object),
@@ -123,7 +123,7 @@ fn known(manifest: &Manifest) -> Option<KnownObjects> {
             service.cluster_ips.iter().map(move |address| (*address, name.clone()))
         })
         .collect();
-    (!pods.is_empty()).then_some(KnownObjects { pods, cluster_ips })
+    KnownObjects { pods: (!pods.is_empty()).then_some(pods), cluster_ips }
 }
 
 #[cfg(test)]
@@ -181,6 +181,29 @@ spec:
     - matchLabels: {k8s.io.kubernetes.pod.namespace: web}
 ";
         assert_eq!(codes(text), [(8, "SL015")]);
+    }
+
+    #[test]
+    fn a_cluster_ip_is_named_without_any_pod_in_the_text() {
+        let text = "\
+apiVersion: v1
+kind: Service
+metadata: {namespace: default, name: kubernetes}
+spec: {clusterIP: 10.96.0.1, ports: [{port: 443}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: api}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Egress]
+  egress:
+  - to: [{ipBlock: {cidr: 10.96.0.1/32}}]
+  - ports: [{port: 53, protocol: UDP}]
+";
+        let found = codes(text);
+        assert!(found.contains(&(13, "SL008")), "{found:?}");
+        assert!(found.iter().all(|(_, code)| *code != "SL006"), "no pods are known: {found:?}");
     }
 
     #[test]

@@ -64,11 +64,11 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Objects that a finding may depend on.
+/// Objects that a finding may depend on. What is known of one kind says nothing about the other.
 #[derive(Clone, Debug, Default)]
 pub struct KnownObjects {
-    /// Identity labels of every pod.
-    pub pods: Vec<Labels>,
+    /// Identity labels of every pod; `None` where the pods are not known.
+    pub pods: Option<Vec<Labels>>,
     /// ClusterIPs, with the Service's `namespace/name`.
     pub cluster_ips: Vec<(IpAddr, String)>,
 }

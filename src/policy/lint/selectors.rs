@@ -34,8 +34,10 @@ pub(super) fn check(site: &Site<'_>, objects: Option<&KnownObjects>, findings: &
 
 /// Selectors of reserved identities are left out: those are not pods.
 fn selects_nothing(selector: &LabelSelector, objects: &KnownObjects) -> bool {
-    !selector.names_key(|key| key.source == Some(LabelSource::Reserved))
-        && !objects.pods.iter().any(|labels| selector.matches(labels))
+    objects.pods.as_ref().is_some_and(|pods| {
+        !selector.names_key(|key| key.source == Some(LabelSource::Reserved))
+            && !pods.iter().any(|labels| selector.matches(labels))
+    })
 }
 
 fn misspelt(site: &Site<'_>, selector: &LabelSelector, path: &str, findings: &mut Vec<Finding>) {

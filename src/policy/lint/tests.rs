@@ -160,11 +160,12 @@ fn selectors_that_match_no_known_pod_are_named() {
         [policy("p", vec![rule(INGRESS, Action::Allow, pods("app", "ghost"), &[(Protocol::Tcp, 80)])])];
     assert_eq!(lint(&policies, None), []);
     let labels: Labels = [Label::k8s("app", "a")].into_iter().collect();
-    let known = KnownObjects { pods: vec![labels], ..KnownObjects::default() };
+    let known = KnownObjects { pods: Some(vec![labels]), ..KnownObjects::default() };
     let found = lint(&policies, Some(&known));
     assert_eq!((found.len(), found[0].code, &*found[0].path), (1, Code::SelectsNothing, "spec.rule"));
-    let empty = KnownObjects::default();
+    let empty = KnownObjects { pods: Some(Vec::new()), ..KnownObjects::default() };
     assert_eq!(lint(&policies, Some(&empty)).len(), 2, "the subject, too");
+    assert_eq!(lint(&policies, Some(&KnownObjects::default())), [], "without the pods nothing is said");
 }
 
 #[test]
