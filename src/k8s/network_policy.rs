@@ -21,6 +21,9 @@ use crate::policy::rule::{
 };
 use crate::policy::selector::LabelSelector;
 
+/// Upstream counts `policyTypes` and does not compare them: the same one twice is fine, a third one is not.
+const MAX_POLICY_TYPES: usize = 2;
+
 pub fn read(fields: &Fields<'_>, options: &ParseOptions) -> Option<Resource> {
     fields.accept(&["status"]);
     let meta = namespaced(fields, options);
@@ -53,8 +56,11 @@ fn read_spec(spec: &Fields<'_>, namespace: &str) -> Option<Spec> {
         Some(cursor) => selector::read(&cursor, Keys::Pod),
         None => Some(LabelSelector::default()),
     };
-    let types: Vec<Direction> = spec
-        .list("policyTypes")
+    let types = spec.list("policyTypes");
+    if let Some(third) = types.get(MAX_POLICY_TYPES) {
+        third.error(format!("found {} policyTypes, expected {MAX_POLICY_TYPES} at most", types.len()));
+    }
+    let types: Vec<Direction> = types
         .iter()
         .filter_map(|item| item.one_of(&[("Ingress", Direction::Ingress), ("Egress", Direction::Egress)]))
         .collect();

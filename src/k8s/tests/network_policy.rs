@@ -26,6 +26,14 @@ fn web(namespace: &str, team: &str) -> Labels {
 }
 
 #[test]
+fn more_than_two_policy_types_are_refused() {
+    rejected(
+        &knp("podSelector: {}\npolicyTypes: [Ingress, Egress, Ingress]"),
+        &["spec.policyTypes[2]", "found 3 policyTypes, expected 2 at most"],
+    );
+}
+
+#[test]
 fn policy_types_default_to_ingress_and_to_egress_where_there_are_rules() {
     assert_eq!(isolates("podSelector: {}"), (true, false));
     assert_eq!(isolates("podSelector: {}\negress: []"), (true, false));
@@ -34,6 +42,7 @@ fn policy_types_default_to_ingress_and_to_egress_where_there_are_rules() {
     assert_eq!(isolates("podSelector: {}\npolicyTypes: [Egress]"), (false, true));
     assert_eq!(isolates("podSelector: {}\npolicyTypes: [Ingress]"), (true, false));
     assert_eq!(isolates("podSelector: {}\npolicyTypes: [Ingress, Egress]"), (true, true));
+    assert_eq!(isolates("podSelector: {}\npolicyTypes: [Egress, Egress]"), (false, true));
     rejected(
         &knp("podSelector: {}\npolicyTypes: [egress]"),
         &["spec.policyTypes[0]", "did you mean Egress?"],
