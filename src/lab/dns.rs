@@ -29,16 +29,15 @@ pub enum Carrier {
     Tcp,
 }
 
+/// What a name has; times are in seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Owner {
-    ttl: u32,
-    data: Data,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Data {
-    Addresses(Vec<IpAddr>),
-    Alias(String),
+enum Owner {
+    /// Each with the time that its own host or Service gives it.
+    Addresses(Vec<(IpAddr, u32)>),
+    Alias {
+        target: String,
+        ttl: u32,
+    },
 }
 
 /// Every name that the cluster DNS knows.
@@ -52,25 +51,24 @@ impl Zone {
         let mut zone = Zone::default();
         for service in &topology.services {
             let name = format!("{}.{}.{CLUSTER_DOMAIN}", service.name, service.namespace);
-            let data = match &service.answer {
-                ServiceAnswer::Addresses(addresses) => Data::Addresses(addresses.clone()),
-                ServiceAnswer::Alias(target) => Data::Alias(key(target)),
+            let owner = match &service.answer {
+                ServiceAnswer::Addresses(addresses) => {
+                    Owner::Addresses(addresses.iter().map(|address| (*address, CLUSTER_TTL)).collect())
+                }
+                ServiceAnswer::Alias(target) => Owner::Alias { target: key(target), ttl: CLUSTER_TTL },
             };
-            zone.owners.insert(key(&name), Owner { ttl: CLUSTER_TTL, data });
+            zone.owners.insert(key(&name), owner);
         }
         for external in &topology.externals {
             for name in &external.names {
-                let owner = zone
-                    .owners
-                    .entry(key(name))
-                    .or_insert(Owner { ttl: external.ttl, data: Data::Addresses(Vec::new()) });
+                let owner = zone.owners.entry(key(name)).or_insert(Owner::Addresses(Vec::new()));
                 // Several externals may share a name: a round robin of all their addresses.
-                if let Data::Addresses(addresses) = &mut owner.data {
-                    addresses.extend(&external.addresses);
+                if let Owner::Addresses(addresses) = owner {
+                    addresses.extend(external.addresses.iter().map(|address| (*address, external.ttl)));
                 }
             }
             for alias in &external.aliases {
-                let owner = Owner { ttl: external.ttl, data: Data::Alias(key(&alias.target)) };
+                let owner = Owner::Alias { target: key(&alias.target), ttl: external.ttl };
                 zone.owners.insert(key(&alias.name), owner);
             }
         }
@@ -124,19 +122,24 @@ impl Zone {
                 // RFC 6604: the code belongs to the last name of the chain.
                 return ResponseCode::NXDomain;
             };
-            match &found.data {
-                Data::Addresses(addresses) => {
-                    for data in addresses.iter().filter_map(|address| record(*address, query.query_type())) {
-                        response.add_answer(Record::from_rdata(owner.clone(), found.ttl, data));
+            match found {
+                Owner::Addresses(addresses) => {
+                    let wanted = addresses
+                        .iter()
+                        .filter_map(|(address, ttl)| Some((record(*address, query.query_type())?, *ttl)));
+                    // Records of one name and type have one TTL (RFC 2181, section 5.2): the shortest one.
+                    let ttl = wanted.clone().map(|(_, ttl)| ttl).min().unwrap_or_default();
+                    for (data, _) in wanted {
+                        response.add_answer(Record::from_rdata(owner.clone(), ttl, data));
                     }
                     return ResponseCode::NoError;
                 }
-                Data::Alias(target) => {
+                Owner::Alias { target, ttl } => {
                     let Ok(target) = Name::from_ascii(format!("{target}.")) else {
                         return ResponseCode::ServFail;
                     };
                     let data = RData::CNAME(CNAME(target.clone()));
-                    response.add_answer(Record::from_rdata(owner, found.ttl, data));
+                    response.add_answer(Record::from_rdata(owner, *ttl, data));
                     if query.query_type() == RecordType::CNAME {
                         return ResponseCode::NoError;
                     }
@@ -211,6 +214,33 @@ mod tests {
         let ttls: Vec<u32> = answer.answers.iter().map(|record| record.ttl).collect();
         assert_eq!(ttls, [30, CLUSTER_TTL, 30, 30]);
         assert_eq!(answer.answers[1].name, Name::from_ascii("assets.media.svc.cluster.local.").unwrap());
+    }
+
+    #[test]
+    fn externals_that_share_a_name_give_the_shortest_ttl_of_what_is_answered() {
+        let external = |address: &str, ttl| ExternalSpec {
+            name: format!("{ttl}"),
+            addresses: vec![address.parse().unwrap()],
+            ports: vec![],
+            names: vec!["shared.example".into()],
+            aliases: vec![],
+            ttl,
+        };
+        let zone = Zone::of(&Topology {
+            externals: vec![
+                external("203.0.113.1", 60),
+                external("203.0.113.2", 10),
+                external("2001:db8::1", 5),
+            ],
+            ..Topology::default()
+        });
+        let ttls = |kind| -> Vec<u32> {
+            let mut question = Message::query();
+            question.add_query(Query::query(Name::from_ascii("shared.example.").unwrap(), kind));
+            let answer = zone.answer(&question.to_vec().unwrap(), Carrier::Udp).unwrap();
+            Message::from_vec(&answer).unwrap().answers.iter().map(|record| record.ttl).collect()
+        };
+        assert_eq!((ttls(RecordType::A), ttls(RecordType::AAAA)), (vec![10, 10], vec![5]));
     }
 
     #[test]
