@@ -90,22 +90,24 @@ impl Session {
         self.refuse("400 Bad Request").await
     }
 
-    /// Answers and closes.
+    /// Records a request that cannot be told, answers and closes.
     pub(super) async fn refuse(&mut self, status: &str) -> Step {
-        // What the server did wrong has been recorded with its request.
-        if status.starts_with('4') {
-            let code = status.get(..3).and_then(|code| code.parse().ok()).unwrap_or(400);
-            let l7 = || L7::Http {
-                method: "".into(),
-                path: "".into(),
-                host: "".into(),
-                status: code,
-                latency_us: 0,
-                version: HttpVersion::default(),
-            };
-            let judged = self.cx.judged(self.ends, &mut self.judged);
-            self.cx.report(self.ends, judged, &Verdict::unjudged(), RecordVerdict::Failed, l7);
-        }
+        let code = status.get(..3).and_then(|code| code.parse().ok()).unwrap_or(400);
+        let l7 = || L7::Http {
+            method: "".into(),
+            path: "".into(),
+            host: "".into(),
+            status: code,
+            latency_us: 0,
+            version: HttpVersion::default(),
+        };
+        let judged = self.cx.judged(self.ends, &mut self.judged);
+        self.cx.report(self.ends, judged, &Verdict::unjudged(), RecordVerdict::Failed, l7);
+        self.give_up(status).await
+    }
+
+    /// Answers a request that has been recorded, and closes.
+    pub(super) async fn give_up(&mut self, status: &str) -> Step {
         let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         match within(LINGER, self.client.write_all(answer.as_bytes())).await {
             Ok(()) => Step::Close,

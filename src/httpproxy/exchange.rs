@@ -1,6 +1,5 @@
 //! One request and its answer on the wire: bodies both ways, interim answers, and how either may fail.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
@@ -9,8 +8,9 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use super::Context;
 use super::body::Body;
 use super::head::{self, Parsed, Scan};
-use super::io::{Alarm, Inbox};
+use super::io::Inbox;
 use super::splice;
+use super::waits::Waits;
 use crate::policy::l7::message::Fault;
 
 /// Why an exchange was not finished.
@@ -20,18 +20,46 @@ pub(super) enum Failure {
     Malformed(Fault),
     /// The server's message.
     Server(Fault),
-    Timeout,
+    /// The client does not go on with its request.
+    ClientLate,
+    /// The server neither answers nor takes what it is sent.
+    ServerLate,
     /// The client went away.
     Client,
-    /// The server reads no more.
-    Writing,
     /// The server went away before it answered.
     Closed,
 }
 
-impl Failure {
-    pub(super) fn or_timeout(error: &io::Error, otherwise: Failure) -> Failure {
-        if error.kind() == io::ErrorKind::TimedOut { Failure::Timeout } else { otherwise }
+/// Why a body was not forwarded whole.
+#[derive(Debug)]
+pub(super) enum Halt {
+    Fault(Fault),
+    SourceLate,
+    SourceGone,
+    SinkLate,
+    /// It takes no more.
+    SinkGone,
+}
+
+impl Halt {
+    /// Of the request's body. `None`: the server may answer before it has everything, even if it reads no more.
+    pub(super) fn of_upload(self) -> Option<Failure> {
+        match self {
+            Halt::Fault(fault) => Some(Failure::Malformed(fault)),
+            Halt::SourceLate => Some(Failure::ClientLate),
+            Halt::SourceGone => Some(Failure::Client),
+            Halt::SinkLate => Some(Failure::ServerLate),
+            Halt::SinkGone => None,
+        }
+    }
+
+    fn of_download(self) -> Failure {
+        match self {
+            Halt::Fault(fault) => Failure::Server(fault),
+            Halt::SourceLate => Failure::ServerLate,
+            Halt::SourceGone => Failure::Closed,
+            Halt::SinkLate | Halt::SinkGone => Failure::Client,
+        }
     }
 }
 
@@ -59,7 +87,7 @@ impl Exchange {
         from: &mut ReadHalf<'_>,
         inbox: &mut Inbox,
         to: &mut WriteHalf<'_>,
-        alarm: &mut Alarm,
+        waits: &mut Waits<'_>,
         cx: &Context,
     ) -> Result<Answered, Failure> {
         let limits = &cx.limits;
@@ -72,11 +100,13 @@ impl Exchange {
                 Parsed::Partial if inbox.data().len() > limits.header_bytes => {
                     return Err(Failure::Server("the server's head is too large"));
                 }
-                Parsed::Partial => match alarm.within(limits.response_timeout, inbox.fill(from)).await {
-                    Ok(0) if inbox.is_empty() => return Err(Failure::Closed),
-                    Ok(0) => return Err(Failure::Server("the server closed in a head")),
-                    Ok(_) => continue,
-                    Err(error) => return Err(Failure::or_timeout(&error, Failure::Closed)),
+                Parsed::Partial => match waits.answer(limits.response_timeout, inbox.fill(from)).await {
+                    None => return Err(Failure::ServerLate),
+                    Some(Ok(0)) if !inbox.is_empty() => {
+                        return Err(Failure::Server("the server closed in a head"));
+                    }
+                    Some(Ok(0) | Err(_)) => return Err(Failure::Closed),
+                    Some(Ok(_)) => continue,
                 },
             };
             let is_interim = head.status / 100 == 1;
@@ -95,25 +125,20 @@ impl Exchange {
                 self.closes = true;
                 let mut last = head::with_close(&first[..head.len]);
                 last.extend_from_slice(&first[head.len..]);
-                send(to, &last, alarm, limits.body_timeout).await?;
+                send(to, &last, waits).await?;
             } else {
-                send(to, first, alarm, limits.body_timeout).await?;
+                send(to, first, waits).await?;
             }
             inbox.consume(head.len + with_head);
             if head.status == 101 {
                 return Ok(Answered::Switched);
             }
             if is_interim {
+                waits.pace().moved();
                 continue;
             }
             if !body.is_done() {
-                let relayed = relay(&mut body, inbox, from, to, alarm, limits.body_timeout).await;
-                relayed.map_err(|failure| match failure {
-                    Failure::Malformed(fault) => Failure::Server(fault),
-                    Failure::Writing => Failure::Client,
-                    Failure::Client => Failure::Closed,
-                    other => other,
-                })?;
+                relay(&mut body, inbox, from, to, waits).await.map_err(Halt::of_download)?;
             }
             let server_keeps = head.keep_alive && !body.ends_with_connection() && inbox.is_empty();
             return Ok(Answered::Whole { server_keeps });
@@ -125,10 +150,25 @@ impl Exchange {
 async fn send(
     to: &mut (impl AsyncWrite + Unpin),
     bytes: &[u8],
-    alarm: &mut Alarm,
-    limit: Duration,
+    waits: &mut Waits<'_>,
 ) -> Result<(), Failure> {
-    alarm.within(limit, to.write_all(bytes)).await.map_err(|_| Failure::Client)
+    write(to, bytes, waits).await.map_err(Halt::of_download)
+}
+
+/// Every piece that the other side takes is a move.
+async fn write(
+    to: &mut (impl AsyncWrite + Unpin),
+    mut bytes: &[u8],
+    waits: &mut Waits<'_>,
+) -> Result<(), Halt> {
+    while !bytes.is_empty() {
+        match waits.step(to.write(bytes)).await {
+            None => return Err(Halt::SinkLate),
+            Some(Ok(count @ 1..)) => bytes = &bytes[count..],
+            Some(Ok(0) | Err(_)) => return Err(Halt::SinkGone),
+        }
+    }
+    Ok(())
 }
 
 /// Forwards the rest of a body.
@@ -137,14 +177,13 @@ pub(super) async fn relay(
     inbox: &mut Inbox,
     from: &mut ReadHalf<'_>,
     to: &mut WriteHalf<'_>,
-    alarm: &mut Alarm,
-    limit: Duration,
-) -> Result<(), Failure> {
+    waits: &mut Waits<'_>,
+) -> Result<(), Halt> {
     while !body.is_done() {
         if inbox.is_empty()
             && let Some(left) = body.plain()
             && *left >= splice::WORTH
-            && let Some(moved) = splice::relay(*left, from.as_ref(), to.as_ref(), alarm, limit).await
+            && let Some(moved) = splice::relay(*left, from.as_ref(), to.as_ref(), waits).await
         {
             // A body that was not moved whole is not done, whatever is missing of it.
             if moved.is_ok() {
@@ -153,16 +192,15 @@ pub(super) async fn relay(
             return moved;
         }
         if inbox.is_empty() {
-            match alarm.within(limit, inbox.fill(from)).await {
-                Ok(0) if body.ends_with_connection() => return Ok(()),
-                Ok(0) => return Err(Failure::Client),
-                Ok(_) => {}
-                Err(error) => return Err(Failure::or_timeout(&error, Failure::Client)),
+            match waits.step(inbox.fill(from)).await {
+                None => return Err(Halt::SourceLate),
+                Some(Ok(0)) if body.ends_with_connection() => return Ok(()),
+                Some(Ok(0) | Err(_)) => return Err(Halt::SourceGone),
+                Some(Ok(_)) => {}
             }
         }
-        let count = body.accept(inbox.data()).map_err(Failure::Malformed)?;
-        let sent = alarm.within(limit, to.write_all(&inbox.data()[..count])).await;
-        sent.map_err(|error| Failure::or_timeout(&error, Failure::Writing))?;
+        let count = body.accept(inbox.data()).map_err(Halt::Fault)?;
+        write(to, &inbox.data()[..count], waits).await?;
         inbox.consume(count);
     }
     Ok(())

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
 
 use super::body::Body;
-use super::exchange::{Answered, Exchange, Failure, relay};
+use super::exchange::{Answered, Exchange, Failure, Halt, relay};
 use super::head;
 use super::http1::{Passed, Session, Step};
 use super::io::Inbox;
 use super::policy::Verdict;
 use super::request::host;
 use super::tunnel::End;
+use super::waits::{Pace, Sending, Waits};
 use crate::flow::record::RecordVerdict;
 use crate::flow::{HttpVersion, L7};
 use crate::policy::l7::http::HeaderEdit;
@@ -106,22 +107,29 @@ impl Session {
 
         let (mut client_read, mut client_write) = client.split();
         let (mut server_read, mut server_write) = server.stream.split();
+        let sending = if body.is_done() { Sending::Done } else { Sending::Underway };
+        let pace = Pace::new(begun.into(), sending);
+        let mut waits = Waits::new(download_alarm, &pace, limit);
         let download =
-            exchange.answer(&mut server_read, &mut server.inbox, &mut client_write, download_alarm, cx);
-        let answered = if body.is_done() {
-            download.await
-        } else {
-            let upload = relay(&mut body, inbox, &mut client_read, &mut server_write, alarm, limit);
-            tokio::pin!(download, upload);
-            let mut uploading = true;
-            loop {
-                tokio::select! {
-                    answered = &mut download => break answered,
-                    sent = &mut upload, if uploading => match sent {
-                        // The server may answer before it has everything, even if it reads no more.
-                        Ok(()) | Err(Failure::Writing) => uploading = false,
-                        Err(failure) => break Err(failure),
-                    },
+            exchange.answer(&mut server_read, &mut server.inbox, &mut client_write, &mut waits, cx);
+        let answered = match sending {
+            Sending::Done => download.await,
+            Sending::Underway => {
+                let mut waits = Waits::new(alarm, &pace, limit);
+                let upload = relay(&mut body, inbox, &mut client_read, &mut server_write, &mut waits);
+                tokio::pin!(download, upload);
+                let mut uploading = true;
+                loop {
+                    tokio::select! {
+                        answered = &mut download => break answered,
+                        sent = &mut upload, if uploading => {
+                            if let Some(failure) = sent.err().and_then(Halt::of_upload) {
+                                break Err(failure);
+                            }
+                            uploading = false;
+                            pace.sent();
+                        }
+                    }
                 }
             }
         };
@@ -143,7 +151,8 @@ impl Session {
             (Ok(_), _) => (RecordVerdict::Forwarded, exchange.status),
             (Err(_), true) => (RecordVerdict::Failed, exchange.status),
             (Err(Failure::Malformed(_)), false) => (RecordVerdict::Failed, 400),
-            (Err(Failure::Timeout), false) => (RecordVerdict::Failed, 504),
+            (Err(Failure::ClientLate), false) => (RecordVerdict::Failed, 408),
+            (Err(Failure::ServerLate), false) => (RecordVerdict::Failed, 504),
             (Err(_), false) => (RecordVerdict::Failed, 502),
         };
         let latency = if exchange.latency.is_zero() { exchange.begun.elapsed() } else { exchange.latency };
@@ -174,21 +183,31 @@ impl Session {
                 if goes_on && server_keeps { Step::Next } else { Step::Close }
             }
             // A cut answer must not look like a whole one.
-            Err(_) if started => {
-                self.cx.counters.upstream_failures.one();
+            Err(failure) if started => {
+                match failure {
+                    Failure::ClientLate | Failure::ServerLate => self.cx.counters.timeouts.one(),
+                    _ => self.cx.counters.upstream_failures.one(),
+                }
                 Step::Reset
             }
             Err(Failure::Malformed(fault)) => {
+                tracing::debug!(fault, client = %self.ends.client, "a body that is not forwarded");
+                self.cx.counters.malformed.one();
                 self.server = None;
-                self.malformed(fault).await
+                self.give_up("400 Bad Request").await
             }
-            Err(Failure::Timeout) => {
+            Err(Failure::ClientLate) => {
                 self.cx.counters.timeouts.one();
                 self.server = None;
-                self.refuse("504 Gateway Timeout").await
+                self.give_up("408 Request Timeout").await
+            }
+            Err(Failure::ServerLate) => {
+                self.cx.counters.timeouts.one();
+                self.server = None;
+                self.give_up("504 Gateway Timeout").await
             }
             Err(Failure::Client) => Step::Gone,
-            Err(Failure::Writing | Failure::Closed) => {
+            Err(Failure::Closed) => {
                 self.cx.counters.upstream_failures.one();
                 // The server closed: so do we, and the client may try again, as it would without us.
                 Step::Gone
@@ -197,7 +216,7 @@ impl Session {
                 tracing::debug!(fault, server = %self.ends.server, "an answer that is not forwarded");
                 self.cx.counters.upstream_failures.one();
                 self.server = None;
-                self.refuse("502 Bad Gateway").await
+                self.give_up("502 Bad Gateway").await
             }
         }
     }

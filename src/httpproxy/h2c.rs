@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::future::poll_fn;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream};
 use http::{Method, Response, StatusCode};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -21,8 +21,10 @@ use tokio::net::TcpStream;
 use super::call::{Call, Checked, answer};
 use super::io::{Alarm, Inbox, Rewound, within};
 use super::judge::Judged;
+use super::pipe::{Ended, pipe};
 use super::policy::Verdict;
 use super::streams::Streams;
+use super::waits::{Pace, Sending, Waits};
 use super::{Context, Ends, Limits};
 use crate::flow::record::RecordVerdict;
 use crate::flow::{HttpVersion, L7};
@@ -172,7 +174,10 @@ impl Shared {
             self.refuse(&call, &mut respond, StatusCode::BAD_REQUEST);
             return None;
         };
-        Some(Exchange { shared: Arc::clone(self), call, verdict, respond }.run(request, body))
+        Some(
+            Exchange { shared: Arc::clone(self), call, verdict, respond, is_answered: false }
+                .run(request, body),
+        )
     }
 
     /// Of a request that no rule is asked about.
@@ -272,6 +277,8 @@ struct Exchange {
     call: Call,
     verdict: Verdict,
     respond: SendResponse<Bytes>,
+    /// The client has got an answer, whoever's.
+    is_answered: bool,
 }
 
 impl Exchange {
@@ -290,47 +297,79 @@ impl Exchange {
                 return self.failed(StatusCode::BAD_GATEWAY);
             };
             // Most requests have no body.
-            let mut upload = (!body.is_end_stream()).then(|| {
-                let shared = Arc::clone(&self.shared);
-                Box::pin(async move { pipe(body, send, &mut Alarm::new(), &shared.cx.limits).await })
+            let sending = if body.is_end_stream() { Sending::Done } else { Sending::Underway };
+            let pace = Pace::new(self.call.begun.into(), sending);
+            let limit = self.shared.cx.limits.body_timeout;
+            let mut upload = (sending == Sending::Underway).then(|| {
+                let pace = &pace;
+                Box::pin(
+                    async move { pipe(body, send, &mut Waits::new(&mut Alarm::new(), pace, limit)).await },
+                )
             });
-            let mut download = pin!(self.download(response));
-            poll_fn(|cx| {
-                if let Some(running) = &mut upload
-                    && running.as_mut().poll(cx).is_ready()
-                {
-                    upload = None;
+            let ended = {
+                let mut download = pin!(self.download(response, &pace));
+                poll_fn(|cx| {
+                    if let Some(running) = &mut upload
+                        && let Poll::Ready(ended) = running.as_mut().poll(cx)
+                    {
+                        upload = None;
+                        pace.sent();
+                        if ended == Ended::Late {
+                            return Poll::Ready(ended);
+                        }
+                    }
+                    download.as_mut().poll(cx)
+                })
+                .await
+            };
+            // Towards both sides the stream is reset when its handles are dropped.
+            if ended == Ended::Late {
+                self.shared.cx.counters.timeouts.one();
+                if !self.is_answered {
+                    self.answer_instead(StatusCode::REQUEST_TIMEOUT);
                 }
-                download.as_mut().poll(cx)
-            })
-            .await;
+            }
         }
     }
 
     fn failed(&mut self, status: StatusCode) {
         self.shared.cx.counters.upstream_failures.one();
+        self.answer_instead(status);
+    }
+
+    fn answer_instead(&mut self, status: StatusCode) {
+        self.is_answered = true;
         self.shared.report(&self.call, &self.verdict, RecordVerdict::Failed, status.as_u16());
         self.call.fail(&mut self.respond, status);
     }
 
     /// The way back.
-    async fn download(&mut self, response: ResponseFuture) {
+    async fn download(&mut self, response: ResponseFuture, pace: &Pace) -> Ended {
         let mut alarm = Alarm::new();
-        let (parts, body) = match self.response(response, &mut alarm).await {
+        let mut waits = Waits::new(&mut alarm, pace, self.shared.cx.limits.body_timeout);
+        let answer = self.response(response, &mut waits).await;
+        self.is_answered = true;
+        let (parts, body) = match answer {
             Answer::Response(response) => response.into_parts(),
-            Answer::Failed(None) => return self.failed(StatusCode::BAD_GATEWAY),
+            Answer::Failed(None) => {
+                self.failed(StatusCode::BAD_GATEWAY);
+                return Ended::Done;
+            }
             Answer::Failed(Some(reason)) => {
                 self.shared.cx.counters.upstream_failures.one();
                 self.shared.report(&self.call, &self.verdict, RecordVerdict::Failed, 502);
-                return self.respond.send_reset(reason);
+                self.respond.send_reset(reason);
+                return Ended::Done;
             }
             Answer::Late => {
                 self.shared.cx.counters.timeouts.one();
-                return self.failed(StatusCode::GATEWAY_TIMEOUT);
+                self.answer_instead(StatusCode::GATEWAY_TIMEOUT);
+                return Ended::Done;
             }
             // Towards the server the stream is reset when its handles are dropped.
             Answer::Unwanted => {
-                return self.shared.report(&self.call, &self.verdict, RecordVerdict::Failed, 0);
+                self.shared.report(&self.call, &self.verdict, RecordVerdict::Failed, 0);
+                return Ended::Done;
             }
         };
         self.shared.cx.counters.forwarded.one();
@@ -338,17 +377,21 @@ impl Exchange {
         let mut head = Response::new(());
         *head.status_mut() = parts.status;
         *head.headers_mut() = parts.headers;
-        if let Ok(send) = self.respond.send_response(head, body.is_end_stream()) {
-            pipe(body, send, &mut alarm, &self.shared.cx.limits).await;
+        match self.respond.send_response(head, body.is_end_stream()) {
+            Ok(send) => pipe(body, send, &mut waits).await,
+            Err(_) => Ended::Done,
         }
     }
 
     /// Waits for the final answer; interim ones go to the client at once.
-    async fn response(&mut self, mut response: ResponseFuture, alarm: &mut Alarm) -> Answer {
+    async fn response(&mut self, mut response: ResponseFuture, waits: &mut Waits<'_>) -> Answer {
+        let limit = self.shared.cx.limits.response_timeout;
         let respond = &mut self.respond;
+        let pace = waits.pace();
         let answered = poll_fn(|cx| {
             while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                 respond.send_informational(interim).ok();
+                pace.moved();
             }
             if let Poll::Ready(response) = std::pin::Pin::new(&mut response).poll(cx) {
                 return Poll::Ready(match response {
@@ -358,7 +401,7 @@ impl Exchange {
             }
             respond.poll_reset(cx).map(|_| Answer::Unwanted)
         });
-        alarm.bound(self.shared.cx.limits.response_timeout, answered).await.unwrap_or(Answer::Late)
+        waits.answer(limit, answered).await.unwrap_or(Answer::Late)
     }
 }
 
@@ -370,58 +413,4 @@ enum Answer {
     Late,
     /// The client has reset the stream.
     Unwanted,
-}
-
-/// Sends a body on, trailers included; a failure on either side, or no progress for too long, resets the other one.
-async fn pipe(mut from: RecvStream, mut to: SendStream<Bytes>, alarm: &mut Alarm, limits: &Limits) {
-    if from.is_end_stream() {
-        return;
-    }
-    let limit = limits.body_timeout;
-    loop {
-        let data = alarm.bound(limit, async {
-            tokio::select! {
-                data = from.data() => Ok(data),
-                reason = poll_fn(|cx| to.poll_reset(cx)) => Err(reason),
-            }
-        });
-        let mut data = match data.await {
-            Some(Ok(Some(Ok(data)))) => data,
-            Some(Ok(Some(Err(error)))) => {
-                return to.send_reset(error.reason().unwrap_or(Reason::INTERNAL_ERROR));
-            }
-            Some(Ok(None)) => break,
-            Some(Err(reason)) => {
-                tracing::debug!(?reason, "the receiver of a body has reset its stream");
-                return;
-            }
-            None => return to.send_reset(Reason::CANCEL),
-        };
-        while !data.is_empty() {
-            to.reserve_capacity(data.len());
-            let room = match alarm.bound(limit, poll_fn(|cx| to.poll_capacity(cx))).await {
-                Some(Some(Ok(room))) => room,
-                Some(_) => return,
-                None => return to.send_reset(Reason::CANCEL),
-            };
-            let piece = data.split_to(room.min(data.len()));
-            let count = piece.len();
-            let is_last = data.is_empty() && from.is_end_stream();
-            if to.send_data(piece, is_last).is_err() || from.flow_control().release_capacity(count).is_err() {
-                return;
-            }
-            if is_last {
-                return;
-            }
-        }
-    }
-    match from.trailers().await {
-        Ok(Some(trailers)) => to.send_trailers(trailers),
-        Ok(None) => to.send_data(Bytes::new(), true),
-        Err(error) => {
-            to.send_reset(error.reason().unwrap_or(Reason::INTERNAL_ERROR));
-            Ok(())
-        }
-    }
-    .ok();
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -136,19 +136,36 @@ impl Alarm {
 
     /// The same; `None` when it took too long.
     pub(super) async fn bound<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        let mut work = pin!(work);
         let mut due = None;
+        self.until(|| *due.get_or_insert_with(|| Instant::now() + limit), work).await
+    }
+
+    /// The same, until `due`, which is asked when `work` is first found unfinished and whenever the time that it
+    /// said has come: by then it may say a later one.
+    pub(super) async fn until<T>(
+        &mut self,
+        mut due: impl FnMut() -> Instant,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut work = pin!(work);
+        let mut said = None;
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(result) => Poll::Ready(Some(result)),
-            Poll::Pending => {
-                let due = *due.get_or_insert_with(|| Instant::now() + limit);
-                self.poll_until(due, cx).map(|()| None)
-            }
+            Poll::Pending => loop {
+                let last = *said.get_or_insert_with(&mut due);
+                ready!(self.poll_until(last, cx));
+                let next = due();
+                if next <= last {
+                    return Poll::Ready(None);
+                }
+                said = Some(next);
+            },
         })
         .await
     }
 
-    fn poll_until(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once it is `due`.
+    pub(super) fn poll_until(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         if timer.deadline() > due {
             timer.as_mut().reset(due);

@@ -27,6 +27,7 @@ mod http1;
 mod io;
 pub mod judge;
 pub mod options;
+mod pipe;
 pub mod policy;
 mod request;
 pub mod serve;
@@ -34,6 +35,7 @@ mod splice;
 mod streams;
 mod tls;
 mod tunnel;
+mod waits;
 
 #[cfg(test)]
 mod tests;
@@ -79,9 +81,9 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Between requests.
     pub idle_timeout: Duration,
-    /// Without any progress of a body.
+    /// Without any move of a request and its answer, in neither direction.
     pub body_timeout: Duration,
-    /// Until the server begins to answer.
+    /// Until the server begins to answer, from when it has the request.
     pub response_timeout: Duration,
     pub connect_timeout: Duration,
     /// Body of a refused request that is read to keep the connection.

@@ -2,15 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::exchange::Failure;
-use super::io::Alarm;
+use super::exchange::Halt;
+use super::waits::Waits;
 
 /// Bodies with so much left are worth a pipe.
 pub(super) const WORTH: u64 = 256 * 1024;
@@ -40,11 +39,10 @@ pub(super) async fn relay(
     count: u64,
     from: &TcpStream,
     to: &TcpStream,
-    alarm: &mut Alarm,
-    limit: Duration,
-) -> Option<Result<(), Failure>> {
+    waits: &mut Waits<'_>,
+) -> Option<Result<(), Halt>> {
     let pipe = Pipe::new().map_err(|error| tracing::debug!(%error, "bodies are copied")).ok()?;
-    Some(through(&pipe, count, from, to, alarm, limit).await)
+    Some(through(&pipe, count, from, to, waits).await)
 }
 
 async fn through(
@@ -52,24 +50,22 @@ async fn through(
     mut left: u64,
     from: &TcpStream,
     to: &TcpStream,
-    alarm: &mut Alarm,
-    limit: Duration,
-) -> Result<(), Failure> {
+    waits: &mut Waits<'_>,
+) -> Result<(), Halt> {
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     while left > 0 {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(CAPACITY);
         let take = || Ok(splice(from.as_fd(), None, pipe.write.as_fd(), None, most, flags)?);
-        let taken = alarm.within(limit, from.async_io(Interest::READABLE, take)).await;
-        let mut held = match taken {
-            Ok(0) => return Err(Failure::Client),
-            Ok(count) => count,
-            Err(error) => return Err(Failure::or_timeout(&error, Failure::Client)),
+        let mut held = match waits.step(from.async_io(Interest::READABLE, take)).await {
+            None => return Err(Halt::SourceLate),
+            Some(Ok(0) | Err(_)) => return Err(Halt::SourceGone),
+            Some(Ok(count)) => count,
         };
         left -= held as u64;
         while held > 0 {
             let give = || Ok(splice(pipe.read.as_fd(), None, to.as_fd(), None, held, flags)?);
-            let given = alarm.within(limit, to.async_io(Interest::WRITABLE, give)).await;
-            held -= given.map_err(|error| Failure::or_timeout(&error, Failure::Writing))?;
+            let given = waits.step(to.async_io(Interest::WRITABLE, give)).await;
+            held -= given.ok_or(Halt::SinkLate)?.map_err(|_| Halt::SinkGone)?;
         }
     }
     Ok(())

@@ -3,7 +3,9 @@
 mod http1;
 mod http2;
 mod http2_raw;
+mod http2_timing;
 mod smuggling;
+mod timing;
 mod tls;
 
 use std::net::SocketAddr;

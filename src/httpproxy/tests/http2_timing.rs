@@ -1,0 +1,111 @@
+//! Who may take how long, over HTTP/2.
+
+use ::http::{Request, Response, StatusCode};
+use bytes::Bytes;
+use h2::Reason;
+use h2::client::ResponseFuture;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+
+use super::*;
+
+/// How often somebody who is slow says something.
+const OFTEN: Duration = Duration::from_millis(60);
+
+fn patient() -> Limits {
+    let limits = Limits::default();
+    Limits { body_timeout: PATIENCE, response_timeout: PATIENCE, header_timeout: PATIENCE, ..limits }
+}
+
+/// A request whose body is open, at both of its ends.
+struct Open {
+    answer: ResponseFuture,
+    up: SendStream<Bytes>,
+    received: RecvStream,
+    respond: SendResponse<Bytes>,
+}
+
+async fn open(rig: &Rig) -> Open {
+    let (mut client, connection) = h2::client::handshake(rig.client().await).await.unwrap();
+    tokio::spawn(async move { connection.await.ok() });
+    let request = Request::post("http://a/ok").body(()).unwrap();
+    let (answer, up) = client.send_request(request, false).unwrap();
+    let mut server = h2::server::handshake(rig.server().await).await.unwrap();
+    let (request, respond) = patiently(server.accept()).await.unwrap().unwrap();
+    tokio::spawn(async move {
+        let _client = client;
+        while server.accept().await.is_some() {}
+    });
+    Open { answer, up, received: request.into_body(), respond }
+}
+
+/// One frame, from one side to the other.
+async fn passes(from: &mut SendStream<Bytes>, to: &mut RecvStream) {
+    from.send_data(Bytes::from_static(b"x"), false).unwrap();
+    let data = patiently(to.data()).await.unwrap().unwrap();
+    to.flow_control().release_capacity(data.len()).unwrap();
+    assert_eq!(data, "x");
+}
+
+#[tokio::test]
+async fn a_long_upload_does_not_use_up_the_servers_time_to_answer() {
+    let limits = Limits { response_timeout: 8 * OFTEN, ..patient() };
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, limits).await;
+    let mut open = open(&rig).await;
+    for _ in 0..20 {
+        tokio::time::sleep(OFTEN).await;
+        passes(&mut open.up, &mut open.received).await;
+    }
+    open.up.send_data(Bytes::new(), true).unwrap();
+    open.respond.send_response(Response::new(()), true).unwrap();
+    assert_eq!(patiently(open.answer).await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_stream_that_only_the_server_writes_to_is_not_reset() {
+    let limits = Limits { body_timeout: 8 * OFTEN, ..patient() };
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, limits).await;
+    let mut open = open(&rig).await;
+    let mut down = open.respond.send_response(Response::new(()), false).unwrap();
+    let mut got = patiently(open.answer).await.unwrap().into_body();
+    for _ in 0..20 {
+        tokio::time::sleep(OFTEN).await;
+        passes(&mut down, &mut got).await;
+    }
+    passes(&mut open.up, &mut open.received).await;
+    assert_eq!(rig.counters.timeouts.get(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_on_which_nothing_moves_is_reset_on_both_sides() {
+    let limits = Limits { body_timeout: Duration::from_millis(100), ..patient() };
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, limits).await;
+    let mut open = open(&rig).await;
+    let _down = open.respond.send_response(Response::new(()), false).unwrap();
+    let mut got = patiently(open.answer).await.unwrap().into_body();
+    for stream in [&mut got, &mut open.received] {
+        let error = patiently(stream.data()).await.unwrap().unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::CANCEL));
+    }
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_go_on_is_the_clients_timeout() {
+    let limits = Limits { body_timeout: Duration::from_millis(100), ..patient() };
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, limits).await;
+    let mut open = open(&rig).await;
+    passes(&mut open.up, &mut open.received).await;
+    assert_eq!(patiently(open.answer).await.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+    let error = patiently(open.received.data()).await.unwrap().unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::CANCEL));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_a_whole_request_is_late() {
+    let limits = Limits { response_timeout: Duration::from_millis(100), ..patient() };
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, limits).await;
+    let mut open = open(&rig).await;
+    open.up.send_data(Bytes::new(), true).unwrap();
+    assert_eq!(patiently(open.answer).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+}

@@ -1,0 +1,124 @@
+//! Who may take how long, over HTTP/1.
+
+use super::*;
+use crate::flow::L7;
+use crate::flow::record::RecordVerdict;
+
+const GET: &str = "GET /ok HTTP/1.1\r\nHost: a\r\n\r\n";
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// How often somebody who is slow says something.
+const OFTEN: Duration = Duration::from_millis(60);
+
+fn patient() -> Limits {
+    let limits = Limits::default();
+    Limits { body_timeout: PATIENCE, response_timeout: PATIENCE, header_timeout: PATIENCE, ..limits }
+}
+
+async fn rig(limits: Limits) -> Rig {
+    Rig::with(http(&[(".*", "/ok")]), Protocol::Http, limits).await
+}
+
+/// Verdicts and status codes of all requests so far, of which there are so many.
+async fn outcomes(rig: &Rig, count: usize) -> Vec<(RecordVerdict, u16)> {
+    patiently(async {
+        while rig.records.lock().len() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let records = rig.records.lock();
+    let outcome = |record: &Record| match &record.l7 {
+        L7::Http { status, .. } => (record.verdict, *status),
+        other => panic!("{other:?}"),
+    };
+    records.iter().map(outcome).collect()
+}
+
+#[tokio::test]
+async fn a_long_upload_does_not_use_up_the_servers_time_to_answer() {
+    let rig = rig(Limits { response_timeout: 8 * OFTEN, ..patient() }).await;
+    let mut client = rig.client().await;
+    let head = "POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n";
+    send(&mut client, head).await;
+    let mut server = rig.server().await;
+    expect(&mut server, head).await;
+    for _ in 0..20 {
+        tokio::time::sleep(OFTEN).await;
+        send(&mut client, "x").await;
+        expect(&mut server, "x").await;
+    }
+    send(&mut server, OK).await;
+    expect(&mut client, OK).await;
+    // With the next one, which it has whole at once, the server is late.
+    send(&mut client, head).await;
+    send(&mut client, &"x".repeat(20)).await;
+    assert!(rest(&mut client).await.starts_with("HTTP/1.1 504 "));
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_streams_under_a_silent_request_is_not_cut() {
+    let rig = rig(Limits { body_timeout: 8 * OFTEN, ..patient() }).await;
+    let mut client = rig.client().await;
+    let head = "POST /ok HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
+    send(&mut client, head).await;
+    let mut server = rig.server().await;
+    expect(&mut server, head).await;
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    send(&mut server, answer).await;
+    expect(&mut client, answer).await;
+    for _ in 0..20 {
+        tokio::time::sleep(OFTEN).await;
+        send(&mut server, "1\r\nb\r\n").await;
+        expect(&mut client, "1\r\nb\r\n").await;
+    }
+    send(&mut client, "0\r\n\r\n").await;
+    expect(&mut server, "0\r\n\r\n").await;
+    send(&mut server, "0\r\n\r\n").await;
+    expect(&mut client, "0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_go_on_is_the_clients_timeout() {
+    let rig = rig(Limits { body_timeout: Duration::from_millis(50), ..patient() }).await;
+    let mut client = rig.client().await;
+    send(&mut client, "POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab").await;
+    assert!(rest(&mut client).await.starts_with("HTTP/1.1 408 "));
+    assert_eq!(rig.counters.timeouts.get(), 1);
+    assert_eq!(outcomes(&rig, 1).await, [(RecordVerdict::Failed, 408)]);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_more_of_a_body_is_late() {
+    let rig = rig(Limits { body_timeout: Duration::from_millis(200), ..patient() }).await;
+    let mut client = rig.client().await;
+    send(&mut client, &format!("POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 1u64 << 40))
+        .await;
+    let _server = rig.server().await;
+    let (mut read, mut write) = client.split();
+    let sending = async {
+        let piece = vec![7; 64 * 1024];
+        while write.write_all(&piece).await.is_ok() {}
+    };
+    let receiving = async {
+        let mut line = [0; 13];
+        patiently(read.read_exact(&mut line)).await.unwrap();
+        assert_eq!(&line, b"HTTP/1.1 504 ");
+    };
+    tokio::select! {
+        () = receiving => {}
+        () = async { sending.await; std::future::pending().await } => {}
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_stops_is_given_up() {
+    let rig = rig(Limits { body_timeout: Duration::from_millis(50), ..patient() }).await;
+    let mut client = rig.client().await;
+    send(&mut client, GET).await;
+    let mut server = rig.server().await;
+    expect(&mut server, GET).await;
+    send(&mut server, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no").await;
+    assert_eq!(rest(&mut client).await, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no");
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}

@@ -1,0 +1,150 @@
+//! What bounds an exchange: one clock for both of its directions.
+//!
+//! Contract: an exchange is given up when nothing of it has moved for `body_timeout`, in neither direction. A long upload
+//! whose answer comes at its end, a watch that only the server writes to and a download under a silent request
+//! side all go on. The server's time to answer begins when it has the request, not before.
+//!
+//! A wait that was over at once has taken no time: only the end of one that really waited is a move.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::io::Alarm;
+
+/// When an exchange last moved. Both directions run in one task, which is all that the atomics are for: the task may
+/// be sent to another thread, but nothing of it runs on two.
+#[derive(Debug)]
+pub(super) struct Pace {
+    begun: Instant,
+    /// Nanoseconds from `begun`.
+    moved: AtomicU64,
+    uploading: AtomicBool,
+}
+
+/// What there is of a request when the wait for its answer begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// All of it was sent on.
+    Done,
+    /// Its body follows.
+    Underway,
+}
+
+impl Pace {
+    pub(super) fn new(begun: Instant, sending: Sending) -> Pace {
+        Pace { begun, moved: AtomicU64::new(0), uploading: AtomicBool::new(sending == Sending::Underway) }
+    }
+
+    /// A byte, a frame, an interim answer.
+    pub(super) fn moved(&self) {
+        let since = self.begun.elapsed().as_nanos();
+        self.moved.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Nothing more of the request is going to be sent on: from now on the server is waited for.
+    pub(super) fn sent(&self) {
+        self.moved();
+        self.uploading.store(false, Ordering::Relaxed);
+    }
+
+    /// The last move, or when a wait began that was the first.
+    fn last(&self, wait: Instant) -> Instant {
+        wait.max(self.begun + Duration::from_nanos(self.moved.load(Ordering::Relaxed)))
+    }
+
+    /// When an answer is late. While the request is under way it is not: then this is when to ask again, which is
+    /// no later than any time that may be said next.
+    pub(super) fn answer_due(&self, wait: Instant, limit: Duration) -> Instant {
+        if self.uploading.load(Ordering::Relaxed) { Instant::now() + limit } else { self.last(wait) + limit }
+    }
+}
+
+/// Waits of one direction, one after the other.
+#[derive(Debug)]
+pub(super) struct Waits<'a> {
+    alarm: &'a mut Alarm,
+    pace: &'a Pace,
+    limit: Duration,
+}
+
+impl<'a> Waits<'a> {
+    /// `limit`: how long nothing may move.
+    pub(super) fn new(alarm: &'a mut Alarm, pace: &'a Pace, limit: Duration) -> Waits<'a> {
+        Waits { alarm, pace, limit }
+    }
+
+    /// Waits for the next move of this direction; `None`: nothing has moved for too long, the other way neither.
+    pub(super) async fn step<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut wait = None;
+        let due = || self.pace.last(*wait.get_or_insert_with(Instant::now)) + self.limit;
+        let done = self.alarm.until(due, work).await;
+        if done.is_some() && wait.is_some() {
+            self.pace.moved();
+        }
+        done
+    }
+
+    /// Waits for the server to begin its answer; `None`: it is late.
+    pub(super) async fn answer<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut wait = None;
+        let due = || self.pace.answer_due(*wait.get_or_insert_with(Instant::now), limit);
+        self.alarm.until(due, work).await
+    }
+
+    pub(super) fn pace(&self) -> &'a Pace {
+        self.pace
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(1);
+    const OFTEN: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn a_quiet_direction_is_not_late_while_the_other_one_moves() {
+        let pace = Pace::new(Instant::now(), Sending::Done);
+        let (mut up, mut down) = (Alarm::new(), Alarm::new());
+        let begun = Instant::now();
+        let quiet = async {
+            let late = Waits::new(&mut up, &pace, LIMIT).step(pending::<()>()).await;
+            assert_eq!(late, None);
+        };
+        let busy = async {
+            let mut waits = Waits::new(&mut down, &pace, LIMIT);
+            for _ in 0..15 {
+                waits.step(sleep(OFTEN)).await.expect("moves");
+            }
+        };
+        tokio::join!(quiet, busy);
+        assert!(begun.elapsed() >= 15 * OFTEN + LIMIT, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn the_time_to_answer_begins_when_the_request_was_sent() {
+        let pace = Pace::new(Instant::now(), Sending::Underway);
+        let (mut up, mut down) = (Alarm::new(), Alarm::new());
+        let begun = Instant::now();
+        let upload = async {
+            let mut waits = Waits::new(&mut up, &pace, LIMIT);
+            for _ in 0..15 {
+                waits.step(sleep(OFTEN)).await.expect("moves");
+            }
+            pace.sent();
+        };
+        let answer = async {
+            assert_eq!(Waits::new(&mut down, &pace, LIMIT).answer(3 * OFTEN, pending::<()>()).await, None);
+        };
+        tokio::join!(upload, answer);
+        assert!(begun.elapsed() >= 18 * OFTEN, "{:?}", begun.elapsed());
+    }
+}
