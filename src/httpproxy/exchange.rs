@@ -10,7 +10,7 @@ use super::body::Body;
 use super::head::{self, Parsed, Scan};
 use super::io::Inbox;
 use super::splice;
-use super::waits::Waits;
+use super::waits::{Lost, Waits};
 use crate::policy::l7::message::Fault;
 
 /// Why an exchange was not finished.
@@ -39,6 +39,25 @@ pub(super) enum Halt {
     SinkLate,
     /// It takes no more.
     SinkGone,
+}
+
+impl From<Lost> for Halt {
+    fn from(lost: Lost) -> Halt {
+        match lost {
+            Lost::Late => Halt::SourceLate,
+            Lost::SinkGone => Halt::SinkGone,
+        }
+    }
+}
+
+/// Of the answer.
+impl From<Lost> for Failure {
+    fn from(lost: Lost) -> Failure {
+        match lost {
+            Lost::Late => Failure::ServerLate,
+            Lost::SinkGone => Failure::Client,
+        }
+    }
 }
 
 impl Halt {
@@ -100,14 +119,16 @@ impl Exchange {
                 Parsed::Partial if inbox.data().len() > limits.header_bytes => {
                     return Err(Failure::Server("the server's head is too large"));
                 }
-                Parsed::Partial => match waits.answer(limits.response_timeout, inbox.fill(from)).await {
-                    None => return Err(Failure::ServerLate),
-                    Some(Ok(0)) if !inbox.is_empty() => {
-                        return Err(Failure::Server("the server closed in a head"));
+                Parsed::Partial => {
+                    let read = waits.answer_for(to.as_ref(), limits.response_timeout, inbox.fill(from));
+                    match read.await? {
+                        Ok(0) if !inbox.is_empty() => {
+                            return Err(Failure::Server("the server closed in a head"));
+                        }
+                        Ok(0) | Err(_) => return Err(Failure::Closed),
+                        Ok(_) => continue,
                     }
-                    Some(Ok(0) | Err(_)) => return Err(Failure::Closed),
-                    Some(Ok(_)) => continue,
-                },
+                }
             };
             let is_interim = head.status / 100 == 1;
             if head.status == 101 && !self.upgrade {
@@ -192,11 +213,10 @@ pub(super) async fn relay(
             return moved;
         }
         if inbox.is_empty() {
-            match waits.step(inbox.fill(from)).await {
-                None => return Err(Halt::SourceLate),
-                Some(Ok(0)) if body.ends_with_connection() => return Ok(()),
-                Some(Ok(0) | Err(_)) => return Err(Halt::SourceGone),
-                Some(Ok(_)) => {}
+            match waits.step_for(to.as_ref(), inbox.fill(from)).await? {
+                Ok(0) if body.ends_with_connection() => return Ok(()),
+                Ok(0) | Err(_) => return Err(Halt::SourceGone),
+                Ok(_) => {}
             }
         }
         let count = body.accept(inbox.data()).map_err(Halt::Fault)?;

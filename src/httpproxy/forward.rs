@@ -151,6 +151,8 @@ impl Session {
             (Ok(_), _) => (RecordVerdict::Forwarded, exchange.status),
             (Err(_), true) => (RecordVerdict::Failed, exchange.status),
             (Err(Failure::Malformed(_)), false) => (RecordVerdict::Failed, 400),
+            // Nobody was there any more to be told one.
+            (Err(Failure::Client), false) => (RecordVerdict::Failed, 0),
             (Err(Failure::ClientLate), false) => (RecordVerdict::Failed, 408),
             (Err(Failure::ServerLate), false) => (RecordVerdict::Failed, 504),
             (Err(_), false) => (RecordVerdict::Failed, 502),

@@ -29,6 +29,7 @@ pub mod judge;
 pub mod options;
 mod pipe;
 pub mod policy;
+mod presence;
 mod request;
 pub mod serve;
 mod splice;

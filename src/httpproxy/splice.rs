@@ -56,10 +56,9 @@ async fn through(
     while left > 0 {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(CAPACITY);
         let take = || Ok(splice(from.as_fd(), None, pipe.write.as_fd(), None, most, flags)?);
-        let mut held = match waits.step(from.async_io(Interest::READABLE, take)).await {
-            None => return Err(Halt::SourceLate),
-            Some(Ok(0) | Err(_)) => return Err(Halt::SourceGone),
-            Some(Ok(count)) => count,
+        let mut held = match waits.step_for(to, from.async_io(Interest::READABLE, take)).await? {
+            Ok(0) | Err(_) => return Err(Halt::SourceGone),
+            Ok(count) => count,
         };
         left -= held as u64;
         while held > 0 {

@@ -4,15 +4,21 @@
 //! whose answer comes at its end, a watch that only the server writes to and a download under a silent request
 //! side all go on. The server's time to answer begins when it has the request, not before.
 //!
+//! Who goes away (HTTP/1) ends the waits for what it was to get: nobody else would notice before there is something to
+//! be sent.
+//!
 //! A wait that was over at once has taken no time: only the end of one that really waited is a move.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::io::Alarm;
+use super::presence;
 
 /// When an exchange last moved. Both directions run in one task, which is all that the atomics are for: the task may
 /// be sent to another thread, but nothing of it runs on two.
@@ -62,6 +68,18 @@ impl Pace {
     }
 }
 
+/// A wait for one side looks so late whether the other one is still there. Most are over sooner, and cost nothing
+/// for it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Why a wait did not bring what it was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    Late,
+    /// Who was to get it has gone meanwhile.
+    SinkGone,
+}
+
 /// Waits of one direction, one after the other.
 #[derive(Debug)]
 pub(super) struct Waits<'a> {
@@ -76,26 +94,80 @@ impl<'a> Waits<'a> {
         Waits { alarm, pace, limit }
     }
 
-    /// Waits for the next move of this direction; `None`: nothing has moved for too long, the other way neither.
+    pub(super) fn pace(&self) -> &'a Pace {
+        self.pace
+    }
+
+    /// Waits for the next move; `None`: nothing has moved for too long, the other way neither.
     pub(super) async fn step<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let (pace, limit) = (self.pace, self.limit);
         let mut wait = None;
-        let due = || self.pace.last(*wait.get_or_insert_with(Instant::now)) + self.limit;
+        let due = || pace.last(*wait.get_or_insert_with(Instant::now)) + limit;
         let done = self.alarm.until(due, work).await;
         if done.is_some() && wait.is_some() {
-            self.pace.moved();
+            pace.moved();
         }
         done
     }
 
     /// Waits for the server to begin its answer; `None`: it is late.
     pub(super) async fn answer<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let pace = self.pace;
         let mut wait = None;
-        let due = || self.pace.answer_due(*wait.get_or_insert_with(Instant::now), limit);
+        let due = || pace.answer_due(*wait.get_or_insert_with(Instant::now), limit);
         self.alarm.until(due, work).await
     }
 
-    pub(super) fn pace(&self) -> &'a Pace {
-        self.pace
+    /// [`Waits::step`] for what `sink` is to get.
+    pub(super) async fn step_for<T>(
+        &mut self,
+        sink: &TcpStream,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Lost> {
+        let (pace, limit) = (self.pace, self.limit);
+        let mut wait = None;
+        let due = || pace.last(*wait.get_or_insert_with(Instant::now)) + limit;
+        let done = self.unless_gone(sink, due, work).await?;
+        if wait.is_some() {
+            pace.moved();
+        }
+        Ok(done)
+    }
+
+    /// [`Waits::answer`] for this client.
+    pub(super) async fn answer_for<T>(
+        &mut self,
+        client: &TcpStream,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Lost> {
+        let pace = self.pace;
+        let mut wait = None;
+        let due = || pace.answer_due(*wait.get_or_insert_with(Instant::now), limit);
+        self.unless_gone(client, due, work).await
+    }
+
+    async fn unless_gone<T>(
+        &mut self,
+        sink: &TcpStream,
+        mut due: impl FnMut() -> Instant,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Lost> {
+        let mut work = pin!(work);
+        let mut look = None;
+        let soon = || *look.get_or_insert_with(|| due().min(Instant::now() + LOOK));
+        if let Some(done) = self.alarm.until(soon, work.as_mut()).await {
+            return Ok(done);
+        }
+        presence::probe(sink);
+        let watched = async {
+            tokio::select! {
+                biased;
+                done = work => Ok(done),
+                () = presence::failed(sink) => Err(Lost::SinkGone),
+            }
+        };
+        self.alarm.until(due, watched).await.unwrap_or(Err(Lost::Late))
     }
 }
 
@@ -142,7 +214,8 @@ mod tests {
             pace.sent();
         };
         let answer = async {
-            assert_eq!(Waits::new(&mut down, &pace, LIMIT).answer(3 * OFTEN, pending::<()>()).await, None);
+            let late = Waits::new(&mut down, &pace, LIMIT).answer(3 * OFTEN, pending::<()>()).await;
+            assert_eq!(late, None);
         };
         tokio::join!(upload, answer);
         assert!(begun.elapsed() >= 18 * OFTEN, "{:?}", begun.elapsed());

@@ -122,3 +122,44 @@ async fn an_answer_that_stops_is_given_up() {
     assert_eq!(rest(&mut client).await, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no");
     assert_eq!(rig.counters.timeouts.get(), 1);
 }
+
+#[tokio::test]
+async fn a_client_that_goes_away_ends_its_request() {
+    let rig = rig(patient()).await;
+    let mut client = rig.client().await;
+    send(&mut client, GET).await;
+    let mut server = rig.server().await;
+    expect(&mut server, GET).await;
+    super::super::io::reset(client);
+    assert_eq!(rest(&mut server).await, "");
+    assert_eq!(outcomes(&rig, 1).await, [(RecordVerdict::Failed, 0)]);
+    assert_eq!(rig.counters.timeouts.get(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_ends_an_answer_that_has_stopped() {
+    let rig = rig(patient()).await;
+    let mut client = rig.client().await;
+    send(&mut client, GET).await;
+    let mut server = rig.server().await;
+    expect(&mut server, GET).await;
+    let half = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha";
+    send(&mut server, half).await;
+    expect(&mut client, half).await;
+    super::super::io::reset(client);
+    assert_eq!(rest(&mut server).await, "");
+}
+
+#[tokio::test]
+async fn a_client_that_only_sends_no_more_gets_its_answer() {
+    let rig = rig(patient()).await;
+    let mut client = rig.client().await;
+    send(&mut client, GET).await;
+    client.shutdown().await.unwrap();
+    let mut server = rig.server().await;
+    expect(&mut server, GET).await;
+    // Longer than it takes until somebody looks after the client.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    send(&mut server, OK).await;
+    expect(&mut client, OK).await;
+}
