@@ -1,9 +1,10 @@
 //! One request and its answer on the wire: bodies both ways, interim answers, and how either may fail.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::Instant;
 
 use super::Context;
 use super::body::Body;
@@ -91,7 +92,7 @@ pub(super) enum Answered {
 pub(super) struct Exchange {
     pub(super) is_head: bool,
     pub(super) upgrade: bool,
-    pub(super) begun: Instant,
+    pub(super) begun: std::time::Instant,
     /// The client has got the beginning of the final answer.
     pub(super) started: bool,
     /// The client was told that its connection ends.
@@ -111,6 +112,7 @@ impl Exchange {
     ) -> Result<Answered, Failure> {
         let limits = &cx.limits;
         let mut scan = Scan::default();
+        let mut head_due = None;
         loop {
             let head = match head::response(inbox.data(), &mut scan, limits.header_count, self.is_head) {
                 Parsed::Complete(head) => head,
@@ -120,11 +122,15 @@ impl Exchange {
                     return Err(Failure::Server("the server's head is too large"));
                 }
                 Parsed::Partial => {
-                    let read = waits.answer_for(to.as_ref(), limits.response_timeout, inbox.fill(from));
-                    match read.await? {
-                        Ok(0) if !inbox.is_empty() => {
-                            return Err(Failure::Server("the server closed in a head"));
-                        }
+                    let is_begun = !inbox.is_empty();
+                    let read = if is_begun {
+                        let due = *head_due.get_or_insert_with(|| Instant::now() + limits.header_timeout);
+                        waits.head_for(to.as_ref(), due, inbox.fill(from)).await?
+                    } else {
+                        waits.answer_for(to.as_ref(), limits.response_timeout, inbox.fill(from)).await?
+                    };
+                    match read {
+                        Ok(0) if is_begun => return Err(Failure::Server("the server closed in a head")),
                         Ok(0) | Err(_) => return Err(Failure::Closed),
                         Ok(_) => continue,
                     }
@@ -156,6 +162,7 @@ impl Exchange {
             }
             if is_interim {
                 waits.pace().moved();
+                head_due = None;
                 continue;
             }
             if !body.is_done() {

@@ -136,15 +136,14 @@ impl Alarm {
 
     /// The same; `None` when it took too long.
     pub(super) async fn bound<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        let mut due = None;
-        self.until(|| *due.get_or_insert_with(|| Instant::now() + limit), work).await
+        self.until(|wait| wait + limit, work).await
     }
 
-    /// The same, until `due`, which is asked when `work` is first found unfinished and whenever the time that it
-    /// said has come: by then it may say a later one.
+    /// The same, until `due`, which is told when the wait began: it is asked when `work` is first found unfinished, and
+    /// whenever the time that it said has come. By then it may say a later one.
     pub(super) async fn until<T>(
         &mut self,
-        mut due: impl FnMut() -> Instant,
+        mut due: impl FnMut(Instant) -> Instant,
         work: impl Future<Output = T>,
     ) -> Option<T> {
         let mut work = pin!(work);
@@ -152,13 +151,16 @@ impl Alarm {
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(result) => Poll::Ready(Some(result)),
             Poll::Pending => loop {
-                let last = *said.get_or_insert_with(&mut due);
+                let (wait, last) = *said.get_or_insert_with(|| {
+                    let now = Instant::now();
+                    (now, due(now))
+                });
                 ready!(self.poll_until(last, cx));
-                let next = due();
+                let next = due(wait);
                 if next <= last {
                     return Poll::Ready(None);
                 }
-                said = Some(next);
+                said = Some((wait, next));
             },
         })
         .await

@@ -78,7 +78,7 @@ pub struct Limits {
     pub header_bytes: usize,
     /// Fields of one head, request or response.
     pub header_count: usize,
-    /// From the first byte of a head to its last.
+    /// From the first byte of a head to its last, request or response.
     pub header_timeout: Duration,
     /// Between requests.
     pub idle_timeout: Duration,

@@ -101,21 +101,22 @@ impl<'a> Waits<'a> {
     /// Waits for the next move; `None`: nothing has moved for too long, the other way neither.
     pub(super) async fn step<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let (pace, limit) = (self.pace, self.limit);
-        let mut wait = None;
-        let due = || pace.last(*wait.get_or_insert_with(Instant::now)) + limit;
-        let done = self.alarm.until(due, work).await;
-        if done.is_some() && wait.is_some() {
+        let mut has_waited = false;
+        let due = |wait| {
+            has_waited = true;
+            pace.last(wait) + limit
+        };
+        let done = self.alarm.until(due, work).await?;
+        if has_waited {
             pace.moved();
         }
-        done
+        Some(done)
     }
 
     /// Waits for the server to begin its answer; `None`: it is late.
     pub(super) async fn answer<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
         let pace = self.pace;
-        let mut wait = None;
-        let due = || pace.answer_due(*wait.get_or_insert_with(Instant::now), limit);
-        self.alarm.until(due, work).await
+        self.alarm.until(|wait| pace.answer_due(wait, limit), work).await
     }
 
     /// [`Waits::step`] for what `sink` is to get.
@@ -125,10 +126,13 @@ impl<'a> Waits<'a> {
         work: impl Future<Output = T>,
     ) -> Result<T, Lost> {
         let (pace, limit) = (self.pace, self.limit);
-        let mut wait = None;
-        let due = || pace.last(*wait.get_or_insert_with(Instant::now)) + limit;
+        let mut has_waited = false;
+        let due = |wait| {
+            has_waited = true;
+            pace.last(wait) + limit
+        };
         let done = self.unless_gone(sink, due, work).await?;
-        if wait.is_some() {
+        if has_waited {
             pace.moved();
         }
         Ok(done)
@@ -142,32 +146,42 @@ impl<'a> Waits<'a> {
         work: impl Future<Output = T>,
     ) -> Result<T, Lost> {
         let pace = self.pace;
-        let mut wait = None;
-        let due = || pace.answer_due(*wait.get_or_insert_with(Instant::now), limit);
-        self.unless_gone(client, due, work).await
+        self.unless_gone(client, |wait| pace.answer_due(wait, limit), work).await
+    }
+
+    /// Waits until `due` for the rest of a head that this client is to get.
+    pub(super) async fn head_for<T>(
+        &mut self,
+        client: &TcpStream,
+        due: Instant,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Lost> {
+        self.unless_gone(client, |_| due, work).await
     }
 
     async fn unless_gone<T>(
         &mut self,
         sink: &TcpStream,
-        mut due: impl FnMut() -> Instant,
+        mut due: impl FnMut(Instant) -> Instant,
         work: impl Future<Output = T>,
     ) -> Result<T, Lost> {
         let mut work = pin!(work);
-        let mut look = None;
-        let soon = || *look.get_or_insert_with(|| due().min(Instant::now() + LOOK));
+        let mut begun = None;
+        let soon = |wait| due(*begun.insert(wait)).min(wait + LOOK);
         if let Some(done) = self.alarm.until(soon, work.as_mut()).await {
             return Ok(done);
         }
         presence::probe(sink);
+        // Seldom, and large: not a part of what every connection keeps.
+        let mut failed = Box::pin(presence::failed(sink));
         let watched = async {
             tokio::select! {
                 biased;
                 done = work => Ok(done),
-                () = presence::failed(sink) => Err(Lost::SinkGone),
+                () = &mut failed => Err(Lost::SinkGone),
             }
         };
-        self.alarm.until(due, watched).await.unwrap_or(Err(Lost::Late))
+        self.alarm.until(|wait| due(begun.unwrap_or(wait)), watched).await.unwrap_or(Err(Lost::Late))
     }
 }
 

@@ -163,3 +163,24 @@ async fn a_client_that_only_sends_no_more_gets_its_answer() {
     send(&mut server, OK).await;
     expect(&mut client, OK).await;
 }
+
+#[tokio::test]
+async fn a_head_of_the_server_that_drips_is_given_up() {
+    let rig = rig(Limits { header_timeout: Duration::from_millis(200), ..patient() }).await;
+    let mut client = rig.client().await;
+    send(&mut client, GET).await;
+    let mut server = rig.server().await;
+    expect(&mut server, GET).await;
+    let drip = async {
+        send(&mut server, "HTTP/1.1 200 OK\r\nX: ").await;
+        while server.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        answer = rest(&mut client) => assert!(answer.starts_with("HTTP/1.1 504 "), "{answer:?}"),
+        () = drip => {}
+    }
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}
