@@ -26,6 +26,14 @@ pub(super) fn probe(stream: &TcpStream) {
     }
 }
 
+/// What was sent and has not been acknowledged, or not been taken, for so long ends the connection (TCP_USER_TIMEOUT,
+/// RFC 5482). It bounds the probes of a quiet one, too.
+pub(super) fn bound(stream: &TcpStream, limit: Duration) {
+    if let Err(error) = SockRef::from(stream).set_tcp_user_timeout(Some(limit)) {
+        tracing::debug!(%error, "a connection waits for its peer as long as the kernel does");
+    }
+}
+
 /// Ready when the connection has failed. That its peer sends no more is no failure.
 pub(super) async fn failed(stream: &TcpStream) {
     // An error is the end of a connection that cannot be watched, too.
@@ -64,5 +72,7 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), QUIET);
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), AGAIN);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), UNANSWERED);
+        bound(&ours, Duration::from_secs(7));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
     }
 }

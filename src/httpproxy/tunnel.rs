@@ -1,4 +1,7 @@
 //! Bytes as they are, in both directions, for as long as the rules allow what began the tunnel.
+//!
+//! How long both sides may be silent is their business. That both are there is ours: the kernel probes a quiet
+//! connection, and a side that takes nothing of what it is sent for `body_timeout` is as good as gone.
 
 use tokio::net::TcpStream;
 
@@ -6,6 +9,7 @@ use super::Context;
 use super::Ends;
 use super::io::{Inbox, Rewound, reset};
 use super::policy::ConnectionPolicy;
+use super::presence;
 
 /// A stream with what was read of it already.
 pub(super) struct End {
@@ -23,6 +27,10 @@ pub(super) async fn run(
     allowed: impl Fn(&ConnectionPolicy) -> bool,
 ) {
     cx.counters.tunnels.one();
+    for stream in [&client.stream, &server.stream] {
+        presence::probe(stream);
+        presence::bound(stream, cx.limits.body_timeout);
+    }
     let mut changes = cx.changes.clone();
     changes.mark_unchanged();
     let mut client = Rewound { inbox: client.inbox, stream: client.stream };

@@ -136,6 +136,40 @@ async fn an_upgraded_connection_carries_anything_until_the_rules_change() {
     assert_eq!(rig.counters.tunnels_cut.get(), 1);
 }
 
+/// The kernel's timer of a connection, as `/proc/net/tcp` tells it: 2 is the one of its probes.
+fn timer(local: u16, remote: u16) -> Option<u8> {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let (local, remote) = (format!(":{local:04X}"), format!(":{remote:04X}"));
+    table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_it = fields.get(1)?.ends_with(&local) && fields.get(2)?.ends_with(&remote);
+        is_it.then(|| fields.get(5)?.get(..2)?.parse().ok()).flatten()
+    })
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_side_vanishes_is_found_out_by_probes_of_both_sides() {
+    let rig = Rig::new(http(&[("GET", "/ws")])).await;
+    let mut client = rig.client().await;
+    send(&mut client, UPGRADE).await;
+    let mut server = rig.server().await;
+    expect(&mut server, UPGRADE).await;
+    send(&mut server, SWITCHED).await;
+    expect(&mut client, SWITCHED).await;
+    let legs = [
+        (rig.address.port(), client.local_addr().unwrap().port()),
+        (server.peer_addr().unwrap().port(), server.local_addr().unwrap().port()),
+    ];
+    for (local, remote) in legs {
+        patiently(async {
+            while timer(local, remote) != Some(2) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn requests_after_a_refused_upgrade_are_judged() {
     let rig = Rig::new(http(&[("GET", "/ws")])).await;
