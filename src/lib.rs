@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_debug_implementations)]
 
+pub mod admission;
 pub mod agent;
 pub mod api;
 pub mod cli;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Rooms and the other rooms of this crate that they may name.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("admission", &[]),
     ("identity", &["model"]),
     ("ipcache", &["model"]),
     ("fqdn", &["model", "policy"]),
@@ -25,11 +26,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("lab", PURE_K8S_AND_API),
 ];
 
-const PURE: &[&str] = &["model", "identity", "ipcache", "fqdn", "service", "policy", "flow", "cluster"];
+const PURE: &[&str] =
+    &["model", "admission", "identity", "ipcache", "fqdn", "service", "policy", "flow", "cluster"];
 const PURE_AND_STORE: &[&str] =
-    &["model", "identity", "ipcache", "fqdn", "service", "policy", "flow", "cluster", "store"];
-const PURE_K8S_AND_API: &[&str] =
-    &["model", "identity", "ipcache", "fqdn", "service", "policy", "flow", "cluster", "k8s", "api"];
+    &["model", "admission", "identity", "ipcache", "fqdn", "service", "policy", "flow", "cluster", "store"];
+const PURE_K8S_AND_API: &[&str] = &[
+    "model",
+    "admission",
+    "identity",
+    "ipcache",
+    "fqdn",
+    "service",
+    "policy",
+    "flow",
+    "cluster",
+    "k8s",
+    "api",
+];
 
 /// What the pure ring never touches: runtimes, IO, clocks and the environment.
 const IMPURE: &[&str] = &[

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{CliError, CliResult, Exit, logs};
+use crate::admission::Most;
 use crate::agent::dns_proxy::{self, Settings};
 use crate::config::{LogFormat, default_workers};
-use crate::dnsproxy::limits::Most;
 use crate::dnsproxy::proxy::{Options, RefusalCode};
 
 #[derive(Debug, clap::Args)]

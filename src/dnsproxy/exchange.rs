@@ -14,11 +14,11 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use parking_lot::Mutex;
 
-use super::limits::Permit;
 use super::message::{Query, Reply, Stray};
 use super::outside::Ruling;
 use super::proxy::Received;
 use super::random::Random;
+use crate::admission::Permit;
 
 /// Ports below are other services', and some firewalls let no query leave from them.
 const FIRST_PORT: u16 = 1024;
@@ -205,7 +205,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::dnsproxy::limits::{Limiter, Most};
+    use crate::admission::{Limiter, Most};
     use crate::dnsproxy::outside::Decision;
     use crate::model::{Direction, Identity, Protocol};
 

@@ -11,14 +11,13 @@
 //! - [`sockets`]: how the proxy speaks for others; [`raw`] datagrams, [`unreachable`] servers.
 //! - [`proxy`]: what happens to one query. `worker` carries datagrams ([`batch`], `exchange`), `tcp` and `upstream`
 //!   connections.
-//! - [`limits`], [`counters`].
+//! - [`counters`].
 
 mod answers;
 pub mod batch;
 pub mod counters;
 mod exchange;
 mod lead;
-pub mod limits;
 pub mod message;
 pub mod outside;
 pub mod proxy;

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 
 use super::counters::Counters;
-use super::limits::{Limiter, Most};
 use super::message::{Query, ResponseCode, Unfit};
 use super::outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling};
 use super::sockets::Sockets;
 use super::upstream::{Failure, Replied, Rest};
 use super::worker::{self, Workers};
+use crate::admission::{Limiter, Most};
 use crate::fqdn::{Learned, RecordData};
 use crate::model::Protocol;
 

@@ -11,11 +11,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::limits::Permit;
 use super::message::Query;
 use super::outside::Ruling;
 use super::proxy::{Proxy, Received, Sorted};
 use super::upstream::frames;
+use crate::admission::Permit;
 use crate::model::Protocol;
 
 /// Answers that wait for a slow client; behind them, its queries wait.
@@ -35,7 +35,7 @@ pub(super) async fn serve(proxy: Arc<Proxy>, listener: TcpListener) -> io::Resul
             }
         };
         // Over the limit: closing is the answer that a client understands.
-        let Some(permit) = proxy.connections.enter(client.ip()) else {
+        let Ok(permit) = proxy.connections.enter(client.ip()) else {
             proxy.counters.over_limit.add();
             continue;
         };
@@ -75,11 +75,11 @@ async fn connection(proxy: &Arc<Proxy>, stream: TcpStream) -> io::Result<()> {
                     Sorted::Done(None) => {}
                     Sorted::Done(Some(answer)) => timeout(idle, frames.send(Bytes::from(answer))).await??,
                     Sorted::Released(query, ruling) => match proxy.queries.enter(client.ip()) {
-                        None => {
+                        Err(_) => {
                             let answer = proxy.overflow(&received, &query, ruling);
                             timeout(idle, frames.send(Bytes::from(answer))).await??;
                         }
-                        Some(permit) => {
+                        Ok(permit) => {
                             tasks.spawn(task(Arc::clone(proxy), received, query, ruling, permit, answers.clone()));
                         }
                     },

@@ -15,12 +15,12 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::batch::Inbox;
-use super::limits::Most;
 use super::outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling, Wait};
 use super::proxy::{Options, Parts, Proxy};
 use super::raw::Datagram;
 use super::sockets::{News, Sockets, note_destinations};
 use super::worker::Workers;
+use crate::admission::Most;
 use crate::fqdn::Learned;
 use crate::model::{Direction, Identity, Kind, ObjectRef};
 use crate::policy::rule::RuleRef;

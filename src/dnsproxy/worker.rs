@@ -213,7 +213,7 @@ impl Worker {
             Sorted::Done(Some(answer)) => return self.outbox.push(Answer::new(&received, answer)),
             Sorted::Released(query, ruling) => (query, ruling),
         };
-        let Some(permit) = self.shared.proxy.queries.enter(client.ip()) else {
+        let Ok(permit) = self.shared.proxy.queries.enter(client.ip()) else {
             let answer = self.shared.proxy.overflow(&received, &query, ruling);
             return self.outbox.push(Answer::new(&received, answer));
         };

@@ -52,6 +52,7 @@ use tokio::sync::watch;
 
 use self::judge::{Judge, Judged};
 use self::policy::Verdict;
+use crate::admission::Most;
 use crate::flow::L7;
 use crate::flow::record::{Record, RecordVerdict};
 
@@ -93,6 +94,8 @@ pub struct Limits {
     pub streams: u32,
     /// Connections at a time.
     pub connections: usize,
+    /// Those of one client; without it a quarter of all.
+    pub connections_per_client: Option<usize>,
     /// For connections that are there when the process is to end.
     pub drain_timeout: Duration,
 }
@@ -110,8 +113,17 @@ impl Default for Limits {
             refused_body_bytes: 1 << 20,
             streams: 256,
             connections: 65_536,
+            connections_per_client: None,
             drain_timeout: Duration::from_secs(300),
         }
+    }
+}
+
+impl Limits {
+    /// One client leaves room for others, whatever it does with what it has.
+    fn most_connections(&self) -> Most {
+        let share = self.connections_per_client.unwrap_or(self.connections.div_ceil(4));
+        Most { of_one: share, of_all: self.connections }
     }
 }
 
@@ -153,6 +165,8 @@ counters! {
     /// Tunnels that new rules ended.
     tunnels_cut,
     connections_refused,
+    /// Connections that were refused because their client had as many as it may have.
+    clients_at_limit,
     /// Connections that were cut because the process could not wait any longer for their end.
     drained_late,
 }

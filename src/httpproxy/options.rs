@@ -40,6 +40,7 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("refused-body-bytes", "body of a refused request that is read to keep its connection (1048576)"),
     ("streams", "HTTP/2 streams of one connection at a time (256)"),
     ("connections", "connections at a time, for each protocol and address family (65536)"),
+    ("connections-per-client", "of them, those of one client (a quarter)"),
     ("records-per-second", "flow records a second; more are counted and dropped (10000)"),
     ("record-queries", "on: flow records have the query strings of paths too (off)"),
     ("threads", "threads; 0 is one for each CPU (0)"),
@@ -77,6 +78,7 @@ impl Options {
             "refused-body-bytes" => limits.refused_body_bytes = number(0..=1 << 32)?,
             "streams" => limits.streams = u32::try_from(number(1..=65_536)?).unwrap_or(u32::MAX),
             "connections" => limits.connections = size(1..=1 << 20)?,
+            "connections-per-client" => limits.connections_per_client = Some(size(1..=1 << 20)?),
             "records-per-second" => {
                 self.records_per_second = u32::try_from(number(0..=10_000_000)?).unwrap_or(u32::MAX);
             }

@@ -4,15 +4,16 @@
 //! process took over must not be refused. Connections that are there go on: each is told to close with its
 //! next answer, and what has not ended within the limit is cut and counted.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::crew::Crew;
 use super::{Context, Ends, http1, tls};
+use crate::admission::{Full, Limiter};
 
 /// What a listener's connections carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,30 +41,20 @@ pub async fn run(
 ) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let room = Arc::new(Semaphore::new(cx.limits.connections));
+    let room = Limiter::new(cx.limits.most_connections());
     let drained = drained(&cx, &room);
     tokio::pin!(drained);
     loop {
         tokio::select! {
             // Registered anew by the thread that serves it.
-            accepted = async { listener.accept().await?.0.into_std() } => match accepted {
-                Ok(stream) => match Arc::clone(&room).try_acquire_owned() {
-                    Ok(place) => {
-                        let cx = Arc::clone(&cx);
-                        crew.spawn(move || Box::pin(async move {
-                            one(stream, protocol, cx).await;
-                            drop(place);
-                        }));
+            accepted = listener.accept() => {
+                let accepted = accepted.and_then(|(stream, client)| Ok((stream.into_std()?, client)));
+                match accepted {
+                    Ok((stream, client)) => admit(stream, client, &room, protocol, &cx, &crew),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection was not accepted");
+                        tokio::time::sleep(BREATH).await;
                     }
-                    Err(_) => {
-                        cx.counters.connections_refused.one();
-                        let socket = socket2::SockRef::from(&stream);
-                        socket.set_linger(Some(Duration::ZERO)).ok();
-                    }
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "a connection was not accepted");
-                    tokio::time::sleep(BREATH).await;
                 }
             },
             left = &mut drained => {
@@ -77,15 +68,45 @@ pub async fn run(
     }
 }
 
+/// Serves a connection if there is a place for it. A client that takes no notice of its limit is reset, not kept waiting.
+fn admit(
+    stream: std::net::TcpStream,
+    client: SocketAddr,
+    room: &Arc<Limiter>,
+    protocol: Protocol,
+    cx: &Arc<Context>,
+    crew: &Crew,
+) {
+    match room.enter(client.ip().to_canonical()) {
+        Ok(place) => {
+            let cx = Arc::clone(cx);
+            crew.spawn(move || {
+                Box::pin(async move {
+                    one(stream, protocol, cx).await;
+                    drop(place);
+                })
+            });
+        }
+        Err(full) => {
+            cx.counters.connections_refused.one();
+            if full == Full::One {
+                cx.counters.clients_at_limit.one();
+            }
+            let socket = socket2::SockRef::from(&stream);
+            socket.set_linger(Some(Duration::ZERO)).ok();
+        }
+    }
+}
+
 /// How many connections are left when there is nothing more to wait for.
-async fn drained(cx: &Context, room: &Semaphore) -> usize {
+async fn drained(cx: &Context, room: &Limiter) -> usize {
     let mut draining = cx.draining.clone();
     // The sender is gone: nobody will say it any more.
     draining.wait_for(|draining| *draining).await.ok();
     let end = Instant::now() + cx.limits.drain_timeout;
     tokio::time::sleep(LATE.min(cx.limits.drain_timeout)).await;
     loop {
-        let left = cx.limits.connections - room.available_permits();
+        let left = room.open();
         if left == 0 || Instant::now() >= end {
             return left;
         }

@@ -184,3 +184,45 @@ async fn a_head_of_the_server_that_drips_is_given_up() {
     }
     assert_eq!(rig.counters.timeouts.get(), 1);
 }
+
+#[tokio::test]
+async fn idle_connections_of_one_client_leave_room_for_others() {
+    let rig = rig(Limits { connections: 8, ..patient() }).await;
+    let mut mine = [rig.client().await, rig.client().await];
+    for client in &mut mine {
+        send(client, "GET /no HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        expect(client, DENIED).await;
+    }
+    assert_eq!(rest(&mut rig.client().await).await, "");
+    assert_eq!((rig.counters.connections_refused.get(), rig.counters.clients_at_limit.get()), (1, 1));
+    let other = tokio::net::TcpSocket::new_v4().unwrap();
+    other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = other.connect(rig.address).await.unwrap();
+    send(&mut other, "GET /no HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    expect(&mut other, DENIED).await;
+    // A place is free again when its connection has ended.
+    drop(mine);
+    patiently(async {
+        loop {
+            let mut next = rig.client().await;
+            next.write_all(b"GET /no HTTP/1.1\r\nHost: a\r\n\r\n").await.ok();
+            if rest_of_one(&mut next).await == DENIED {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+/// As much as a refusal is long, or what there is.
+async fn rest_of_one(stream: &mut TcpStream) -> String {
+    let mut bytes = vec![0; DENIED.len()];
+    let mut count = 0;
+    while count < bytes.len() {
+        match patiently(stream.read(&mut bytes[count..])).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => count += read,
+        }
+    }
+    String::from_utf8_lossy(&bytes[..count]).into_owned()
+}
