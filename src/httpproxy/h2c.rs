@@ -19,11 +19,13 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use super::call::{Call, Checked, answer};
+use super::frames::Framed;
 use super::io::{Alarm, Inbox, Rewound, within};
 use super::judge::Judged;
 use super::pipe::{Ended, pipe};
 use super::policy::Verdict;
 use super::streams::Streams;
+use super::upkeep::{Due, Upkeep};
 use super::waits::{Pace, Sending, Waits};
 use super::{Context, Ends, Limits};
 use crate::flow::record::RecordVerdict;
@@ -63,7 +65,8 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
         .max_header_list_size(most_header_bytes(&cx.limits))
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    let handshake = builder.handshake::<_, Bytes>(Rewound { inbox, stream });
+    let (stream, watch) = Framed::new(Rewound { inbox, stream });
+    let handshake = builder.handshake::<_, Bytes>(stream);
     let mut connection = match tokio::time::timeout(cx.limits.header_timeout, handshake).await {
         Ok(Ok(connection)) => connection,
         _ => return cx.counters.malformed.one(),
@@ -73,21 +76,18 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
     let counters = Arc::clone(&cx.counters);
     let shared = Arc::new(Shared { ends, cx, judged: Mutex::new(None), server: Default::default() });
     let mut streams = Streams::default();
-    // Since when there is no stream. The timer is not moved with it: it looks when it fires.
-    let mut quiet = Some(tokio::time::Instant::now());
-    let idle = tokio::time::sleep(limits.idle_timeout);
-    tokio::pin!(idle);
-    let mut is_ending = false;
+    let mut upkeep = Upkeep::new(watch);
     loop {
-        let end = poll_fn(|cx| {
+        let is_told_to_go = upkeep.is_told_to_go();
+        let next = poll_fn(|cx| {
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {
-                let Some(accepted) = accepted else { return Poll::Ready(Ok(())) };
+                let Some(accepted) = accepted else { return Poll::Ready(Next::End(None)) };
                 let (request, respond) = match accepted {
                     Ok(accepted) => accepted,
-                    Err(error) => return Poll::Ready(Err(error)),
+                    Err(error) => return Poll::Ready(Next::End(Some(error))),
                 };
                 // One that is answered already counts until the end of this round.
-                quiet = None;
+                upkeep.busy();
                 if let Some(exchange) = shared.admit(request, respond) {
                     streams.begin(exchange);
                     if streams.len() >= limits.streams as usize {
@@ -95,35 +95,38 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
                     }
                 }
             }
-            if streams.poll_quiet(cx).is_ready() && quiet.is_none() {
-                quiet = Some(tokio::time::Instant::now());
+            if streams.poll_quiet(cx).is_ready() {
+                upkeep.quiet();
             }
-            Poll::Pending
+            upkeep.poll(&limits, cx).map(Next::Due)
         });
-        tokio::select! {
-            end = end => {
-                if let Err(error) = end {
+        let next = tokio::select! {
+            next = next => next,
+            _ = draining.wait_for(|draining| *draining), if !is_told_to_go => Next::Drain,
+        };
+        match next {
+            Next::End(error) => {
+                if let Some(error) = error {
                     tracing::debug!(%error, "an HTTP/2 connection failed");
                 }
                 return;
             }
-            () = &mut idle, if !is_ending => {
-                let now = tokio::time::Instant::now();
-                let due = quiet.unwrap_or(now) + limits.idle_timeout;
-                if due > now {
-                    idle.as_mut().reset(due);
-                    continue;
-                }
-                counters.timeouts.one();
-                is_ending = true;
-                connection.graceful_shutdown();
-            }
-            _ = draining.wait_for(|draining| *draining), if !is_ending => {
-                is_ending = true;
-                connection.graceful_shutdown();
-            }
+            Next::Drain => {}
+            Next::Due(Due::Idle) => counters.timeouts.one(),
+            Next::Due(Due::Slow) => return counters.timeouts.one(),
+            Next::Due(Due::Stays) => return,
         }
+        upkeep.told_to_go();
+        connection.graceful_shutdown();
     }
+}
+
+/// What ends a round of a connection.
+enum Next {
+    End(Option<h2::Error>),
+    Due(Due),
+    /// The process is to end.
+    Drain,
 }
 
 impl Shared {

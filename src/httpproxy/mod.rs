@@ -20,6 +20,7 @@ pub mod call;
 pub mod crew;
 mod exchange;
 mod forward;
+mod frames;
 mod h2c;
 pub mod head;
 pub mod hello;
@@ -36,6 +37,7 @@ mod splice;
 mod streams;
 mod tls;
 mod tunnel;
+mod upkeep;
 mod waits;
 
 #[cfg(test)]
@@ -79,7 +81,7 @@ pub struct Limits {
     pub header_bytes: usize,
     /// Fields of one head, request or response.
     pub header_count: usize,
-    /// From the first byte of a head to its last, request or response.
+    /// From the first byte of a head to its last, request or response; of an HTTP/2 frame, too.
     pub header_timeout: Duration,
     /// Between requests.
     pub idle_timeout: Duration,

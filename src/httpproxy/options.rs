@@ -31,7 +31,7 @@ impl Default for Options {
 pub const SETTINGS: &[(&str, &str)] = &[
     ("header-bytes", "most bytes of one message head (65536)"),
     ("header-count", "most header fields of one message (128)"),
-    ("header-timeout", "seconds from the first byte of a head to its last (10)"),
+    ("header-timeout", "seconds from the first byte of a head or HTTP/2 frame to its last (10)"),
     ("idle-timeout", "seconds between two requests of a connection (3600)"),
     ("body-timeout", "seconds in which nothing of a request and its answer moves (300)"),
     ("response-timeout", "seconds until a server that has a request begins to answer (300)"),

@@ -179,3 +179,70 @@ async fn streams_that_are_reset_at_once_are_reset_towards_the_server_too() {
     };
     assert_eq!(patiently(reset).await, h2::Reason::CANCEL);
 }
+
+/// Ends when the proxy has closed the connection.
+async fn closed(client: &mut TcpStream) {
+    let mut bytes = [0; 1024];
+    while let Ok(1..) = patiently(client.read(&mut bytes)).await {}
+}
+
+#[tokio::test]
+async fn a_frame_that_does_not_come_to_its_end_ends_the_connection() {
+    let limits = Limits { header_timeout: Duration::from_millis(200), ..Limits::default() };
+    let rig = Rig::with(http(&[(".*", ".*")]), Protocol::Http, limits).await;
+    let block = frame(1, 0, 1, &fields(&[M, S, P, A]));
+    let cases = [
+        ("half a frame", frame(1, DATA_AND_HEADERS_END, 1, &fields(&[M, S, P, A]))[..15].to_vec()),
+        ("half a head", vec![0, 0]),
+        ("half a SETTINGS", frame(4, 0, 0, &[0; 6])[..12].to_vec()),
+        ("a block without its end", block.clone()),
+        ("a block that goes on and on", [block, frame(9, 0, 1, &fields(&[("x", "1")]))].concat()),
+    ];
+    for (count, (what, bytes)) in cases.into_iter().enumerate() {
+        let mut client = rig.client().await;
+        let begun = Instant::now();
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        client.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+        client.write_all(&bytes).await.unwrap();
+        closed(&mut client).await;
+        assert!(begun.elapsed() >= limits.header_timeout, "{what}");
+        assert_eq!(rig.counters.timeouts.get(), count as u64 + 1, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_drips_ends_a_connection_whose_other_streams_go_on() {
+    let limits = Limits { header_timeout: Duration::from_millis(200), ..Limits::default() };
+    let rig = Rig::with(http(&[(".*", ".*")]), Protocol::Http, limits).await;
+    let mut client = rig.client().await;
+    client.write_all(&request(&[M, S, P, A])).await.unwrap();
+    let mut server = h2::server::handshake(rig.server().await).await.unwrap();
+    let _first = patiently(server.accept()).await.unwrap().unwrap();
+    let (mut read, mut write) = client.into_split();
+    let drip = tokio::spawn(async move {
+        for byte in frame(1, DATA_AND_HEADERS_END, 3, &[b'x'; 10_000]) {
+            if write.write_all(&[byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut bytes = [0; 1024];
+    while let Ok(1..) = patiently(read.read(&mut bytes)).await {}
+    assert_eq!(rig.counters.timeouts.get(), 1);
+    drip.abort();
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_when_it_is_told_to_go_is_closed() {
+    let timeout = Duration::from_millis(200);
+    let limits = Limits { idle_timeout: timeout, header_timeout: timeout, ..Limits::default() };
+    let rig = Rig::with(http(&[(".*", ".*")]), Protocol::Http, limits).await;
+    let mut client = rig.client().await;
+    let begun = Instant::now();
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    client.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    assert_eq!(said(&mut client).await, Said::GoAway);
+    closed(&mut client).await;
+    assert!(begun.elapsed() >= 2 * timeout, "{:?}", begun.elapsed());
+}
