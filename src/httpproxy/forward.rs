@@ -1,5 +1,6 @@
 //! A request that passed, on its way to the server and back.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,7 @@ impl Session {
                 Ok(stream) => {
                     stream.set_nodelay(true).ok();
                     self.server = Some(End { stream, inbox: Inbox::default() });
+                    self.server_has_answered = false;
                 }
                 Err(error) => {
                     tracing::debug!(%error, server = %self.ends.server, "no connection to the server");
@@ -98,10 +100,11 @@ impl Session {
         let keep_alive = request.keep_alive;
         let limit = cx.limits.body_timeout;
         let first = rewritten.as_deref().unwrap_or(&data[..length + with_head]);
-        if alarm.within(limit, server.stream.write_all(first)).await.is_err() {
-            // Like a server that closes: whether to try again is the client's business.
-            cx.counters.upstream_failures.one();
-            return Step::Gone;
+        if let Err(error) = alarm.within(limit, server.stream.write_all(first)).await {
+            let is_late = error.kind() == io::ErrorKind::TimedOut;
+            let answered = Err(if is_late { Failure::ServerLate } else { Failure::Closed });
+            self.seen(seen, &verdict, &exchange, &answered);
+            return self.finish(answered, false, false, None).await;
         }
         inbox.consume(length + with_head);
 
@@ -179,6 +182,7 @@ impl Session {
             },
             Ok(Answered::Whole { server_keeps }) => {
                 self.cx.counters.forwarded.one();
+                self.server_has_answered = true;
                 if !server_keeps {
                     self.server = None;
                 }
@@ -211,8 +215,12 @@ impl Session {
             Err(Failure::Client) => Step::Gone,
             Err(Failure::Closed) => {
                 self.cx.counters.upstream_failures.one();
-                // The server closed: so do we, and the client may try again, as it would without us.
-                Step::Gone
+                if self.server_has_answered {
+                    // It closed between two requests: so do we, and the client may try again, as it would without us.
+                    return Step::Gone;
+                }
+                self.server = None;
+                self.give_up("502 Bad Gateway").await
             }
             Err(Failure::Server(fault)) => {
                 tracing::debug!(fault, server = %self.ends.server, "an answer that is not forwarded");

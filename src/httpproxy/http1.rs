@@ -68,6 +68,8 @@ pub(super) struct Session {
     pub(super) client: TcpStream,
     pub(super) inbox: Inbox,
     pub(super) server: Option<End>,
+    /// This connection to the server has brought an answer already, so that it may have been closed for its age.
+    pub(super) server_has_answered: bool,
     pub(super) ends: Ends,
     pub(super) judged: Option<Judged>,
     pub(super) cx: Arc<Context>,
@@ -98,6 +100,7 @@ pub(super) async fn serve(client: TcpStream, ends: Ends, cx: Arc<Context>) {
         client,
         inbox: Inbox::default(),
         server: None,
+        server_has_answered: false,
         ends,
         judged: None,
         cx,

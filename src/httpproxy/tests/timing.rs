@@ -186,6 +186,29 @@ async fn a_head_of_the_server_that_drips_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_server_that_closes_unasked_gives_502_on_a_new_connection_and_the_close_on_an_old_one() {
+    let rig = rig(patient()).await;
+    let mut client = rig.client().await;
+    send(&mut client, GET).await;
+    let mut server = rig.server().await;
+    expect(&mut server, GET).await;
+    drop(server);
+    assert!(rest(&mut client).await.starts_with("HTTP/1.1 502 "));
+    let mut client = rig.client().await;
+    send(&mut client, GET).await;
+    let mut server = rig.server().await;
+    expect(&mut server, GET).await;
+    send(&mut server, OK).await;
+    expect(&mut client, OK).await;
+    send(&mut client, GET).await;
+    expect(&mut server, GET).await;
+    drop(server);
+    assert_eq!(rest(&mut client).await, "");
+    let (passed, failed) = ((RecordVerdict::Forwarded, 200), (RecordVerdict::Failed, 502));
+    assert_eq!(outcomes(&rig, 3).await, [failed, passed, failed]);
+}
+
+#[tokio::test]
 async fn idle_connections_of_one_client_leave_room_for_others() {
     let rig = rig(Limits { connections: 8, ..patient() }).await;
     let mut mine = [rig.client().await, rig.client().await];
