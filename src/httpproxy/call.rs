@@ -150,14 +150,14 @@ impl Call {
         *request.version_mut() = http::Version::HTTP_2;
         let mut headers = std::mem::take(&mut self.headers);
         if headers.contains_key("host") {
-            headers.remove("host");
+            headers = without(headers, "host");
         }
         for edit in edits {
             let name = |name: &str| http::HeaderName::try_from(name).ok();
             match edit {
                 HeaderEdit::Log { .. } => {}
                 HeaderEdit::Delete { name: edited } => {
-                    headers.remove(&**edited);
+                    headers = without(headers, edited);
                 }
                 HeaderEdit::Add { name: edited, value } => {
                     headers.append(name(edited)?, HeaderValue::from_bytes(value).ok()?);
@@ -170,6 +170,23 @@ impl Call {
         *request.headers_mut() = headers;
         Some(request)
     }
+}
+
+/// All other fields, in their order: [`HeaderMap::remove`] puts the last one into the place of the one that goes.
+fn without(headers: HeaderMap, name: &str) -> HeaderMap {
+    if !headers.contains_key(name) {
+        return headers;
+    }
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    let mut last = None;
+    for (next, value) in headers {
+        // A further value of the same field has no name of its own.
+        last = next.or(last);
+        if let Some(field) = last.as_ref().filter(|field| !field.as_str().eq_ignore_ascii_case(name)) {
+            kept.append(field.clone(), value);
+        }
+    }
+    kept
 }
 
 fn grpc_status<'a>(status: &'a str, message: &'a str) -> [(&'static str, &'a str); 3] {
@@ -194,5 +211,26 @@ pub(super) fn answer(
     let Ok(mut send) = respond.send_response(head, text.is_empty()) else { return };
     if !text.is_empty() {
         send.send_data(Bytes::copy_from_slice(text.as_bytes()), true).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_fields_stays_when_one_is_taken_out() {
+        let mut request = http::Request::get("http://a/").body(()).unwrap();
+        for (name, value) in [("host", "a"), ("x-one", "1"), ("x-gone", "2"), ("x-one", "3"), ("x-two", "4")]
+        {
+            let name = http::HeaderName::from_static(name);
+            request.headers_mut().append(name, HeaderValue::from_static(value));
+        }
+        request.headers_mut().append("x-three", HeaderValue::from_static("5"));
+        let (mut call, _) = Call::new(request.into_parts().0, Instant::now());
+        let request = call.request(&[HeaderEdit::Delete { name: "X-Gone".into() }]).unwrap();
+        let fields: Vec<_> =
+            request.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(fields, [("x-one", "1"), ("x-one", "3"), ("x-two", "4"), ("x-three", "5")]);
     }
 }

@@ -115,13 +115,13 @@ impl Exchange {
         let mut head_due = None;
         loop {
             let head = match head::response(inbox.data(), &mut scan, limits.header_count, self.is_head) {
-                Parsed::Complete(head) => head,
+                Parsed::Complete(head) if head.len <= limits.header_bytes => head,
                 Parsed::Fault(fault) => return Err(Failure::Server(fault)),
-                Parsed::TooMany => return Err(Failure::Server("the server's head has too many fields")),
-                Parsed::Partial if inbox.data().len() > limits.header_bytes => {
-                    return Err(Failure::Server("the server's head is too large"));
+                Parsed::TooMany => {
+                    cx.counters.headers_too_many.one();
+                    return Err(Failure::Server("the server's head has too many fields"));
                 }
-                Parsed::Partial => {
+                Parsed::Partial if inbox.data().len() <= limits.header_bytes => {
                     let is_begun = !inbox.is_empty();
                     let read = if is_begun {
                         let due = *head_due.get_or_insert_with(|| Instant::now() + limits.header_timeout);
@@ -134,6 +134,10 @@ impl Exchange {
                         Ok(0) | Err(_) => return Err(Failure::Closed),
                         Ok(_) => continue,
                     }
+                }
+                Parsed::Complete(_) | Parsed::Partial => {
+                    cx.counters.headers_too_large.one();
+                    return Err(Failure::Server("the server's head is too large"));
                 }
             };
             let is_interim = head.status / 100 == 1;

@@ -69,7 +69,15 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
     let handshake = builder.handshake::<_, Bytes>(stream);
     let mut connection = match tokio::time::timeout(cx.limits.header_timeout, handshake).await {
         Ok(Ok(connection)) => connection,
-        _ => return cx.counters.malformed.one(),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, client = %ends.client, "no HTTP/2 connection");
+            cx.counters.malformed.one();
+            return not_begun(ends, &cx, 400);
+        }
+        Err(_) => {
+            cx.counters.timeouts.one();
+            return not_begun(ends, &cx, 408);
+        }
     };
     let mut draining = cx.draining.clone();
     let limits = cx.limits;
@@ -119,6 +127,19 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
         upkeep.told_to_go();
         connection.graceful_shutdown();
     }
+}
+
+/// Records a connection that did not come to its first request.
+fn not_begun(ends: Ends, cx: &Context, status: u16) {
+    let judged = cx.judge.policy(ends.client, ends.server);
+    cx.report(ends, &judged, &Verdict::unjudged(), RecordVerdict::Failed, || L7::Http {
+        method: "".into(),
+        path: "".into(),
+        host: "".into(),
+        status,
+        latency_us: 0,
+        version: HttpVersion::Http2,
+    });
 }
 
 /// What ends a round of a connection.

@@ -318,6 +318,21 @@ async fn heads_are_bounded() {
 }
 
 #[tokio::test]
+async fn heads_of_servers_are_bounded_and_counted() {
+    let limits = Limits { header_bytes: 4096, ..Limits::default() };
+    let rig = Rig::with(http(&[("GET", "/ok")]), Protocol::Http, limits).await;
+    for field in [format!("X: {}\r\n", "x".repeat(5000)), "a: b\r\n".repeat(200)] {
+        let mut client = rig.client().await;
+        send(&mut client, GET).await;
+        let mut server = rig.server().await;
+        expect(&mut server, GET).await;
+        send(&mut server, &format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{field}\r\n")).await;
+        assert!(rest(&mut client).await.starts_with("HTTP/1.1 502 "));
+    }
+    assert_eq!((rig.counters.headers_too_large.get(), rig.counters.headers_too_many.get()), (1, 1));
+}
+
+#[tokio::test]
 async fn draining_serves_what_comes_and_tells_connections_to_end() {
     let rig = Rig::new(http(&[("GET", "/ok")])).await;
     let (mut idle, mut busy) = (rig.client().await, rig.client().await);
