@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use crate::cluster::View;
 use crate::model::IdentityKind;
 use crate::policy::l7::snapshot::{Endpoint, Scope, SecretValue, Sides, Snapshot};
-use crate::policy::l7::{HeaderValue, L7Rules};
+use crate::policy::l7::{HeaderValue, L7Rules, fields};
 
 const FILE: &str = "l7.json";
 
@@ -87,7 +87,18 @@ impl FeedWriter {
             .with_context(|| temporary.display().to_string())?;
         file.write_all(&serde_json::to_vec(&snapshot)?).with_context(|| temporary.display().to_string())?;
         std::fs::rename(&temporary, &path).with_context(|| path.display().to_string())?;
-        self.written = Some(snapshot);
+        let before = self.written.replace(snapshot);
+        let known = before.as_ref().map(|before| &before.secrets[..]).unwrap_or_default();
+        for secret in self.written.iter().flat_map(|written| &written.secrets) {
+            if fields::of_secret(&secret.value).is_none() && !known.contains(secret) {
+                tracing::warn!(
+                    "Secret {}/{}: no header can have this value (control characters, or space around it): rules \
+                     that name it find it missing",
+                    secret.namespace,
+                    secret.name
+                );
+            }
+        }
         self.files.push_back(file);
         if self.files.len() > TOLD_APART {
             self.files.pop_front();

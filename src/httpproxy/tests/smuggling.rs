@@ -1,6 +1,7 @@
 //! Messages that two readers could read in two ways: answered 400, closed, and not a byte of them forwarded.
 
 use super::*;
+use crate::policy::l7::{HeaderMatch, HeaderValue, Mismatch};
 
 /// Each is sent on a connection of its own.
 const AMBIGUOUS: &[(&str, &str)] = &[
@@ -226,5 +227,23 @@ async fn ambiguous_answers_do_not_reach_the_client() {
         send(&mut server, answer).await;
         let got = rest(&mut client).await;
         assert!(got.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer:?}: {got:?}");
+    }
+}
+
+/// Requests whose header matches have this `mismatch`.
+fn changing(name: &str, mismatch: Mismatch) -> L7Policy {
+    let header = HeaderMatch { name: name.into(), value: HeaderValue::Exact("0".into()), mismatch };
+    under(Proxy::Http, L7Rules::Http(vec![HttpRule { headers: vec![header], ..HttpRule::default() }]))
+}
+
+#[tokio::test]
+async fn no_rule_makes_a_second_request_of_a_body() {
+    let request = "POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 38\r\n\r\nDELETE /all HTTP/1.1\r\nHost: victim\r\n\r\n";
+    for mismatch in [Mismatch::Delete, Mismatch::Replace, Mismatch::Add] {
+        let rig = Rig::new(changing("content-length", mismatch)).await;
+        let mut client = rig.client().await;
+        send(&mut client, request).await;
+        expect(&mut client, DENIED).await;
+        assert_eq!(rig.counters.forwarded.get(), 0);
     }
 }

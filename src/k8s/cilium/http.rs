@@ -7,6 +7,7 @@ use crate::k8s::meta::{checked, dns_label, subdomain};
 use crate::k8s::tree::quoted;
 use crate::policy::l7::expressions::check_expression;
 use crate::policy::l7::re2::translate;
+use crate::policy::l7::fields::{frames_messages, is_field_value};
 use crate::policy::l7::{HeaderMatch, HeaderValue, HttpRule, Mismatch};
 
 /// Longest regular expression in bytes.
@@ -90,6 +91,15 @@ fn header_match(fields: &Fields<'_>, namespace: &str) -> Option<HeaderMatch> {
         Some(cursor) => cursor.one_of(MISMATCHES),
         None => Some(Mismatch::Deny),
     };
+    if let (Some(name), Some(Mismatch::Add | Mismatch::Delete | Mismatch::Replace)) = (&name, mismatch)
+        && frames_messages(name)
+    {
+        let told = fields.get("mismatch").unwrap_or(*fields.cursor());
+        told.error(format!(
+            "the header {name} says how a message is read: it may be matched, but not changed"
+        ));
+        return None;
+    }
     let value = match (secret, exact) {
         (Some(secret), _) => secret,
         (None, Some(exact)) => exact.map(HeaderValue::Exact),
@@ -137,6 +147,9 @@ fn header_value(cursor: &Cursor<'_>, text: &str) -> Option<Arc<str>> {
     if text.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
         cursor.error("a header value holds no control characters");
         return None;
+    }
+    if !is_field_value(text.as_bytes()) {
+        cursor.warning("a header value has no space around it: nothing that is sent is equal to this one");
     }
     Some(text.into())
 }

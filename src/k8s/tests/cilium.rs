@@ -431,6 +431,36 @@ fn http_expressions_are_those_of_re2() {
 }
 
 #[test]
+fn headers_that_frame_a_message_are_matched_and_not_changed() {
+    let element = |name: &str, mismatch: &str| {
+        http(&format!("[{{headerMatches: [{{name: {name}, value: \"5\", mismatch: {mismatch}}}]}}]"))
+    };
+    for name in [
+        "Host",
+        "Content-Length",
+        "transfer-encoding",
+        "Connection",
+        "Upgrade",
+        "TE",
+        "Trailer",
+        "Expect",
+        "Keep-Alive",
+        "Proxy-Connection",
+    ] {
+        for mismatch in ["ADD", "DELETE", "REPLACE"] {
+            let place = "rules.http[0].headerMatches[0].mismatch";
+            reject_element(&element(name, mismatch), &[place, "but not changed"]);
+        }
+        l7(&element(name, "LOG"));
+    }
+    reject_element(&element("\":path\"", "REPLACE"), &["expected a header name"]);
+    reject_element(
+        &http("[{headerMatches: [{name: a, value: \"b\\r\\nc: d\", mismatch: ADD}]}]"),
+        &["headerMatches[0].value", "no control characters"],
+    );
+}
+
+#[test]
 fn secrets_of_other_namespaces_are_refused_in_a_namespaced_policy() {
     let element = |secret: &str| http(&format!("[{{headerMatches: [{{name: a, secret: {secret}}}]}}]"));
     let L7Rules::Http(rules) = l7(&element("{name: s}")) else { panic!() };

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::expressions::{ExpressionError, Expressions, ExpressionsBuilder};
-use super::{HeaderMatch, HeaderValue, HttpRule, Mismatch};
+use super::{HeaderMatch, HeaderValue, HttpRule, Mismatch, fields};
 
 /// The parts of a request that rules look at.
 #[derive(Clone, Debug)]
@@ -109,7 +109,7 @@ impl std::fmt::Debug for CompiledHeader {
 enum Expected {
     Present,
     Exactly(Vec<u8>),
-    /// A Secret that is not there: nothing is equal to it.
+    /// A Secret that is not there, or whose value no field can hold: nothing is equal to it.
     Missing,
 }
 
@@ -181,12 +181,20 @@ impl CompiledHeader {
         let expected = match &header.value {
             HeaderValue::Present => Expected::Present,
             HeaderValue::Exact(value) => Expected::Exactly(value.as_bytes().to_vec()),
-            HeaderValue::Secret { namespace, name, key } => match secrets(namespace, name, key.as_deref()) {
-                Some(value) => Expected::Exactly(value),
-                None => Expected::Missing,
-            },
+            HeaderValue::Secret { namespace, name, key } => {
+                let secret = secrets(namespace, name, key.as_deref());
+                let value = secret.as_deref().and_then(fields::of_secret);
+                value.map_or(Expected::Missing, |value| Expected::Exactly(value.to_vec()))
+            }
         };
-        CompiledHeader { name: header.name.clone(), expected, mismatch: header.mismatch }
+        let mismatch = match header.mismatch {
+            // No policy is read that asks for it; a document that another version wrote is no exception.
+            Mismatch::Add | Mismatch::Delete | Mismatch::Replace if fields::frames_messages(&header.name) => {
+                Mismatch::Deny
+            }
+            mismatch => mismatch,
+        };
+        CompiledHeader { name: header.name.clone(), expected, mismatch }
     }
 
     /// `None`: the rule does not match. Otherwise the edit that the header asks for.
@@ -340,6 +348,27 @@ mod tests {
         let compiled = HttpRules::compile([((), &rules[0])], &|_, _, _| Some(b"k".to_vec())).unwrap();
         let request = Request { method: "GET", path: "/", host: "", headers: &[("x-key", b"k")] };
         assert!(compiled.decide(&request).is_some());
+    }
+
+    #[test]
+    fn a_secret_cannot_bring_a_header_of_its_own_and_its_last_line_break_is_no_part_of_it() {
+        let rules = |name: &str| {
+            let secret = HeaderValue::Secret { namespace: "n".into(), name: "s".into(), key: None };
+            HttpRule { headers: vec![header(name, secret, Mismatch::Replace)], ..HttpRule::default() }
+        };
+        let edits = |name: &str, value: &'static [u8]| {
+            let rule = rules(name);
+            let compiled = HttpRules::compile([((), &rule)], &|_, _, _| Some(value.to_vec())).unwrap();
+            let request =
+                Request { method: "GET", path: "/", host: "", headers: &[("x-key", b"k"), ("te", b"k")] };
+            compiled.decide(&request).map(|found| found.edits)
+        };
+        let name: Arc<str> = "x-key".into();
+        let deleted = [HeaderEdit::Delete { name: name.clone() }];
+        assert_eq!(edits("x-key", b"v\r\nX-Admin: yes").unwrap(), deleted);
+        assert_eq!(edits("x-key", b"v\n").unwrap(), [HeaderEdit::Replace { name, value: b"v".to_vec() }]);
+        assert_eq!(edits("x-key", b"k\n").unwrap(), []);
+        assert_eq!(edits("te", b"v"), None);
     }
 
     #[test]

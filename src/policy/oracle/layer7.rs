@@ -127,7 +127,17 @@ fn header_admits(header: &HeaderMatch, request: &HttpRequest<'_>) -> bool {
     let wanted = match &header.value {
         HeaderValue::Present => return !values.is_empty(),
         HeaderValue::Exact(value) => Some(value.as_bytes().to_vec()),
-        HeaderValue::Secret { namespace, name, key } => (request.secret)(namespace, name, key.as_deref()),
+        HeaderValue::Secret { namespace, name, key } => {
+            (request.secret)(namespace, name, key.as_deref()).and_then(secret_value)
+        }
     };
     !values.is_empty() && wanted.is_some_and(|wanted| values.join(",").into_bytes() == wanted)
+}
+
+/// A Secret without the line break at its end; one that is no header value equals nothing.
+fn secret_value(secret: Vec<u8>) -> Option<Vec<u8>> {
+    let text = secret.strip_suffix(b"\r\n").or_else(|| secret.strip_suffix(b"\n")).unwrap_or(&secret);
+    let has_control = text.iter().any(|byte| (*byte < 32 && *byte != 9) || *byte == 127);
+    let has_space_around = text.trim_ascii().len() != text.len();
+    (!has_control && !has_space_around).then(|| text.to_vec())
 }
