@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 
 use super::Limits;
 use super::head::{Fields, check_host};
-use crate::policy::l7::http::HeaderEdit;
+use crate::policy::l7::edits::HeaderEdit;
 use crate::policy::l7::message::{self, Fault};
 use crate::policy::l7::target::{Target, normalize};
 

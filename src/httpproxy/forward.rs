@@ -17,7 +17,7 @@ use super::tunnel::End;
 use super::waits::{Pace, Sending, Waits};
 use crate::flow::record::RecordVerdict;
 use crate::flow::{HttpVersion, L7};
-use crate::policy::l7::http::HeaderEdit;
+use crate::policy::l7::edits::HeaderEdit;
 
 /// What a record says of a request; taken before the head is sent on, and only if there is going to be a record.
 struct Seen {
@@ -80,9 +80,8 @@ impl Session {
             request: request.clone(),
             path: matched.to_owned(),
         });
-        let is_rewritten = request.strip_upgrade
-            || path.is_some()
-            || verdict.edits.iter().any(|edit| !matches!(edit, HeaderEdit::Log { .. }));
+        let is_rewritten =
+            request.strip_upgrade || path.is_some() || verdict.edits.iter().any(HeaderEdit::changes);
         let rewritten = is_rewritten.then(|| {
             let mut bytes = head::rewritten(head, request, matched, &verdict.edits);
             bytes.extend_from_slice(&data[length..length + with_head]);

@@ -11,7 +11,7 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use crate::flow::HttpVersion;
-use crate::policy::l7::http::HeaderEdit;
+use crate::policy::l7::edits::{HeaderEdit, edited};
 use crate::policy::l7::message::{self, Fault};
 
 /// Header fields that a limit may allow at most.
@@ -344,16 +344,7 @@ pub fn rewritten(head: &[u8], request: &RequestHead, target: &str, edits: &[Head
             out.extend_from_slice(part);
         }
     };
-    for (name, value) in request.fields(head) {
-        let gone = edits.iter().any(|edit| match edit {
-            HeaderEdit::Delete { name: edited } | HeaderEdit::Replace { name: edited, .. } => {
-                edited.eq_ignore_ascii_case(name)
-            }
-            HeaderEdit::Log { .. } | HeaderEdit::Add { .. } => false,
-        });
-        if gone {
-            continue;
-        }
+    for (name, value) in edited(request.fields(head), edits) {
         if request.strip_upgrade {
             if name.eq_ignore_ascii_case("upgrade") || name.eq_ignore_ascii_case("http2-settings") {
                 continue;
@@ -373,11 +364,6 @@ pub fn rewritten(head: &[u8], request: &RequestHead, target: &str, edits: &[Head
             }
         }
         field(name.as_bytes(), value);
-    }
-    for edit in edits {
-        if let HeaderEdit::Add { name, value } | HeaderEdit::Replace { name, value } = edit {
-            field(name.as_bytes(), value);
-        }
     }
     out.extend_from_slice(b"\r\n");
     out

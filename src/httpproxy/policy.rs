@@ -9,7 +9,8 @@ use crate::model::{Direction, Identity};
 use crate::policy::decision::Outcome;
 use crate::policy::engine::L7Policy;
 use crate::policy::l7::L7Rules;
-use crate::policy::l7::http::{HeaderEdit, HttpRules, Request, Secrets};
+use crate::policy::l7::edits::{HeaderEdit, edited};
+use crate::policy::l7::http::{HttpRules, Request, Secrets};
 use crate::policy::l7::names::{NameSet, canonical};
 use crate::policy::map_state::Proxy;
 use crate::policy::rule::RuleRef;
@@ -117,7 +118,8 @@ impl ConnectionPolicy {
         [(Direction::Egress, &*self.egress), (Direction::Ingress, &*self.ingress)]
     }
 
-    fn judge<'a>(&'a self, mut side: impl FnMut(&'a SidePolicy) -> SideVerdict) -> Verdict {
+    /// `side` is told what the sides before it change.
+    fn judge<'a>(&'a self, mut side: impl FnMut(&'a SidePolicy, &[HeaderEdit]) -> SideVerdict) -> Verdict {
         let mut verdict = Verdict {
             passes: true,
             direction: if self.egress.governing.is_empty() { Direction::Ingress } else { Direction::Egress },
@@ -125,7 +127,7 @@ impl ConnectionPolicy {
             edits: Vec::new(),
         };
         for (direction, policy) in self.sides() {
-            match side(policy) {
+            match side(policy, &verdict.edits) {
                 SideVerdict::Passes(rule, edits) => {
                     verdict.rules.extend(rule);
                     verdict.edits.extend(edits);
@@ -139,16 +141,17 @@ impl ConnectionPolicy {
         verdict
     }
 
-    /// Judges a request whose path is normalised already.
+    /// Judges a request whose path is normalised already. The receiver's side judges what the sender's side lets
+    /// through, as it does on another node.
     pub fn request(&self, request: &Request<'_>) -> Verdict {
-        self.judge(|side| match &side.rules {
+        self.judge(|side, edits| match &side.rules {
             Rules::Open | Rules::Other { refuses: false } | Rules::Tls { refuses: false, .. } => {
                 SideVerdict::Passes(None, Vec::new())
             }
             Rules::Closed | Rules::Other { refuses: true } | Rules::Tls { refuses: true, .. } => {
                 SideVerdict::Refused
             }
-            Rules::Http { rules, refuses } => match rules.decide(request) {
+            Rules::Http { rules, refuses } => match after(edits, request, |request| rules.decide(request)) {
                 Some(found) => SideVerdict::Passes(Some(found.rule.clone()), found.edits),
                 None if *refuses => SideVerdict::Refused,
                 None => SideVerdict::Passes(None, Vec::new()),
@@ -159,7 +162,7 @@ impl ConnectionPolicy {
     /// Judges a TLS handshake by the name in its ClientHello; `None` without one, and for what is not TLS.
     pub fn server_name(&self, name: Option<&str>) -> Verdict {
         let name = name.map(canonical);
-        self.judge(|side| match &side.rules {
+        self.judge(|side, _| match &side.rules {
             Rules::Open | Rules::Other { refuses: false } | Rules::Http { refuses: false, .. } => {
                 SideVerdict::Passes(None, Vec::new())
             }
@@ -178,7 +181,7 @@ impl ConnectionPolicy {
 
     /// Bytes of no protocol that we know.
     pub fn opaque(&self) -> Verdict {
-        self.judge(|side| match &side.rules {
+        self.judge(|side, _| match &side.rules {
             Rules::Open
             | Rules::Other { refuses: false }
             | Rules::Http { refuses: false, .. }
@@ -188,6 +191,15 @@ impl ConnectionPolicy {
             }
         })
     }
+}
+
+/// Asks about the request as `edits` leave it.
+fn after<T>(edits: &[HeaderEdit], request: &Request<'_>, ask: impl FnOnce(&Request<'_>) -> T) -> T {
+    if !edits.iter().any(HeaderEdit::changes) {
+        return ask(request);
+    }
+    let headers = edited(request.headers.iter().copied(), edits);
+    ask(&Request { headers: &headers, ..request.clone() })
 }
 
 enum SideVerdict {

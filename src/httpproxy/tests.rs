@@ -1,5 +1,6 @@
 //! The proxy over loopback: the network and the judge are ours, the rest is what runs in production.
 
+mod edits;
 mod http1;
 mod http2;
 mod http2_raw;
@@ -49,8 +50,8 @@ impl Network for Loopback {
     }
 }
 
-/// Egress is what the test says, ingress is open.
-struct Fixed(Mutex<(u64, Arc<SidePolicy>)>);
+/// Egress is what the test says at the moment, ingress is always the same.
+struct Fixed(Mutex<(u64, Arc<SidePolicy>)>, Arc<SidePolicy>);
 
 impl Judge for Fixed {
     fn policy(&self, _: SocketAddr, _: SocketAddr) -> Judged {
@@ -59,7 +60,7 @@ impl Judge for Fixed {
             client_identity: Identity(300),
             server_identity: Identity(301),
             egress,
-            ingress: Arc::new(SidePolicy::open()),
+            ingress: Arc::clone(&self.1),
         };
         Judged { policy, generation, at: Instant::now() }
     }
@@ -128,10 +129,21 @@ impl Rig {
     }
 
     async fn with(policy: L7Policy, protocol: Protocol, limits: Limits) -> Rig {
+        Rig::start(&policy, SidePolicy::open(), protocol, limits).await
+    }
+
+    /// Both pods are on this node.
+    async fn between(egress: &L7Policy, ingress: &L7Policy) -> Rig {
+        let ingress = SidePolicy::compile(ingress, &|_, _, _| None);
+        Rig::start(egress, ingress, Protocol::Http, Limits::default()).await
+    }
+
+    async fn start(egress: &L7Policy, ingress: SidePolicy, protocol: Protocol, limits: Limits) -> Rig {
         let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let judge = Arc::new(Fixed(Mutex::new((1, Arc::new(SidePolicy::compile(&policy, &|_, _, _| None))))));
+        let egress = Arc::new(SidePolicy::compile(egress, &|_, _, _| None));
+        let judge = Arc::new(Fixed(Mutex::new((1, egress)), Arc::new(ingress)));
         let records: Arc<Mutex<Vec<Record>>> = Arc::default();
         let counters: Arc<Counters> = Arc::default();
         let (rules_changed, changes) = watch::channel(0);

@@ -6,6 +6,7 @@ use super::world::World;
 use crate::lab::scenario::Http;
 use crate::policy::decision::Outcome;
 use crate::policy::engine::L7Policy;
+use crate::policy::l7::edits::edited;
 use crate::policy::l7::http::{HttpRules, Request};
 use crate::policy::l7::names::{NameSet, canonical};
 use crate::policy::l7::target::{Target, normalize};
@@ -40,15 +41,15 @@ pub(super) enum ProxyAnswer {
 }
 
 impl World {
-    /// `None`: no proxy on this side.
+    /// `None`: no proxy on this side. Of a request that passes, `payload` becomes what is sent on.
     pub(super) fn proxied(
         &self,
         side: &JudgedSide,
-        payload: &Payload,
+        payload: &mut Payload,
     ) -> Result<Option<ProxyAnswer>, Disagreement> {
         let Outcome::Redirect(proxy) = side.decision.outcome else { return Ok(None) };
         let l7 = &side.l7;
-        let answer = match (proxy, payload) {
+        let answer = match (proxy, &mut *payload) {
             (Proxy::Http, Payload::Http { http, authority }) => self.http(side, http, authority)?,
             // Not HTTP at all: where nothing is refused it passes, elsewhere it is malformed.
             (Proxy::Http, _) if l7.refuses_requests() => ProxyAnswer::HttpMalformed,
@@ -79,7 +80,7 @@ impl World {
         Ok(Some(answer))
     }
 
-    fn http(&self, side: &JudgedSide, http: &Http, authority: &str) -> Result<ProxyAnswer, Disagreement> {
+    fn http(&self, side: &JudgedSide, http: &mut Http, authority: &str) -> Result<ProxyAnswer, Disagreement> {
         let mut headers: Vec<(&str, &[u8])> = vec![("host", authority.as_bytes())];
         headers.extend(http.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
         if message::check_head(&http.method, &headers).is_err() {
@@ -97,24 +98,41 @@ impl World {
             |namespace: &str, name: &str, key: Option<&str>| self.cluster.secret(namespace, name, key);
         let mut sent = vec![("host".to_owned(), authority.to_owned())];
         sent.extend(http.headers.iter().cloned());
-        let oracle = side.oracle.http(&HttpRequest {
+        let asked = HttpRequest {
             method: &http.method,
             path: &path,
             host: authority,
             headers: &sent,
             secret: &secret,
-        });
+        };
+        let oracle = side.oracle.http(&asked);
         let rules = side.l7.rules.iter().flat_map(|(rule, l7)| match l7.as_deref() {
             Some(L7Rules::Http(rules)) => rules.iter().map(|http| (rule, http)).collect(),
             _ => Vec::new(),
         });
         let request = Request { method: &http.method, path: &path, host: authority, headers: &headers };
         // A rule set that does not compile admits nothing.
-        let listed = HttpRules::compile(rules, &secret).is_ok_and(|rules| rules.decide(&request).is_some());
-        Ok(match agreed(side, "request", oracle, listed || !side.l7.refuses_requests())? {
-            true => ProxyAnswer::Pass,
-            false => ProxyAnswer::HttpForbidden,
-        })
+        let compiled = HttpRules::compile(rules, &secret).ok();
+        let found = compiled.as_ref().and_then(|rules| rules.decide(&request));
+        if !agreed(side, "request", oracle, found.is_some() || !side.l7.refuses_requests())? {
+            return Ok(ProxyAnswer::HttpForbidden);
+        }
+        let edits = found.map(|found| found.edits).unwrap_or_default();
+        let forwarded: Vec<(String, String)> = edited(headers.iter().copied(), &edits)
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), String::from_utf8_lossy(value).into_owned()))
+            .collect();
+        let by_oracle = side.oracle.forwarded(&asked);
+        if forwarded != by_oracle {
+            return Err(Disagreement {
+                subject: format!("the forwarded headers at {}", side.decision.direction),
+                one: format!("the evaluator says {by_oracle:?}"),
+                other: format!("the compiled policy says {forwarded:?}"),
+            });
+        }
+        // The first one is the Host, which no rule changes.
+        http.headers = forwarded.into_iter().skip(1).collect();
+        Ok(ProxyAnswer::Pass)
     }
 }
 

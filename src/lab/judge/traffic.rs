@@ -186,11 +186,13 @@ impl World {
         if self.proxies_differ(flow, &sides) {
             return Ok(Seen { got: self.deny_result(), sides: sides.iter().map(allowed_side).collect() });
         }
+        // The receiver's side judges what the sender's side sends on.
+        let mut payload = payload.clone();
         for side in &sides {
             if side.decision.outcome == Outcome::Deny {
                 return Ok(self.denied(side));
             }
-            if let Some(answer) = self.proxied(side, payload)?
+            if let Some(answer) = self.proxied(side, &mut payload)?
                 && answer != ProxyAnswer::Pass
             {
                 return Ok(self.refused(side, answer));

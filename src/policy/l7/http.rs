@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::edits::HeaderEdit;
 use super::expressions::{ExpressionError, Expressions, ExpressionsBuilder};
 use super::{HeaderMatch, HeaderValue, HttpRule, Mismatch, fields};
 
@@ -28,39 +29,6 @@ pub struct Request<'a> {
     pub host: &'a str,
     /// In the order they were sent; names in any case.
     pub headers: &'a [(&'a str, &'a [u8])],
-}
-
-/// What a matching rule does to the request on its way.
-#[derive(Clone, PartialEq, Eq)]
-pub enum HeaderEdit {
-    /// Recorded only.
-    Log {
-        name: Arc<str>,
-    },
-    Add {
-        name: Arc<str>,
-        value: Vec<u8>,
-    },
-    Delete {
-        name: Arc<str>,
-    },
-    Replace {
-        name: Arc<str>,
-        value: Vec<u8>,
-    },
-}
-
-impl std::fmt::Debug for HeaderEdit {
-    /// Without values: they may come from a Secret.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (action, name) = match self {
-            HeaderEdit::Log { name } => ("log", name),
-            HeaderEdit::Add { name, .. } => ("add", name),
-            HeaderEdit::Delete { name } => ("delete", name),
-            HeaderEdit::Replace { name, .. } => ("replace", name),
-        };
-        write!(f, "{action} {name}")
-    }
 }
 
 /// A rule that admits a request.

@@ -6,12 +6,14 @@
 //! - [`target`]: what a request target means before it is matched (dot segments, escapes);
 //! - [`expressions`]: regular expressions that match whole texts, many at once;
 //! - [`re2`]: the dialect of those expressions;
+//! - [`edits`]: what rules do to the header fields of a request;
 //! - [`fields`]: header fields that an edit may touch, and what they may hold;
 //! - [`http`]: a set of HTTP rules compiled to one matcher;
 //! - [`message`]: what makes a request head ambiguous;
 //! - [`names`]: DNS names, patterns and sets of them, for DNS rules, `toFQDNs` and `serverNames`;
 //! - [`snapshot`]: what the proxies need of the engine, as one document.
 
+pub mod edits;
 pub mod expressions;
 pub mod fields;
 pub mod http;

@@ -62,6 +62,29 @@ impl Side {
         })
     }
 
+    /// The headers of an allowed request as this side sends them on: the first rule that matches changes those that
+    /// are not as it wants them.
+    pub fn forwarded(&self, request: &HttpRequest<'_>) -> Vec<(String, String)> {
+        let mut by_rule: Vec<_> = self.allows.iter().collect();
+        by_rule.sort_by_key(|(rule, _)| rule);
+        let all = by_rule.into_iter().filter_map(|(_, l7)| match l7.as_deref() {
+            Some(L7Rules::Http(rules)) => Some(rules),
+            _ => None,
+        });
+        let mut headers = request.headers.to_vec();
+        let Some(rule) = all.flatten().find(|rule| http_matches(rule, request)) else { return headers };
+        for header in rule.headers.iter().filter(|header| !header_is_there(header, request)) {
+            let wanted = wanted(&header.value, request)
+                .map(|value| (header.name.to_string(), String::from_utf8_lossy(&value).into_owned()));
+            let removes = matches!(header.mismatch, Mismatch::Delete | Mismatch::Replace);
+            headers.retain(|(name, _)| !removes || name.to_ascii_lowercase() != *header.name);
+            if matches!(header.mismatch, Mismatch::Add | Mismatch::Replace) {
+                headers.extend(wanted);
+            }
+        }
+        headers
+    }
+
     /// `name` is canonical.
     pub fn dns(&self, name: &str) -> Layer7 {
         self.requests(|l7| match l7 {
@@ -115,23 +138,33 @@ fn http_matches(rule: &HttpRule, request: &HttpRequest<'_>) -> bool {
 }
 
 fn header_admits(header: &HeaderMatch, request: &HttpRequest<'_>) -> bool {
-    if header.mismatch != Mismatch::Deny {
-        return true;
-    }
+    header.mismatch != Mismatch::Deny || header_is_there(header, request)
+}
+
+/// With the value that the rule wants, if it wants one.
+fn header_is_there(header: &HeaderMatch, request: &HttpRequest<'_>) -> bool {
     let values: Vec<&str> = request
         .headers
         .iter()
         .filter(|(name, _)| name.to_ascii_lowercase() == *header.name)
         .map(|(_, value)| value.as_str())
         .collect();
-    let wanted = match &header.value {
-        HeaderValue::Present => return !values.is_empty(),
+    if header.value == HeaderValue::Present {
+        return !values.is_empty();
+    }
+    !values.is_empty()
+        && wanted(&header.value, request).is_some_and(|wanted| values.join(",").into_bytes() == wanted)
+}
+
+/// The value that a rule wants; `None`: any, or that of a Secret that is not there.
+fn wanted(value: &HeaderValue, request: &HttpRequest<'_>) -> Option<Vec<u8>> {
+    match value {
+        HeaderValue::Present => None,
         HeaderValue::Exact(value) => Some(value.as_bytes().to_vec()),
         HeaderValue::Secret { namespace, name, key } => {
             (request.secret)(namespace, name, key.as_deref()).and_then(secret_value)
         }
-    };
-    !values.is_empty() && wanted.is_some_and(|wanted| values.join(",").into_bytes() == wanted)
+    }
 }
 
 /// A Secret without the line break at its end; one that is no header value equals nothing.
