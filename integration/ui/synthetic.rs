@@ -132,6 +132,7 @@ impl Synthetic {
                         status: 200,
                         latency_us: 1200,
                         version: HttpVersion::default(),
+                        mismatches: Vec::new(),
                     }));
                 }
                 allowed(flow)

@@ -8,6 +8,7 @@ use tokio::sync::broadcast;
 use super::core::{Core, CoreHandle};
 use super::history::Recorder;
 use super::hub::Hub;
+use super::l7feed::FeedMisfit;
 use super::observer::Notes;
 use crate::api::backend::{Answer, ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
 use crate::api::hubble::convert::Naming;
@@ -121,7 +122,14 @@ impl Core {
                 self.note_owners(super::directory::touched(&applied.changes));
                 self.tell(Notes::of(&applied.changes, applied.revision));
                 self.realize(delta, applied.revision);
-                Ok(answer(applied))
+                let mut told = answer(applied);
+                let bear = |misfit: &&FeedMisfit| {
+                    told.results.iter().any(|result| misfit.objects.contains(&result.object))
+                };
+                let misfits: Vec<String> =
+                    self.misfits().iter().filter(bear).map(|misfit| misfit.text.clone()).collect();
+                told.warnings.extend(misfits);
+                Ok(told)
             }
             // Judged, but not to stay (a dry run), or judged and not stored: the view goes back.
             other => {

@@ -20,7 +20,7 @@ use super::enrich::Shared;
 use super::history::Recorder;
 use super::hub::Hub;
 use super::kernel::Kernel;
-use super::l7feed::FeedWriter;
+use super::l7feed::{FeedMisfit, FeedWriter};
 use super::observer::Notes;
 use super::proxies::ProxyProcess;
 use super::telemetry::Telemetry;
@@ -326,6 +326,11 @@ impl Core {
         }
         self.feed_is_old = false;
         Ok(())
+    }
+
+    /// Where the proxies admit nothing, because rules are too large together.
+    pub fn misfits(&self) -> &[FeedMisfit] {
+        self.feed.as_ref().map(FeedWriter::misfits).unwrap_or_default()
     }
 
     /// A proxy has its listeners in their places, or has ended. While none listens, the kernel drops what

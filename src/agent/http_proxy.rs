@@ -52,13 +52,14 @@ async fn serve(config: HttpProxyConfig) -> anyhow::Result<()> {
     let lookup = IdentityLookup::open(&config.bpffs)?;
     let places = Listeners::open(&config.bpffs)?;
     let (servers, newest) = (lookup.clone(), Arc::clone(&host.newest));
+    let counters = Arc::new(Counters::default());
     let judge = SnapshotJudge::new(
         Arc::clone(&host.feed),
         move || newest.load(),
         move |address| resolve(address, lookup.resolve(address)),
         move |client, server| resolve(server.ip(), servers.resolve_server(client, server)),
+        Arc::clone(&counters),
     );
-    let counters = Arc::new(Counters::default());
     let (drain, draining) = watch::channel(false);
     let mut families = vec![Family::IPv4];
     if sysctl::has_ipv6() {

@@ -11,7 +11,7 @@
 //! Documents are written beside the old one and renamed. A proxy that starts while no agent runs reads what the last one
 //! left. A document that cannot be read is reported, and the one before it stays in force.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -24,9 +24,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use parking_lot::Mutex;
 
 use crate::cluster::View;
-use crate::model::IdentityKind;
+use crate::model::{IdentityKind, ObjectRef};
 use crate::policy::l7::snapshot::{Endpoint, Scope, SecretValue, Sides, Snapshot};
-use crate::policy::l7::{HeaderValue, L7Rules, fields};
+use crate::policy::l7::{HeaderValue, L7Rules, fields, fit};
 
 const FILE: &str = "l7.json";
 
@@ -39,6 +39,15 @@ pub struct FeedWriter {
     next: Option<Snapshot>,
     /// The files of the latest documents: as long as they are open, none of theirs has the number of another one.
     files: VecDeque<std::fs::File>,
+    misfits: Vec<FeedMisfit>,
+}
+
+/// Rules of several objects that are too large together: the proxies admit nothing where they meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedMisfit {
+    pub objects: BTreeSet<ObjectRef>,
+    /// Where, why, and by which objects.
+    pub text: String,
 }
 
 /// Documents that have inode numbers of their own.
@@ -48,7 +57,13 @@ impl FeedWriter {
     /// Documents go into `run_dir`. What an earlier agent wrote is what the kernel has.
     pub fn new(run_dir: &Path) -> FeedWriter {
         let written = read(&run_dir.join(FILE)).ok();
-        FeedWriter { directory: run_dir.to_owned(), written, next: None, files: VecDeque::new() }
+        FeedWriter {
+            directory: run_dir.to_owned(),
+            written,
+            next: None,
+            files: VecDeque::new(),
+            misfits: Vec::new(),
+        }
     }
 
     /// Writes what the view says beside what was said, if that is news. To be called before the kernel hears of it.
@@ -87,6 +102,7 @@ impl FeedWriter {
             .with_context(|| temporary.display().to_string())?;
         file.write_all(&serde_json::to_vec(&snapshot)?).with_context(|| temporary.display().to_string())?;
         std::fs::rename(&temporary, &path).with_context(|| path.display().to_string())?;
+        self.misfits = misfits(&snapshot);
         let before = self.written.replace(snapshot);
         let known = before.as_ref().map(|before| &before.secrets[..]).unwrap_or_default();
         for secret in self.written.iter().flat_map(|written| &written.secrets) {
@@ -105,6 +121,29 @@ impl FeedWriter {
         }
         Ok(())
     }
+
+    /// Of the document that was written last.
+    pub fn misfits(&self) -> &[FeedMisfit] {
+        &self.misfits
+    }
+}
+
+fn misfits(snapshot: &Snapshot) -> Vec<FeedMisfit> {
+    let found = fit::misfits(&snapshot.sides).into_iter().map(|misfit| {
+        let pods = snapshot.endpoints.values().filter(|endpoint| endpoint.identity == misfit.subject);
+        let pods: BTreeSet<&str> = pods.map(|endpoint| &*endpoint.pod).collect();
+        let objects: Vec<String> = misfit.objects.iter().map(ObjectRef::to_string).collect();
+        let text = format!(
+            "{} of {}, port {}: nothing passes, because {} ({})",
+            misfit.direction,
+            pods.into_iter().next().unwrap_or("a pod"),
+            misfit.port.first,
+            misfit.problem,
+            objects.join(", ")
+        );
+        FeedMisfit { objects: misfit.objects, text }
+    });
+    found.collect()
 }
 
 /// Makes the agent's directory, for root alone, if it is not there.

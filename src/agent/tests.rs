@@ -312,6 +312,38 @@ async fn the_proxies_know_all_rules_by_which_the_kernel_may_redirect() {
 }
 
 #[tokio::test]
+async fn policies_whose_rules_are_too_large_together_are_told_of() {
+    let rig = rig();
+    let feed = FeedWriter::new(&rig.directory.path().join("run"));
+    rig.backend.core.call(move |core| core.use_feed(feed)).await.unwrap();
+    let policy = |name: &str| {
+        let rules: Vec<String> =
+            (0..100).map(|n| format!("{{path: '/{name}.*a[a-z]{{750}}[a-z]{{750}}N{n}'}}")).collect();
+        let text = L7.replace("web-http", name);
+        text.replace("{method: GET}", &format!("{{path: /ok}}, {}", rules.join(", ")))
+    };
+    let text = format!("{PODS}---{}", policy("one"));
+    let applied = rig.backend.apply(text, ApplyMode::Commit).await.unwrap();
+    assert_eq!(applied.warnings, [""; 0]);
+    let state = async || {
+        let status = rig.backend.status().await.unwrap();
+        let found = status.components.into_iter().find(|component| component.name == "l7 rules").unwrap();
+        (found.state, found.failures)
+    };
+    assert_eq!(state().await, ("ok".to_owned(), 0));
+    let applied = rig.backend.apply(policy("two"), ApplyMode::Commit).await.unwrap();
+    let [warning] = &applied.warnings[..] else { panic!("{:?}", applied.warnings) };
+    for words in
+        ["ingress of shop/web, port 80: nothing passes", "too large together", "shop/one", "shop/two"]
+    {
+        assert!(warning.contains(words), "{warning}");
+    }
+    assert_eq!(state().await, ("degraded".to_owned(), 1));
+    rig.backend.delete(ObjectRef::new(Kind::CiliumNetworkPolicy, "shop", "one")).await.unwrap();
+    assert_eq!(state().await, ("ok".to_owned(), 0));
+}
+
+#[tokio::test]
 async fn the_kernel_redirects_while_some_proxy_listens() {
     let rig = rig();
     for (listens, state) in [(true, ProxyState::Listening), (false, ProxyState::Absent)] {

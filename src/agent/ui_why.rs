@@ -72,7 +72,7 @@ impl Core {
                 });
                 let compiled = HttpRules::compile(http.flatten().map(|rule| ((), rule)), &|_, _, _| None);
                 let request = Request { method, path, host, headers: &[] };
-                compiled.is_ok_and(|compiled| compiled.decide(&request).is_some())
+                compiled.is_ok_and(|compiled| matches!(compiled.decide(&request), Ok(Some(_))))
             }
             ProxyRequest::Dns { query } if policy.refuses_requests() => {
                 let name = crate::policy::l7::names::canonical(query);

@@ -293,17 +293,24 @@ fn ours(ours: &detail::FlowDetail) -> Value {
         m.text("service_address", &ours.service_address);
         m.number("service_port", ours.service_port);
         m.number("protocol", ours.protocol);
+        m.texts("http_mismatches", &ours.http_mismatches);
     })
 }
 
 /// Addresses of a DNS answer that the compact form has room for.
 const SHOWN_ANSWERS: usize = 3;
 
+/// Headers that are not as a rule wants them; nothing where there are none.
+pub fn mismatched(names: &[impl AsRef<str>]) -> String {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    if names.is_empty() { String::new() } else { format!(", header mismatch: {}", names.join(" ")) }
+}
+
 /// The last column of the compact form.
 pub fn summary(flow: &Flow) -> String {
     match flow.l7.as_deref() {
-        Some(L7::Http { method, path, host, status, .. }) => {
-            format!("HTTP {method} http://{host}{path} {status}")
+        Some(L7::Http { method, path, host, status, mismatches, .. }) => {
+            format!("HTTP {method} http://{host}{path} {status}{}", mismatched(mismatches))
         }
         Some(L7::Dns { query, query_type, rcode, answers, latency_us }) => {
             let shown: String =

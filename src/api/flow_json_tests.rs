@@ -107,6 +107,7 @@ fn every_kind() -> Vec<Flow> {
         status: 404,
         latency_us: 12_345_678_901,
         version,
+        mismatches: vec!["x-token".into(), "x-b".into()],
     };
     let dns = |answers: &[&str]| L7::Dns {
         query: "api.example.".into(),

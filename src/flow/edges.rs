@@ -103,7 +103,10 @@ fn edge(flow: &Flow) -> Flow {
         if flow.is_reply { edge.destination_port = None } else { edge.source_port = None }
     }
     match edge.l7.as_deref_mut() {
-        Some(L7::Http { path, .. }) => *path = "".into(),
+        Some(L7::Http { path, mismatches, .. }) => {
+            *path = "".into();
+            mismatches.clear();
+        }
         Some(L7::Dns { answers, .. }) => answers.clear(),
         _ => {}
     }

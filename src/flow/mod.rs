@@ -203,6 +203,9 @@ pub enum L7 {
         latency_us: u64,
         #[serde(default)]
         version: HttpVersion,
+        /// Names of headers that were not as a rule wants them (`mismatch: LOG`), in lower case; never values.
+        #[serde(default)]
+        mismatches: Vec<Arc<str>>,
     },
     Dns {
         query: Arc<str>,

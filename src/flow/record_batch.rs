@@ -116,6 +116,8 @@ struct Http {
     /// 10, 11 or 20.
     #[prost(uint32, tag = "6")]
     version: u32,
+    #[prost(uint32, repeated, tag = "7")]
+    mismatches: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -200,7 +202,7 @@ impl<'a> Encoder<'a> {
 
     fn add(&mut self, record: &'a Record) {
         let seen = match &record.l7 {
-            L7::Http { method, path, host, status, latency_us, version } => Seen::Http(Http {
+            L7::Http { method, path, host, status, latency_us, version, mismatches } => Seen::Http(Http {
                 method: self.text(method),
                 path: self.text(path),
                 host: self.text(host),
@@ -211,6 +213,7 @@ impl<'a> Encoder<'a> {
                     HttpVersion::Http11 => 11,
                     HttpVersion::Http2 => 20,
                 },
+                mismatches: mismatches.iter().map(|name| self.text(name)).collect(),
             }),
             L7::Dns { query, query_type, rcode, answers, latency_us } => Seen::Dns(Dns {
                 query: self.text(query),
@@ -300,6 +303,7 @@ fn record(
                 20 => HttpVersion::Http2,
                 _ => HttpVersion::Http11,
             },
+            mismatches: http.mismatches.into_iter().map(text).collect::<Result<_, _>>()?,
         },
         Seen::Dns(dns) => L7::Dns {
             query: text(dns.query)?,
@@ -386,6 +390,7 @@ mod tests {
             status: 403,
             latency_us: 1,
             version: HttpVersion::Http2,
+            mismatches: vec!["x-token".into(), "a.example".into()],
         };
         let none = Arc::from([]);
         vec![

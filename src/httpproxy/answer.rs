@@ -73,7 +73,7 @@ impl Session {
 
     /// `path`: as it was matched, if that is not as it was sent.
     pub(super) async fn deny(&mut self, path: Option<&str>, verdict: &Verdict, begun: Instant) -> Step {
-        self.cx.counters.denied.one();
+        self.cx.counters.refused(verdict);
         self.report(path, verdict, RecordVerdict::Denied, 403, begun);
         self.answer("403 Forbidden", None, "Access denied\r\n").await
     }
@@ -100,6 +100,7 @@ impl Session {
             status: code,
             latency_us: 0,
             version: HttpVersion::default(),
+            mismatches: Vec::new(),
         };
         let judged = self.cx.judged(self.ends, &mut self.judged);
         self.cx.report(self.ends, judged, &Verdict::unjudged(), RecordVerdict::Failed, l7);
@@ -151,6 +152,7 @@ impl Session {
                 status,
                 latency_us: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
                 version: request.version.told(),
+                mismatches: verdict.mismatches(),
             }
         });
     }

@@ -162,7 +162,8 @@ impl Session {
         let latency = if exchange.latency.is_zero() { exchange.begun.elapsed() } else { exchange.latency };
         let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         let judged = self.cx.judged(self.ends, &mut self.judged);
-        let l7 = L7::Http { method, path, host, status, latency_us, version };
+        let mismatches = verdict.mismatches();
+        let l7 = L7::Http { method, path, host, status, latency_us, version, mismatches };
         self.cx.record(self.ends, judged, verdict, outcome, l7);
     }
 

@@ -139,6 +139,7 @@ fn not_begun(ends: Ends, cx: &Context, status: u16) {
         status,
         latency_us: 0,
         version: HttpVersion::Http2,
+        mismatches: Vec::new(),
     });
 }
 
@@ -188,7 +189,7 @@ impl Shared {
         }
         let verdict = self.judge(&call);
         if !verdict.passes || call.method == Method::CONNECT {
-            self.cx.counters.denied.one();
+            self.cx.counters.refused(&verdict);
             self.report(&call, &verdict, RecordVerdict::Denied, 403);
             call.deny(&mut respond);
             return None;
@@ -290,6 +291,7 @@ impl Shared {
             status,
             latency_us: u64::try_from(call.begun.elapsed().as_micros()).unwrap_or(u64::MAX),
             version: HttpVersion::Http2,
+            mismatches: verdict.mismatches(),
         };
         self.cx.record(self.ends, judged, verdict, outcome, l7);
     }

@@ -53,7 +53,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use self::judge::{Judge, Judged};
-use self::policy::Verdict;
+use self::policy::{Refusal, Verdict};
 use crate::admission::Most;
 use crate::flow::L7;
 use crate::flow::record::{Record, RecordVerdict};
@@ -149,6 +149,8 @@ counters! {
     requests,
     forwarded,
     denied,
+    /// Of those denied: to find their rule would have taken too much work.
+    too_much_work,
     /// Answered 307.
     redirected,
     malformed,
@@ -159,6 +161,8 @@ counters! {
     /// HTTP/2 connections that had as many streams as they may have.
     streams_at_limit,
     timeouts,
+    /// Sets of rules that are too large together: nothing passes where they hold.
+    rules_unusable,
     /// No connection to the server, or no answer that can be forwarded.
     upstream_failures,
     handshakes,
@@ -171,6 +175,16 @@ counters! {
     clients_at_limit,
     /// Connections that were cut because the process could not wait any longer for their end.
     drained_late,
+}
+
+impl Counters {
+    /// A request was refused.
+    fn refused(&self, verdict: &Verdict) {
+        self.denied.one();
+        if verdict.refusal == Refusal::TooMuchWork {
+            self.too_much_work.one();
+        }
+    }
 }
 
 /// A number that grows.

@@ -10,7 +10,8 @@ use crate::policy::decision::Outcome;
 use crate::policy::engine::L7Policy;
 use crate::policy::l7::L7Rules;
 use crate::policy::l7::edits::{HeaderEdit, edited};
-use crate::policy::l7::http::{HttpRules, Request, Secrets};
+use crate::policy::l7::expressions::SetError;
+use crate::policy::l7::http::{HttpRules, Request, Secrets, TooMuch};
 use crate::policy::l7::names::{NameSet, canonical};
 use crate::policy::map_state::Proxy;
 use crate::policy::rule::RuleRef;
@@ -27,7 +28,7 @@ pub struct SidePolicy {
 enum Rules {
     /// Nothing to say: all passes.
     Open,
-    /// The newest verdict of L3/L4, or rules that cannot be compiled.
+    /// The newest verdict of L3/L4, or rules that no set can be made of.
     Closed,
     Http {
         rules: Box<HttpRules<RuleRef>>,
@@ -49,8 +50,17 @@ impl SidePolicy {
         SidePolicy { rules: Rules::Open, governing: Vec::new() }
     }
 
-    /// Compiles. Rules that do not compile admit nothing.
-    pub fn compile(policy: &L7Policy, secrets: &Secrets<'_>) -> SidePolicy {
+    /// Nothing passes.
+    pub fn closed(policy: &L7Policy) -> SidePolicy {
+        let governing = policy.rules.iter().map(|(rule, _)| rule.clone()).collect();
+        SidePolicy { rules: Rules::Closed, governing }
+    }
+
+    /// Compiles.
+    ///
+    /// # Errors
+    /// No set can be made of the rules. They admit nothing: see [`SidePolicy::closed`].
+    pub fn compile(policy: &L7Policy, secrets: &Secrets<'_>) -> Result<SidePolicy, SetError> {
         let l7 = || policy.rules.iter().filter_map(|(rule, l7)| Some((rule, l7.as_deref()?)));
         let governing = policy.rules.iter().map(|(rule, _)| rule.clone()).collect();
         let rules = match policy.outcome {
@@ -73,16 +83,11 @@ impl SidePolicy {
                     L7Rules::Dns(_) | L7Rules::Tls(_) => None,
                 });
                 let flat = http.flat_map(|(rule, rules)| rules.iter().map(|http| (rule.clone(), http)));
-                match HttpRules::compile(flat, secrets) {
-                    Ok(rules) => Rules::Http { rules: Box::new(rules), refuses: policy.refuses_requests() },
-                    Err(error) => {
-                        tracing::error!(%error, "HTTP rules are not usable: nothing passes");
-                        Rules::Closed
-                    }
-                }
+                let rules = Box::new(HttpRules::compile(flat, secrets)?);
+                Rules::Http { rules, refuses: policy.refuses_requests() }
             }
         };
-        SidePolicy { rules, governing }
+        Ok(SidePolicy { rules, governing })
     }
 }
 
@@ -95,10 +100,21 @@ pub struct ConnectionPolicy {
     pub ingress: Arc<SidePolicy>,
 }
 
+/// Why a message does not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No rule lists it.
+    ByRules,
+    /// To find the rule would take too much work.
+    TooMuchWork,
+}
+
 /// What became of a request or a handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub passes: bool,
+    /// Why it does not pass, where it does not.
+    pub refusal: Refusal,
     /// The side that refused, or the last one that had rules.
     pub direction: Direction,
     /// Rules that matched; for a refusal those that none matched.
@@ -109,7 +125,24 @@ pub struct Verdict {
 impl Verdict {
     /// Of a message that no rule could be asked about.
     pub fn unjudged() -> Verdict {
-        Verdict { passes: false, direction: Direction::Egress, rules: SmallVec::new(), edits: Vec::new() }
+        Verdict {
+            passes: false,
+            refusal: Refusal::ByRules,
+            direction: Direction::Egress,
+            rules: SmallVec::new(),
+            edits: Vec::new(),
+        }
+    }
+}
+
+impl Verdict {
+    /// Headers that are not as a rule wants them, but are let through, as records name them.
+    pub fn mismatches(&self) -> Vec<Arc<str>> {
+        let logged = self.edits.iter().filter_map(|edit| match edit {
+            HeaderEdit::Log { name } => Some(Arc::clone(name)),
+            HeaderEdit::Add { .. } | HeaderEdit::Delete { .. } | HeaderEdit::Replace { .. } => None,
+        });
+        logged.collect()
     }
 }
 
@@ -122,6 +155,7 @@ impl ConnectionPolicy {
     fn judge<'a>(&'a self, mut side: impl FnMut(&'a SidePolicy, &[HeaderEdit]) -> SideVerdict) -> Verdict {
         let mut verdict = Verdict {
             passes: true,
+            refusal: Refusal::ByRules,
             direction: if self.egress.governing.is_empty() { Direction::Ingress } else { Direction::Egress },
             rules: SmallVec::new(),
             edits: Vec::new(),
@@ -132,9 +166,9 @@ impl ConnectionPolicy {
                     verdict.rules.extend(rule);
                     verdict.edits.extend(edits);
                 }
-                SideVerdict::Refused => {
+                SideVerdict::Refused(refusal) => {
                     let rules = policy.governing.iter().cloned().collect();
-                    return Verdict { passes: false, direction, rules, edits: Vec::new() };
+                    return Verdict { passes: false, refusal, direction, rules, edits: Vec::new() };
                 }
             }
         }
@@ -149,12 +183,13 @@ impl ConnectionPolicy {
                 SideVerdict::Passes(None, Vec::new())
             }
             Rules::Closed | Rules::Other { refuses: true } | Rules::Tls { refuses: true, .. } => {
-                SideVerdict::Refused
+                SideVerdict::Refused(Refusal::ByRules)
             }
             Rules::Http { rules, refuses } => match after(edits, request, |request| rules.decide(request)) {
-                Some(found) => SideVerdict::Passes(Some(found.rule.clone()), found.edits),
-                None if *refuses => SideVerdict::Refused,
-                None => SideVerdict::Passes(None, Vec::new()),
+                Ok(Some(found)) => SideVerdict::Passes(Some(found.rule.clone()), found.edits),
+                Ok(None) if *refuses => SideVerdict::Refused(Refusal::ByRules),
+                Err(TooMuch) if *refuses => SideVerdict::Refused(Refusal::TooMuchWork),
+                Ok(None) | Err(TooMuch) => SideVerdict::Passes(None, Vec::new()),
             },
         })
     }
@@ -167,12 +202,12 @@ impl ConnectionPolicy {
                 SideVerdict::Passes(None, Vec::new())
             }
             Rules::Closed | Rules::Other { refuses: true } | Rules::Http { refuses: true, .. } => {
-                SideVerdict::Refused
+                SideVerdict::Refused(Refusal::ByRules)
             }
             Rules::Tls { names, refuses } => {
                 let listed = name.as_deref().and_then(|name| names.lookup(name).next().cloned());
                 match (listed, refuses) {
-                    (None, true) => SideVerdict::Refused,
+                    (None, true) => SideVerdict::Refused(Refusal::ByRules),
                     (rule, _) => SideVerdict::Passes(rule, Vec::new()),
                 }
             }
@@ -187,7 +222,7 @@ impl ConnectionPolicy {
             | Rules::Http { refuses: false, .. }
             | Rules::Tls { refuses: false, .. } => SideVerdict::Passes(None, Vec::new()),
             Rules::Closed | Rules::Other { .. } | Rules::Http { .. } | Rules::Tls { .. } => {
-                SideVerdict::Refused
+                SideVerdict::Refused(Refusal::ByRules)
             }
         })
     }
@@ -204,5 +239,5 @@ fn after<T>(edits: &[HeaderEdit], request: &Request<'_>, ask: impl FnOnce(&Reque
 
 enum SideVerdict {
     Passes(Option<RuleRef>, Vec<HeaderEdit>),
-    Refused,
+    Refused(Refusal),
 }

@@ -1,5 +1,6 @@
 //! The proxy over loopback: the network and the judge are ours, the rest is what runs in production.
 
+mod compile;
 mod edits;
 mod http1;
 mod http2;
@@ -134,7 +135,7 @@ impl Rig {
 
     /// Both pods are on this node.
     async fn between(egress: &L7Policy, ingress: &L7Policy) -> Rig {
-        let ingress = SidePolicy::compile(ingress, &|_, _, _| None);
+        let ingress = SidePolicy::compile(ingress, &|_, _, _| None).unwrap();
         Rig::start(egress, ingress, Protocol::Http, Limits::default()).await
     }
 
@@ -142,7 +143,7 @@ impl Rig {
         let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let egress = Arc::new(SidePolicy::compile(egress, &|_, _, _| None));
+        let egress = Arc::new(SidePolicy::compile(egress, &|_, _, _| None).unwrap());
         let judge = Arc::new(Fixed(Mutex::new((1, egress)), Arc::new(ingress)));
         let records: Arc<Mutex<Vec<Record>>> = Arc::default();
         let counters: Arc<Counters> = Arc::default();
@@ -175,7 +176,7 @@ impl Rig {
     /// New rules, from now on.
     fn swap(&self, policy: &L7Policy) {
         let mut judge = self.judge.0.lock();
-        *judge = (judge.0 + 1, Arc::new(SidePolicy::compile(policy, &|_, _, _| None)));
+        *judge = (judge.0 + 1, Arc::new(SidePolicy::compile(policy, &|_, _, _| None).unwrap()));
         drop(judge);
         self.rules_changed.send_modify(|count| *count += 1);
     }

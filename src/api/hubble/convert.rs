@@ -184,7 +184,7 @@ fn endpoint(party: &Party, naming: &Naming) -> pb::Endpoint {
 /// clients print status and latency of responses only.
 fn layer7(flow: &Flow, l7: &L7) -> Option<pb::Layer7> {
     let (answered, latency_us, record) = match l7 {
-        L7::Http { method, path, host, status, latency_us, version } => {
+        L7::Http { method, path, host, status, latency_us, version, mismatches: _ } => {
             let http = pb::Http {
                 code: u32::from(*status),
                 method: method.to_string(),
@@ -368,6 +368,10 @@ fn flow_detail(flow: &Flow) -> detail::FlowDetail {
             Some(_) => 0,
             None => u32::from(flow.protocol.number()),
         },
+        http_mismatches: match flow.l7.as_deref() {
+            Some(L7::Http { mismatches, .. }) => mismatches.iter().map(|name| name.to_string()).collect(),
+            _ => Vec::new(),
+        },
     }
 }
 
@@ -430,6 +434,7 @@ mod tests {
                 status: 200,
                 latency_us: 1,
                 version,
+                mismatches: Vec::new(),
             };
             let message = flow(&Flow { l7: Some(Box::new(l7)), ..example(80) }, &naming());
             let Some(Record::Http(http)) = message.l7.unwrap().record else { panic!("no HTTP") };

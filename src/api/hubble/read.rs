@@ -230,6 +230,7 @@ fn layer7(message: &pb::Flow, ours: &detail::FlowDetail) -> Option<L7> {
                     version if version.starts_with("HTTP/2") => HttpVersion::Http2,
                     _ => HttpVersion::Http11,
                 },
+                mismatches: ours.http_mismatches.iter().map(|name| name.as_str().into()).collect(),
             }
         }
         Some(Record::Dns(dns)) => L7::Dns {
@@ -314,6 +315,7 @@ mod tests {
             status: 404,
             latency_us: 12,
             version: HttpVersion::Http2,
+            mismatches: vec!["x-token".into()],
         };
         let dns = L7::Dns {
             query: "api.example.".into(),

@@ -385,6 +385,7 @@ mod tests {
                 status: 200,
                 latency_us: 30_000,
                 version: HttpVersion::Http2,
+                mismatches: Vec::new(),
             })),
             ..flow(80)
         });

@@ -3,8 +3,10 @@
 //! The compact line is Hubble's (scripts grep it), with the policies that decided after the verdict.
 
 use super::FlowOutput;
+use crate::api::flow_json;
 use crate::api::hubble::convert::{identity_text, nanoseconds};
 use crate::api::hubble::pb::flow as pb;
+use crate::api::hubble::pb::flow::Http;
 use crate::api::hubble::pb::flow::layer4::Protocol;
 use crate::api::hubble::pb::flow::layer7::Record;
 use crate::api::hubble::pb::observer::GetFlowsResponse;
@@ -245,7 +247,10 @@ fn summary(flow: &pb::Flow) -> String {
     let milliseconds = l7.map_or(0.0, |l7| l7.latency_ns as f64 / 1e6);
     match l7.and_then(|l7| l7.record.as_ref()) {
         Some(Record::Http(http)) if http.code != 0 => {
-            format!("{} {} {milliseconds:.1}ms ({} {})", http.protocol, http.code, http.method, http.url)
+            let names = flow.sluice.as_ref().map(|ours| &ours.http_mismatches[..]).unwrap_or_default();
+            let mismatched = flow_json::mismatched(names);
+            let Http { protocol, code, method, url, .. } = http;
+            format!("{protocol} {code} {milliseconds:.1}ms ({method} {url}){mismatched}")
         }
         #[allow(deprecated, reason = "the text is still sent for everybody")]
         _ => flow.summary.clone(),

@@ -3,6 +3,7 @@
 use ::http::Request;
 
 use super::*;
+use crate::flow::L7;
 use crate::policy::l7::{HeaderMatch, HeaderValue, Mismatch};
 
 fn with_header(value: HeaderValue, mismatch: Mismatch) -> L7Policy {
@@ -71,4 +72,24 @@ async fn both_sides_edit_in_their_order_and_both_protocols_have_the_same_result(
             assert_eq!(received, expected, "{egress:?} {ingress:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_header_that_is_only_logged_is_named_in_the_record() {
+    let log = exactly("good", Mismatch::Log);
+    let rig = Rig::between(&log, &with_header(HeaderValue::Present, Mismatch::Deny)).await;
+    let mut client = rig.client().await;
+    send(&mut client, SENT).await;
+    let mut server = rig.server().await;
+    expect(&mut server, SENT).await;
+    send(&mut server, "HTTP/1.1 204 Fine\r\n\r\n").await;
+    expect(&mut client, "HTTP/1.1 204 Fine\r\n\r\n").await;
+    patiently(async {
+        while rig.records.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let L7::Http { mismatches, .. } = &rig.records.lock()[0].l7 else { panic!() };
+    assert_eq!(mismatches[..], ["x-token".into()]);
 }

@@ -6,8 +6,8 @@ use crate::k8s::cursor::{Cursor, Fields};
 use crate::k8s::meta::{checked, dns_label, subdomain};
 use crate::k8s::tree::quoted;
 use crate::policy::l7::expressions::check_expression;
-use crate::policy::l7::re2::translate;
 use crate::policy::l7::fields::{frames_messages, is_field_value};
+use crate::policy::l7::re2::translate;
 use crate::policy::l7::{HeaderMatch, HeaderValue, HttpRule, Mismatch};
 
 /// Longest regular expression in bytes.

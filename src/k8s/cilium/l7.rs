@@ -5,7 +5,8 @@ use super::{Context, HostPolicy, http};
 use crate::k8s::cursor::{Cursor, Fields};
 use crate::k8s::tree::quoted;
 use crate::model::{Direction, Protocol};
-use crate::policy::l7::{DnsPattern, L7Rules};
+use crate::policy::l7::http::check_size;
+use crate::policy::l7::{DnsPattern, HttpRule, L7Rules};
 
 /// L7 rules and the transports that carry them: of `protocol: ANY` the others are left out.
 #[derive(Debug)]
@@ -59,7 +60,11 @@ fn read_rules(cursor: &Cursor<'_>, entries: &[PortEntry<'_>], context: Context<'
                 }
                 let read =
                     |rule: &Cursor<'_>| rule.object(|fields| http::rule(fields, context.namespace)).flatten();
-                let rules = non_empty(&http)?.iter().filter_map(read).collect();
+                let rules: Vec<HttpRule> = non_empty(&http)?.iter().filter_map(read).collect();
+                if let Err(problem) = check_size(&rules) {
+                    http.error(problem.to_string());
+                    return None;
+                }
                 Some(L7 { rules: L7Rules::Http(sorted(rules)), carriers: TCP })
             }
             (None, Some(dns)) => {

@@ -408,6 +408,7 @@ fn http_rules_are_checked() {
         ),
         ("[{method: 'GE**T'}]", "repeats a repetition"),
         ("[{host: '\\Z'}]", "is no escape of RE2"),
+        ("[{path: \"/.*[a-z]{1000}[b-z]{1000}[c-z]{1000}N\"}]", "more than 128 KiB"),
         ("[{method: 5}]", "expected a string"),
         ("[{headers: [\"X-A:b\"]}]", "expected a space after the colon"),
         ("[{headers: [\"X A\"]}]", "expected a header name"),
@@ -428,6 +429,20 @@ fn http_expressions_are_those_of_re2() {
         let L7Rules::Http(rules) = l7(&http(&format!("[{{path: '{expression}'}}]"))) else { panic!() };
         assert_eq!(rules[0].path.as_deref(), Some(expression), "a policy shows what was written");
     }
+}
+
+#[test]
+fn rules_that_are_too_large_together_are_refused_where_they_stand() {
+    let rules = |count: usize| {
+        let rules: Vec<String> =
+            (0..count).map(|n| format!("{{path: \"/.*a[a-z]{{750}}[a-z]{{750}}N{n}\"}}")).collect();
+        http(&format!("[{{path: /ok}}, {}]", rules.join(", ")))
+    };
+    l7(&rules(100));
+    reject_element(
+        &rules(200),
+        &["toPorts[0].rules.http", "200 regular expressions are too large together", "16 MiB"],
+    );
 }
 
 #[test]

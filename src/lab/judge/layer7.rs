@@ -111,9 +111,9 @@ impl World {
             _ => Vec::new(),
         });
         let request = Request { method: &http.method, path: &path, host: authority, headers: &headers };
-        // A rule set that does not compile admits nothing.
+        // Nothing is admitted by a set that does not compile, or for which a request is too much.
         let compiled = HttpRules::compile(rules, &secret).ok();
-        let found = compiled.as_ref().and_then(|rules| rules.decide(&request));
+        let found = compiled.as_ref().and_then(|rules| rules.decide(&request).ok().flatten());
         if !agreed(side, "request", oracle, found.is_some() || !side.l7.refuses_requests())? {
             return Ok(ProxyAnswer::HttpForbidden);
         }

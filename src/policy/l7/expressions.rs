@@ -1,25 +1,31 @@
 //! Regular expressions that must match a whole text, many at once.
 //!
-//! Contract (policy semantics, section 6): the syntax of RE2 ([`super::re2`]), bytes and ASCII classes; an expression is
-//! anchored at both ends and cannot leave its anchors. The time of a match is linear in the text and does not grow with the number
-//! of expressions: literal ones are found by a hash, all others run as one automaton. Sizes are bounded: an expression that
-//! explodes is an error.
+//! Contract (policy semantics, section 6): the syntax of RE2 ([`super::re2`]), bytes and ASCII classes; an expression is anchored at
+//! both ends and cannot leave its anchors. The time of a match is linear in the text and does not grow with the number
+//! of expressions: literal ones are found by a hash, all others run as one automaton. Sizes are bounded: an expression
+//! that explodes is an error, and so is a set of too many large ones. The work for one text is bounded: see [`super::lazy`].
+//!
+//! Sizes that were measured: a host of six labels of at most 63 characters 50 KB, `[a-zA-Z0-9_-]{1,255}` 37 KB,
+//! `[^/]{1,1000}` 118 KB, a UUID 4 KB, 1,000 names in one expression 16 KB; 1,000 rules like
+//! `/tenants/[a-z0-9-]+/service1/items/[^/]+/x` 1.2 MB, with `{1,63}` for the `+` 8.4 MB.
 
 use std::collections::HashMap;
 
 use regex_automata::dfa::{Automaton as _, StartKind, dense};
+use regex_automata::nfa::thompson::{self, NFA, WhichCaptures};
 use regex_automata::util::{start, syntax};
-use regex_automata::{Anchored, Input, PatternSet, meta};
+use regex_automata::{Anchored, MatchKind};
 use smallvec::SmallVec;
 
+use super::lazy::{GivenUp, Lazy};
 use super::re2;
 
-/// Largest compiled size of one rule set's automaton, in bytes.
-const SIZE_LIMIT: usize = 32 << 20;
+/// Most memory in bytes that compiling one expression takes.
+const EXPRESSION_LIMIT: usize = 128 << 10;
+/// Most memory in bytes that compiling a set takes.
+const SET_LIMIT: usize = 16 << 20;
 /// Largest table of an automaton that is built whole, in bytes. What is larger is built lazily, as texts need it.
 const TABLE_LIMIT: usize = 2 << 20;
-/// Largest cache of lazily built states, in bytes, for each automaton.
-const CACHE_LIMIT: usize = 4 << 20;
 
 /// A regular expression that sluice does not take.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +33,18 @@ const CACHE_LIMIT: usize = 4 << 20;
 pub struct ExpressionError {
     pub expression: String,
     pub problem: String,
+}
+
+/// Expressions that are no set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SetError {
+    #[error(transparent)]
+    Expression(#[from] ExpressionError),
+    #[error(
+        "{count} regular expressions are too large together: they take more than {} MiB to compile",
+        SET_LIMIT >> 20
+    )]
+    TooLarge { count: usize },
 }
 
 /// Distinct expressions, numbered; a lookup gives the numbers of those that match a whole text.
@@ -44,35 +62,37 @@ enum Automaton {
     /// A table lookup for each byte of the text.
     Table(Box<dense::DFA<Vec<u32>>>),
     /// For sets whose table would be large.
-    Lazy(meta::Regex),
+    Lazy(Lazy),
 }
 
 impl Automaton {
     fn build(patterns: &[String]) -> Result<Automaton, String> {
-        let lazy = compile(patterns)?;
+        let nfa = compile_set(patterns)?;
         let table = dense::Builder::new()
             .configure(
                 dense::Config::new()
-                    .match_kind(regex_automata::MatchKind::All)
+                    .match_kind(MatchKind::All)
                     .start_kind(StartKind::Anchored)
                     .dfa_size_limit(Some(TABLE_LIMIT))
                     .determinize_size_limit(Some(4 * TABLE_LIMIT)),
             )
-            .syntax(bytes())
-            .build_many(patterns);
-        Ok(table.map_or(Automaton::Lazy(lazy), |table| Automaton::Table(table.into())))
+            .build_from_nfa(&nfa);
+        match table {
+            Ok(table) => Ok(Automaton::Table(table.into())),
+            Err(_) => Lazy::new(&nfa).map(Automaton::Lazy),
+        }
     }
 
     /// The patterns that match the whole text.
-    fn matches(&self, text: &str, mut found: impl FnMut(usize)) {
+    fn matches(&self, text: &str, mut found: impl FnMut(usize)) -> Result<(), GivenUp> {
         match self {
             Automaton::Table(table) => {
                 let start = start::Config::new().anchored(Anchored::Yes);
-                let Ok(mut state) = table.start_state(&start) else { return };
+                let mut state = table.start_state(&start).map_err(|_| GivenUp)?;
                 for byte in text.bytes() {
                     state = table.next_state(state, byte);
                     if table.is_special_state(state) && table.is_dead_state(state) {
-                        return;
+                        return Ok(());
                     }
                 }
                 state = table.next_eoi_state(state);
@@ -80,12 +100,9 @@ impl Automaton {
                     let patterns = 0..table.match_len(state);
                     patterns.for_each(|index| found(table.match_pattern(state, index).as_usize()));
                 }
+                Ok(())
             }
-            Automaton::Lazy(lazy) => {
-                let mut patterns = PatternSet::new(lazy.pattern_len());
-                lazy.which_overlapping_matches(&Input::new(text), &mut patterns);
-                patterns.iter().for_each(|pattern| found(pattern.as_usize()));
-            }
+            Automaton::Lazy(lazy) => lazy.matches(text, found),
         }
     }
 }
@@ -108,7 +125,23 @@ impl ExpressionsBuilder {
         number
     }
 
-    pub(super) fn build(self) -> Result<Expressions, ExpressionError> {
+    /// They fit together, as far as each is valid by itself.
+    pub(super) fn check_size(&self) -> Result<(), SetError> {
+        let patterns: Vec<String> = self
+            .order
+            .iter()
+            .filter(|expression| !is_literal(expression))
+            .filter_map(|expression| Some(anchored(&re2::translate(expression).ok()?)))
+            .collect();
+        // So few cannot be too large.
+        let count = patterns.len();
+        if (count + 1) * EXPRESSION_LIMIT <= SET_LIMIT {
+            return Ok(());
+        }
+        compile_set(&patterns).map(drop).map_err(|_| SetError::TooLarge { count })
+    }
+
+    pub(super) fn build(self) -> Result<Expressions, SetError> {
         let mut literals = HashMap::new();
         let mut numbers = Vec::new();
         let mut patterns = Vec::new();
@@ -122,25 +155,33 @@ impl ExpressionsBuilder {
         }
         let automaton = match patterns.len() {
             0 => None,
-            _ => Some(
-                Automaton::build(&patterns)
-                    .map_err(|problem| ExpressionError { expression: patterns.join(" | "), problem })?,
-            ),
+            // Each compiles by itself: what is left is their size.
+            count => Some(Automaton::build(&patterns).map_err(|_| SetError::TooLarge { count })?),
         };
         Ok(Expressions { literals, numbers, automaton })
     }
 }
 
+/// Numbers of expressions.
+pub(super) type Found = SmallVec<[usize; 4]>;
+
+/// These match; to know of the others would take too much work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Incomplete(pub(super) Found);
+
 impl Expressions {
-    pub(super) fn matches(&self, text: &str) -> SmallVec<[usize; 4]> {
-        let mut found: SmallVec<[usize; 4]> = SmallVec::new();
+    pub(super) fn matches(&self, text: &str) -> Result<Found, Incomplete> {
+        let mut found = Found::new();
         if !self.literals.is_empty() {
             found.extend(self.literals.get(text).copied());
         }
         if let Some(automaton) = &self.automaton {
-            automaton.matches(text, |pattern| found.push(self.numbers[pattern]));
+            let all = automaton.matches(text, |pattern| found.push(self.numbers[pattern]));
+            if all == Err(GivenUp) {
+                return Err(Incomplete(found));
+            }
         }
-        found
+        Ok(found)
     }
 }
 
@@ -160,35 +201,36 @@ fn checked(expression: &str) -> Result<String, ExpressionError> {
     let error = |problem| ExpressionError { expression: expression.to_owned(), problem };
     let translated = re2::translate(expression).map_err(error)?;
     let anchored = anchored(&translated);
-    compile(&[translated]).map_err(error)?;
-    compile(std::slice::from_ref(&anchored)).map_err(error)?;
+    for pattern in [&*translated, &*anchored] {
+        compile(&[pattern], EXPRESSION_LIMIT).map_err(error)?;
+    }
     Ok(anchored)
 }
 
 /// Takes an expression that is translated.
-fn anchored(expression: &str) -> String {
+pub(super) fn anchored(expression: &str) -> String {
     format!(r"\A(?:{expression})\z")
 }
 
-/// ASCII classes and bytes, as RE2 has them.
-fn bytes() -> syntax::Config {
-    syntax::Config::new().unicode(false).utf8(false)
+pub(super) fn compile_set(patterns: &[String]) -> Result<NFA, String> {
+    compile(patterns, SET_LIMIT)
 }
 
-fn compile(patterns: &[String]) -> Result<meta::Regex, String> {
-    meta::Regex::builder()
-        .configure(
-            meta::Regex::config()
-                .match_kind(regex_automata::MatchKind::All)
-                .nfa_size_limit(Some(SIZE_LIMIT))
-                .hybrid_cache_capacity(CACHE_LIMIT),
-        )
-        .syntax(bytes())
+/// With ASCII classes and bytes, as RE2 has them.
+fn compile<P: AsRef<str>>(patterns: &[P], limit: usize) -> Result<NFA, String> {
+    let config =
+        thompson::Config::new().nfa_size_limit(Some(limit)).which_captures(WhichCaptures::None).utf8(false);
+    thompson::Compiler::new()
+        .configure(config)
+        .syntax(syntax::Config::new().unicode(false).utf8(false))
         .build_many(patterns)
-        .map_err(|error| match error.syntax_error() {
-            Some(syntax) => syntax.to_string(),
-            None if error.size_limit().is_some() => "too large".to_owned(),
-            None => error.to_string(),
+        .map_err(|error| match (error.size_limit(), std::error::Error::source(&error)) {
+            (Some(limit), _) => format!(
+                "too large: it takes more than {} KiB to compile; what makes an expression large are repetitions like {{1,1000}}",
+                limit >> 10
+            ),
+            (None, Some(syntax)) => syntax.to_string(),
+            (None, None) => error.to_string(),
         })
 }
 
@@ -202,13 +244,13 @@ mod tests {
             (0..50).map(|n| anchored(&format!("/api/v{}/.*[a-z]{{1,{}}}x?", n % 7, n % 5 + 1))).collect();
         let table = Automaton::build(&patterns).unwrap();
         assert!(matches!(table, Automaton::Table(_)));
-        let lazy = Automaton::Lazy(compile(&patterns).unwrap());
+        let lazy = Automaton::Lazy(Lazy::new(&compile_set(&patterns).unwrap()).unwrap());
         for text in
             ["", "/", "/api/v3/abc", "/api/v3/7", "/api/v6/abcx", "/api/v1/\nq", "/api/v9/abc", "x/api/v1/a"]
         {
             let all = |automaton: &Automaton| {
                 let mut found = Vec::new();
-                automaton.matches(text, |pattern| found.push(pattern));
+                automaton.matches(text, |pattern| found.push(pattern)).unwrap();
                 found.sort_unstable();
                 found
             };
@@ -217,5 +259,43 @@ mod tests {
         let huge: Vec<String> = (0..40).map(|n| anchored(&format!("/.*{n}.{{{}}}z", n % 9 + 8))).collect();
         let huge = Automaton::build(&huge).unwrap();
         assert!(matches!(huge, Automaton::Lazy(_)));
+    }
+
+    #[test]
+    fn an_expression_that_stalls_others_is_refused_and_reasonable_ones_are_not() {
+        for expression in
+            ["/.*a[a-z]{8000}N", "/.*a[a-z]{4000}N", "(a{100}){100}", "(?:[0-9a-f]{1,64}/){1,64}"]
+        {
+            let error = check_expression(expression).unwrap_err();
+            assert!(error.problem.contains("more than 128 KiB"), "{error}");
+        }
+        let names: Vec<String> = (0..1000).map(|n| format!("/item{n}")).collect();
+        for expression in [
+            "[a-z0-9-]{1,63}",
+            r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?){0,5}(:[0-9]{1,5})?",
+            "/[a-zA-Z0-9_-]{1,255}",
+            "/[^/]{1,1000}",
+            "/v1/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/.*)?",
+            "(?i)/status-of-[a-z]{1,63}",
+            names.join("|").as_str(),
+        ] {
+            assert_eq!(check_expression(expression), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_set_is_bounded() {
+        let set = |count: usize, expression: fn(usize) -> String| {
+            let mut builder = ExpressionsBuilder::default();
+            for number in 0..count {
+                builder.add(&expression(number));
+            }
+            builder.build()
+        };
+        let paths = set(1000, |n| format!("/tenants/[a-z0-9-]{{1,63}}/service{n}/[^/]+")).unwrap();
+        assert_eq!(paths.matches("/tenants/blue-7/service999/x").unwrap()[..], [999]);
+        let error = set(200, |n| format!("/.*a[a-z]{{1500}}N{n}")).unwrap_err();
+        assert_eq!(error, SetError::TooLarge { count: 200 });
+        assert!(error.to_string().contains("200 regular expressions are too large together"), "{error}");
     }
 }

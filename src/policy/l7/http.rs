@@ -8,7 +8,8 @@
 //! does not decide whether its rule matches: it says what is forwarded.
 //!
 //! The cost of a request does not grow with the number of rules: literal expressions are found by
-//! a hash, all others run as one automaton.
+//! a hash, all others run as one automaton. A request whose parts would take too much work is told from one that
+//! no rule admits, and is not admitted where a rule that is not known to match may change it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::edits::HeaderEdit;
-use super::expressions::{ExpressionError, Expressions, ExpressionsBuilder};
+use super::expressions::{Expressions, ExpressionsBuilder, Found, Incomplete, SetError};
 use super::{HeaderMatch, HeaderValue, HttpRule, Mismatch, fields};
 
 /// The parts of a request that rules look at.
@@ -42,6 +43,10 @@ pub struct HttpMatch<'a, V> {
 /// Where `headerMatches.secret` values come from: namespace, name and key (`None`: the only key).
 pub type Secrets<'a> = dyn Fn(&str, &str, Option<&str>) -> Option<Vec<u8>> + 'a;
 
+/// To know which rule admits the request would take too much work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooMuch;
+
 /// Compiled rules, each with a value of the caller (usually the `RuleRef` it came from).
 #[derive(Debug)]
 pub struct HttpRules<V> {
@@ -52,6 +57,8 @@ pub struct HttpRules<V> {
     /// Rules by their path expression; rules without one.
     by_path: HashMap<usize, Vec<usize>>,
     any_path: Vec<usize>,
+    /// Some rule changes or logs a header: then it matters which rule is the first.
+    edits: bool,
 }
 
 #[derive(Debug)]
@@ -81,12 +88,28 @@ enum Expected {
     Missing,
 }
 
+/// The rules, valid each by itself, fit into one set.
+///
+/// # Errors
+/// Their regular expressions are too large together.
+pub fn check_size<'r>(rules: impl IntoIterator<Item = &'r HttpRule>) -> Result<(), SetError> {
+    let mut builders: [ExpressionsBuilder; 3] = Default::default();
+    for rule in rules {
+        for (builder, expression) in builders.iter_mut().zip([&rule.method, &rule.path, &rule.host]) {
+            if let Some(expression) = expression {
+                builder.add(expression);
+            }
+        }
+    }
+    builders.iter().try_for_each(ExpressionsBuilder::check_size)
+}
+
 impl<V> HttpRules<V> {
-    /// Fails on the first expression that does not compile or is too large.
+    /// Fails on the first expression that does not compile, and where they are too large together.
     pub fn compile<'r>(
         rules: impl IntoIterator<Item = (V, &'r HttpRule)>,
         secrets: &Secrets<'_>,
-    ) -> Result<HttpRules<V>, ExpressionError> {
+    ) -> Result<HttpRules<V>, SetError> {
         let mut methods = ExpressionsBuilder::default();
         let mut hosts = ExpressionsBuilder::default();
         let mut paths = ExpressionsBuilder::default();
@@ -106,8 +129,11 @@ impl<V> HttpRules<V> {
                 headers: rule.headers.iter().map(|header| CompiledHeader::new(header, secrets)).collect(),
             });
         }
+        let edits =
+            compiled.iter().flat_map(|rule| &rule.headers).any(|header| header.mismatch != Mismatch::Deny);
         Ok(HttpRules {
             rules: compiled,
+            edits,
             methods: methods.build()?,
             hosts: hosts.build()?,
             paths: paths.build()?,
@@ -117,18 +143,28 @@ impl<V> HttpRules<V> {
     }
 
     /// The first rule, in the order of compilation, that admits the request.
-    pub fn decide(&self, request: &Request<'_>) -> Option<HttpMatch<'_, V>> {
+    ///
+    /// # Errors
+    /// There may be one, but which would take too much work.
+    pub fn decide(&self, request: &Request<'_>) -> Result<Option<HttpMatch<'_, V>>, TooMuch> {
+        let mut complete = Ok(());
+        let mut matches = |expressions: &Expressions, text: &str| {
+            expressions.matches(text).unwrap_or_else(|Incomplete(found)| {
+                complete = Err(TooMuch);
+                found
+            })
+        };
         let mut candidates: SmallVec<[usize; 16]> = self.any_path.iter().copied().collect();
-        for path in self.paths.matches(request.path) {
+        for path in matches(&self.paths, request.path) {
             candidates.extend(self.by_path.get(&path).into_iter().flatten().copied());
         }
-        if candidates.is_empty() {
-            return None;
+        let (mut methods, mut hosts) = (Found::new(), Found::new());
+        if !candidates.is_empty() {
+            candidates.sort_unstable();
+            methods = matches(&self.methods, request.method);
+            hosts = matches(&self.hosts, request.host);
         }
-        candidates.sort_unstable();
-        let methods = self.methods.matches(request.method);
-        let hosts = self.hosts.matches(request.host);
-        candidates.into_iter().find_map(|index| {
+        let first = candidates.into_iter().find_map(|index| {
             let rule = &self.rules[index];
             if rule.method.is_some_and(|method| !methods.contains(&method))
                 || rule.host.is_some_and(|host| !hosts.contains(&host))
@@ -140,7 +176,12 @@ impl<V> HttpRules<V> {
                 edits.extend(header.judge(request.headers)?);
             }
             Some(HttpMatch { rule: &rule.value, edits })
-        })
+        });
+        // A rule that admits the request does so whatever others say, unless one before it would change it.
+        match first {
+            Some(found) if !self.edits => Ok(Some(found)),
+            first => complete.map(|()| first),
+        }
     }
 }
 
@@ -237,7 +278,7 @@ mod tests {
         let headers: Vec<(&str, &[u8])> =
             headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
         let request = Request { method, path, host: "backend:8080", headers: &headers };
-        compiled.decide(&request).map(|found| (*found.rule, found.edits))
+        compiled.decide(&request).unwrap().map(|found| (*found.rule, found.edits))
     }
 
     #[test]
@@ -315,7 +356,7 @@ mod tests {
         assert_eq!(decide(&rules, "GET", "/", &[("x-key", "")]), None);
         let compiled = HttpRules::compile([((), &rules[0])], &|_, _, _| Some(b"k".to_vec())).unwrap();
         let request = Request { method: "GET", path: "/", host: "", headers: &[("x-key", b"k")] };
-        assert!(compiled.decide(&request).is_some());
+        assert!(compiled.decide(&request).unwrap().is_some());
     }
 
     #[test]
@@ -329,7 +370,7 @@ mod tests {
             let compiled = HttpRules::compile([((), &rule)], &|_, _, _| Some(value.to_vec())).unwrap();
             let request =
                 Request { method: "GET", path: "/", host: "", headers: &[("x-key", b"k"), ("te", b"k")] };
-            compiled.decide(&request).map(|found| found.edits)
+            compiled.decide(&request).unwrap().map(|found| found.edits)
         };
         let name: Arc<str> = "x-key".into();
         let deleted = [HeaderEdit::Delete { name: name.clone() }];
@@ -350,6 +391,23 @@ mod tests {
                 "{expression}"
             );
         }
+    }
+
+    #[test]
+    fn what_would_take_too_much_work_hides_no_edit_behind_another_rule() {
+        let heavy = (0..100).map(|n| rule("GET", &format!("/.*a[a-z]{{1000}}N{n}")));
+        let mut rules: Vec<HttpRule> = heavy.collect();
+        rules.push(HttpRule { method: Some("GET".into()), ..HttpRule::default() });
+        let long = format!("/{}", "a".repeat(10_000));
+        let asked = |rules: &[HttpRule], method: &str| {
+            let compiled = HttpRules::compile(rules.iter().enumerate(), &no_secrets).unwrap();
+            let request = Request { method, path: &long, host: "", headers: &[] };
+            compiled.decide(&request).map(|found| found.map(|found| *found.rule))
+        };
+        assert_eq!(asked(&rules, "GET"), Ok(Some(100)));
+        assert_eq!(asked(&rules, "PUT"), Err(TooMuch));
+        rules[0].headers = vec![header("x-tenant", HeaderValue::Exact("blue".into()), Mismatch::Replace)];
+        assert_eq!(asked(&rules, "GET"), Err(TooMuch));
     }
 
     #[test]

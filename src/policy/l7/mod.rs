@@ -8,6 +8,7 @@
 //! - [`re2`]: the dialect of those expressions;
 //! - [`edits`]: what rules do to the header fields of a request;
 //! - [`fields`]: header fields that an edit may touch, and what they may hold;
+//! - [`fit`]: rules of several objects that are too large for one set;
 //! - [`http`]: a set of HTTP rules compiled to one matcher;
 //! - [`message`]: what makes a request head ambiguous;
 //! - [`names`]: DNS names, patterns and sets of them, for DNS rules, `toFQDNs` and `serverNames`;
@@ -16,7 +17,9 @@
 pub mod edits;
 pub mod expressions;
 pub mod fields;
+pub mod fit;
 pub mod http;
+mod lazy;
 pub mod message;
 pub mod names;
 pub mod re2;

@@ -40,6 +40,7 @@ fn request() -> Flow {
         status: 503,
         latency_us: 1500,
         version: HttpVersion::Http11,
+        mismatches: Vec::new(),
     };
     Flow { kind: EventKind::L7, l7: Some(Box::new(l7)), ..example(80) }
 }
