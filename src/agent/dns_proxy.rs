@@ -24,6 +24,7 @@ use crate::dnsproxy::sockets::{listen_tcp, listen_udp};
 use crate::dnsproxy::{Decision, Proxy, QueryRecord, Records, Replies, TransparentSockets, Workers};
 use crate::flow::L7;
 use crate::flow::record::{Record, RecordVerdict};
+use crate::fqdn::TtlBounds;
 use crate::model::{Direction, Family, Identity};
 use crate::policy::engine::PeerView;
 
@@ -42,8 +43,8 @@ pub struct Settings {
     pub run_dir: PathBuf,
     pub bpffs: PathBuf,
     pub options: Options,
-    /// Answers are fresh at least this long, as for the agent.
-    pub min_ttl: Duration,
+    /// How long answers are fresh, as for the agent.
+    pub ttl: TtlBounds,
     /// Threads that serve datagrams.
     pub workers: usize,
     pub records_per_second: u32,
@@ -64,9 +65,10 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let host = ProxyHost::start(NAME, &settings.run_dir, settings.records_per_second)?;
     let identities = IdentityLookup::open(&settings.bpffs)?;
-    let offline = OfflineNames::new(&settings.run_dir, LearnedAddresses::open(&settings.bpffs)?);
+    let addresses = LearnedAddresses::open(&settings.bpffs)?;
+    let offline = OfflineNames::new(&settings.run_dir, addresses, settings.ttl);
     let judge = Arc::new(PolicyJudge::new(Arc::clone(&host.feed), identities.clone()));
-    let names = NamesClient::start(&settings.run_dir, Arc::clone(&host.feed), offline, settings.min_ttl);
+    let names = NamesClient::start(&settings.run_dir, Arc::clone(&host.feed), offline, settings.ttl);
     let places = Listeners::open(&settings.bpffs)?;
     let sockets = TransparentSockets::new(MARK_PROXY_OUT, replies(&places).await?).context("open sockets")?;
     let proxy = Proxy::new(

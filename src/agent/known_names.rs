@@ -13,10 +13,12 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use crate::fqdn::Learned;
+use crate::fqdn::{Given, Learned, TtlBounds};
 
 /// Most names that are remembered; others are told each time.
 const MOST: usize = 65_536;
+/// Most clients of a name that the agent is told: from then on it is nobody's alone.
+const MOST_CLIENTS: usize = 8;
 /// An answer is not released on the strength of what ends sooner than this.
 const MARGIN: Duration = Duration::from_millis(400);
 
@@ -29,9 +31,57 @@ struct Address {
     end: Instant,
 }
 
+/// For whom the answers of a name were told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// Nobody counts: no rule wants the name.
+    Anyone,
+    /// These, and whoever is too many to be remembered.
+    These(SmallVec<[IpAddr; 1]>),
+}
+
+impl Clients {
+    fn has(&self, client: IpAddr) -> bool {
+        match self {
+            Clients::Anyone => true,
+            Clients::These(clients) => clients.contains(&client) || clients.len() >= MOST_CLIENTS,
+        }
+    }
+
+    fn add(&mut self, others: &Clients) {
+        match (&mut *self, others) {
+            (Clients::These(clients), Clients::These(others)) => {
+                for client in others {
+                    if !clients.contains(client) && clients.len() < MOST_CLIENTS {
+                        clients.push(*client);
+                    }
+                }
+            }
+            _ => *self = others.clone(),
+        }
+    }
+
+    fn list(&self) -> Vec<IpAddr> {
+        match self {
+            Clients::Anyone => Vec::new(),
+            Clients::These(clients) => clients.to_vec(),
+        }
+    }
+}
+
+/// Whether an answer may go out without another word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cover {
+    No,
+    /// It may, but the agent does not know that this client asked.
+    NewClient,
+    Yes,
+}
+
 #[derive(Debug)]
 struct Entry {
     generation: u64,
+    clients: Clients,
     /// Beside the name, so that the usual answer costs one look.
     addresses: SmallVec<[Address; 2]>,
     /// Its place among what is owed.
@@ -47,43 +97,39 @@ struct Names {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct KnownNames {
-    /// Answers are fresh at least this long.
-    floor: Duration,
+    /// How long answers are fresh.
+    ttl: TtlBounds,
     names: Mutex<Names>,
 }
 
 impl KnownNames {
-    pub fn new(floor: Duration) -> KnownNames {
-        KnownNames { floor, names: Mutex::default() }
+    pub fn new(ttl: TtlBounds) -> KnownNames {
+        KnownNames { ttl, names: Mutex::default() }
     }
 
     /// Every address of the answer is open and will stay so for as long as the answer says.
-    pub fn covers(&self, learned: &Learned, generation: u64, now: Instant) -> bool {
+    pub fn covers(&self, learned: &Learned, client: IpAddr, generation: u64, now: Instant) -> Cover {
         let mut names = self.names.lock();
         let Names { entries, owed } = &mut *names;
         let Some(entry) = entries.get_mut(&learned.name).filter(|entry| entry.generation == generation)
         else {
-            return false;
+            return Cover::No;
         };
         let known = |entry: &Entry, address: &IpAddr| {
             entry.addresses.iter().position(|known| known.address == *address)
         };
         // First look, then change.
-        for (address, ttl) in &learned.addresses {
-            // What is fresh for no time is never opened.
-            if ttl.max(&self.floor).is_zero() {
-                continue;
-            }
+        for (address, _) in &learned.addresses {
             match known(entry, address).map(|place| entry.addresses[place].told) {
                 Some(told) if told >= now + MARGIN => {}
-                _ => return false,
+                _ => return Cover::No,
             }
         }
         let mut due = entry.due;
         for (address, ttl) in &learned.addresses {
             let Some(place) = known(entry, address) else { continue };
             let address = &mut entry.addresses[place];
-            let ttl = (*ttl).max(self.floor);
+            let ttl = self.ttl.of(*ttl);
             let end = now + ttl;
             if end > address.end {
                 address.end = end;
@@ -99,11 +145,26 @@ impl KnownNames {
             owed.extend(due.map(|due| (due, learned.name.clone())));
             entry.due = due;
         }
-        true
+        if entry.clients.has(client) { Cover::Yes } else { Cover::NewClient }
     }
 
-    /// The answer was told, and its addresses are open.
-    pub fn told(&self, learned: &Learned, generation: u64, now: Instant) {
+    /// The agent has heard that this client asked for the name.
+    pub fn add_client(&self, name: &str, client: IpAddr) {
+        if let Some(entry) = self.names.lock().entries.get_mut(name) {
+            entry.clients.add(&Clients::These([client].into_iter().collect()));
+        }
+    }
+
+    /// What is known of the name does not hold.
+    pub fn forget(&self, name: &str) {
+        let mut names = self.names.lock();
+        if let Some((name, Entry { due: Some(due), .. })) = names.entries.remove_entry(name) {
+            names.owed.remove(&(due, name));
+        }
+    }
+
+    /// The answer was told for these clients, and its addresses are open.
+    pub fn told(&self, learned: &Learned, clients: &Clients, generation: u64, now: Instant) {
         let mut names = self.names.lock();
         let Names { entries, owed } = &mut *names;
         if entries.len() >= MOST && !entries.contains_key(&learned.name) {
@@ -115,16 +176,19 @@ impl KnownNames {
         }
         let entry = entries.entry(learned.name.clone()).or_insert(Entry {
             generation,
+            clients: clients.clone(),
             addresses: SmallVec::new(),
             due: None,
         });
         if entry.generation != generation {
             entry.generation = generation;
             entry.addresses.clear();
+            entry.clients = clients.clone();
         }
+        entry.clients.add(clients);
         entry.addresses.retain(|address| address.end > now);
         for (address, ttl) in &learned.addresses {
-            let end = now + (*ttl).max(self.floor);
+            let end = now + self.ttl.of(*ttl);
             match entry.addresses.iter_mut().find(|known| known.address == *address) {
                 Some(known) => {
                     known.told = known.told.max(end);
@@ -136,7 +200,7 @@ impl KnownNames {
     }
 
     /// What is due by `limit`, up to `most` answers: from here on it counts as told.
-    pub fn due(&self, limit: Instant, now: Instant, most: usize) -> Vec<Learned> {
+    pub fn due(&self, limit: Instant, now: Instant, most: usize) -> Vec<Given> {
         let mut names = self.names.lock();
         let Names { entries, owed } = &mut *names;
         let mut answers = Vec::new();
@@ -153,24 +217,37 @@ impl KnownNames {
     }
 
     /// Everything that is still fresh, for an agent that may not know it.
-    pub fn fresh(&self, now: Instant) -> Vec<Learned> {
+    pub fn fresh(&self, now: Instant) -> Vec<Given> {
         let names = self.names.lock();
         names.entries.iter().filter_map(|(name, entry)| remaining(name, entry, now)).collect()
     }
 }
 
-fn remaining(name: &Arc<str>, entry: &Entry, now: Instant) -> Option<Learned> {
+fn remaining(name: &Arc<str>, entry: &Entry, now: Instant) -> Option<Given> {
     let left = |address: &Address| {
         let left = address.end.saturating_duration_since(now);
         (!left.is_zero()).then_some((address.address, left))
     };
     let addresses: Vec<_> = entry.addresses.iter().filter_map(left).collect();
-    (!addresses.is_empty()).then(|| Learned { name: name.clone(), addresses })
+    if addresses.is_empty() {
+        return None;
+    }
+    Some(Given { learned: Learned { name: name.clone(), addresses }, clients: entry.clients.list() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    fn pod() -> Clients {
+        Clients::These([POD].into_iter().collect())
+    }
+
+    fn covers(known: &KnownNames, learned: &Learned, generation: u64, now: Instant) -> bool {
+        known.covers(learned, POD, generation, now) == Cover::Yes
+    }
 
     fn answer(name: &str, ttl: u64, addresses: &[&str]) -> Learned {
         let ttl = Duration::from_secs(ttl);
@@ -184,14 +261,14 @@ mod tests {
     fn an_answer_is_covered_by_what_was_told_under_the_same_generation() {
         let (known, now) = (KnownNames::default(), Instant::now());
         let first = answer("a", 60, &["192.0.2.1", "192.0.2.2"]);
-        assert!(!known.covers(&first, 1, now));
-        known.told(&first, 1, now);
-        assert!(known.covers(&first, 1, now));
-        assert!(known.covers(&answer("a", 60, &["192.0.2.2"]), 1, now));
-        assert!(!known.covers(&answer("a", 60, &["192.0.2.3"]), 1, now), "a new address");
-        assert!(!known.covers(&answer("b", 60, &["192.0.2.1"]), 1, now), "another name");
-        assert!(!known.covers(&first, 2, now), "another generation");
-        assert!(!known.covers(&first, 1, now + Duration::from_secs(60)), "it is closed by then");
+        assert!(!covers(&known, &first, 1, now));
+        known.told(&first, &pod(), 1, now);
+        assert!(covers(&known, &first, 1, now));
+        assert!(covers(&known, &answer("a", 60, &["192.0.2.2"]), 1, now));
+        assert!(!covers(&known, &answer("a", 60, &["192.0.2.3"]), 1, now), "a new address");
+        assert!(!covers(&known, &answer("b", 60, &["192.0.2.1"]), 1, now), "another name");
+        assert!(!covers(&known, &first, 2, now), "another generation");
+        assert!(!covers(&known, &first, 1, now + Duration::from_secs(60)), "it is closed by then");
     }
 
     #[test]
@@ -199,41 +276,64 @@ mod tests {
         let (known, now) = (KnownNames::default(), Instant::now());
         let after = |seconds| now + Duration::from_secs(seconds);
         let first = answer("a", 60, &["192.0.2.1"]);
-        known.told(&first, 1, now);
-        assert!(known.covers(&first, 1, now));
+        known.told(&first, &pod(), 1, now);
+        assert!(covers(&known, &first, 1, now));
         assert!(known.due(after(59), after(59), 9).is_empty(), "nothing was promised beyond what was told");
-        assert!(known.covers(&first, 1, after(20)));
-        assert!(known.covers(&first, 1, after(25)));
+        assert!(covers(&known, &first, 1, after(20)));
+        assert!(covers(&known, &first, 1, after(25)));
         assert!(known.due(after(29), after(29), 9).is_empty());
         let due = known.due(after(30), after(30), 9);
-        assert_eq!(due, [answer("a", 55, &["192.0.2.1"])]);
+        let given = |learned| Given { learned, clients: vec![POD] };
+        assert_eq!(due, [given(answer("a", 55, &["192.0.2.1"]))]);
         assert!(known.due(after(59), after(59), 9).is_empty(), "once");
-        assert!(known.covers(&first, 1, after(70)), "it was told");
-        assert_eq!(known.fresh(after(100)), [answer("a", 30, &["192.0.2.1"])]);
+        assert!(covers(&known, &first, 1, after(70)), "it was told");
+        assert_eq!(known.fresh(after(100)), [given(answer("a", 30, &["192.0.2.1"]))]);
         assert!(known.fresh(after(130)).is_empty());
     }
 
     #[test]
-    fn the_floor_counts_and_what_is_fresh_for_no_time_is_never_open() {
+    fn the_floor_counts() {
         let now = Instant::now();
         let stale = answer("a", 0, &["192.0.2.1"]);
-        let known = KnownNames::default();
-        known.told(&stale, 1, now);
-        assert!(known.covers(&stale, 1, now), "there is nothing to wait for");
-        let known = KnownNames::new(Duration::from_secs(5));
-        known.told(&stale, 1, now);
-        assert!(known.covers(&stale, 1, now + Duration::from_secs(4)));
-        assert!(!known.covers(&stale, 1, now + Duration::from_secs(5)));
+        let known = KnownNames::new(TtlBounds::new(Duration::from_secs(5), Duration::from_secs(60)));
+        known.told(&stale, &pod(), 1, now);
+        assert!(covers(&known, &stale, 1, now + Duration::from_secs(4)));
+        assert!(!covers(&known, &stale, 1, now + Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_client_that_the_agent_has_not_heard_of_is_told_once() {
+        let (known, now, other) = (KnownNames::default(), Instant::now(), IpAddr::from([10, 0, 0, 2]));
+        let first = answer("a", 60, &["192.0.2.1"]);
+        known.told(&first, &pod(), 1, now);
+        assert_eq!(known.covers(&first, other, 1, now), Cover::NewClient);
+        known.add_client("a", other);
+        assert_eq!(known.covers(&first, other, 1, now), Cover::Yes);
+        assert_eq!(known.fresh(now)[0].clients, [POD, other]);
+        known.told(&answer("b", 60, &["192.0.2.1"]), &Clients::Anyone, 1, now);
+        assert_eq!(known.covers(&answer("b", 60, &["192.0.2.1"]), other, 1, now), Cover::Yes);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_neither_known_nor_owed() {
+        let (known, now) = (KnownNames::default(), Instant::now());
+        let first = answer("a", 60, &["192.0.2.1"]);
+        known.told(&first, &pod(), 1, now);
+        let later = now + Duration::from_secs(20);
+        assert!(covers(&known, &first, 1, later));
+        known.forget("a");
+        assert!(!covers(&known, &first, 1, later));
+        assert!(known.names.lock().owed.is_empty());
     }
 
     #[test]
     fn memory_is_bounded() {
         let (known, now) = (KnownNames::default(), Instant::now());
         for n in 0..MOST + 10 {
-            known.told(&answer(&format!("n{n}"), 60, &["192.0.2.1"]), 1, now);
+            known.told(&answer(&format!("n{n}"), 60, &["192.0.2.1"]), &pod(), 1, now);
         }
         assert_eq!(known.names.lock().entries.len(), MOST);
-        known.told(&answer("later", 60, &["192.0.2.1"]), 1, now + Duration::from_secs(61));
+        known.told(&answer("later", 60, &["192.0.2.1"]), &pod(), 1, now + Duration::from_secs(61));
         assert_eq!(known.names.lock().entries.len(), 1, "what has ended made room");
     }
 }

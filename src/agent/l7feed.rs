@@ -9,7 +9,8 @@
 //! A proxy that has a connection before it looks whether the document is the one that it has read ([`Newest::load`]), so
 //! it knows the rules by which the connection was brought to it, however late it hears of news otherwise.
 //! Documents are written beside the old one and renamed. A proxy that starts while no agent runs reads what the last one
-//! left. A document that cannot be read is reported, and the one before it stays in force.
+//! left. A document that cannot be read is reported, and the one before it stays in force. Where news may
+//! have been missed, it is read again: the kernel's queue was full, or could not be read.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::Write as _;
@@ -17,10 +18,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use parking_lot::Mutex;
 
 use crate::cluster::View;
@@ -29,6 +31,8 @@ use crate::policy::l7::snapshot::{Endpoint, Scope, SecretValue, Sides, Snapshot}
 use crate::policy::l7::{HeaderValue, L7Rules, fields, fit};
 
 const FILE: &str = "l7.json";
+/// Between attempts to read events.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The agent's end.
 #[derive(Debug)]
@@ -293,8 +297,8 @@ pub fn follow(run_dir: &Path, on_change: impl Fn() + Send + 'static) -> anyhow::
     std::thread::Builder::new()
         .name("sluice-feed".into())
         .spawn(move || {
-            while let Ok(events) = inotify.read_events() {
-                if events.iter().any(|event| event.name.as_deref() == Some(FILE.as_ref())) {
+            loop {
+                if news(inotify.read_events()) == News::Document {
                     watched.load();
                 }
                 on_change();
@@ -302,6 +306,31 @@ pub fn follow(run_dir: &Path, on_change: impl Fn() + Send + 'static) -> anyhow::
         })
         .context("start the feed's thread")?;
     Ok(newest)
+}
+
+/// What happened in the directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    /// The document is new, or may be.
+    Document,
+    Other,
+}
+
+/// Waits a moment where events could not be read: that may last.
+fn news(events: nix::Result<Vec<InotifyEvent>>) -> News {
+    let is_document = |event: &InotifyEvent| {
+        // Of events that were dropped only their number is known to be large: this one has no name.
+        event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) || event.name.as_deref() == Some(FILE.as_ref())
+    };
+    match events {
+        Ok(events) if events.iter().any(is_document) => News::Document,
+        Ok(_) => News::Other,
+        Err(error) => {
+            tracing::error!(%error, "the policy feed is not watched: it is read every second");
+            std::thread::sleep(PAUSE);
+            News::Document
+        }
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<Snapshot> {
@@ -333,5 +362,50 @@ mod tests {
             news.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
             assert_eq!(feed.load().revision, expected);
         }
+    }
+
+    /// An overflow has no name: the document before it stayed in force until the next one.
+    #[test]
+    fn a_document_whose_event_was_dropped_is_read() {
+        use std::sync::mpsc;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let put = |revision| {
+            let text = serde_json::to_string(&Snapshot { revision, ..Snapshot::default() }).unwrap();
+            std::fs::write(path("new"), text).unwrap();
+            std::fs::rename(path("new"), path(FILE)).unwrap();
+        };
+        put(1);
+        // The watching thread goes on only when it is told to.
+        let ((told, news), (go, may_go)) = (mpsc::channel(), mpsc::channel::<()>());
+        let feed = follow(directory.path(), move || {
+            told.send(()).ok();
+            may_go.recv().ok();
+        })
+        .unwrap();
+        let wait = || news.recv_timeout(Duration::from_secs(30)).unwrap();
+        std::fs::write(path("a"), "").unwrap();
+        std::fs::rename(path("a"), path("b")).unwrap();
+        wait();
+        let queue = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        for _ in 0..=queue.trim().parse::<u32>().unwrap() / 2 {
+            // Two events that are not the same one twice, which would be told once.
+            std::fs::rename(path("b"), path("a")).unwrap();
+            std::fs::rename(path("a"), path("b")).unwrap();
+        }
+        put(2);
+        drop(go);
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while feed.load().revision != 2 {
+            wait();
+            assert!(std::time::Instant::now() < deadline);
+        }
+    }
+
+    #[test]
+    fn events_that_cannot_be_read_do_not_end_the_watch() {
+        assert_eq!(news(Err(nix::errno::Errno::EIO)), News::Document);
+        assert_eq!(news(Ok(Vec::new())), News::Other);
     }
 }

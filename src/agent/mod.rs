@@ -112,9 +112,10 @@ pub fn view_options(config: &AgentConfig, local_number_offset: u32) -> ViewOptio
             .map(|address| (*address, Identity::INGRESS))
             .collect(),
         names: NameManagerOptions {
-            min_ttl: config.dns.min_ttl,
+            ttl: config.dns.ttl,
             max_addresses: config.dns.max_addresses,
             max_names: config.dns.max_names,
+            max_all_addresses: config.dns.max_all_addresses,
         },
         // People write pods without their namespaces; a server adds them where it knows them.
         missing_namespaces: MissingNamespaces::Exist,

@@ -2,9 +2,9 @@
 //!
 //! The proxy sends each answer over `<run-dir>/names.sock` before it gives it to the pod, one JSON document
 //! a line ([`Question`]), and waits for the line that says whether the kernel has it ([`Told`]). What was
-//! learned is stored, so that a restart of the agent forgets nothing; ends of TTLs are deadlines of the
-//! core. Answers of one moment share one job, one transaction and one write to the store. To an agent that is
-//! new the proxy tells everything that is still fresh: it may have died before it stored.
+//! learned is stored, so that a restart of the agent forgets nothing, and what made room for others is stored no longer;
+//! ends of TTLs are deadlines of the core. Answers of one moment share one job, one transaction and one write to the
+//! store. To an agent that is new the proxy tells everything that is still fresh: it may have died before it stored.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -16,10 +16,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use super::core::{Core, CoreHandle};
-use super::offline_names::take_spool;
+use super::offline_names::Spooled;
 use crate::api;
-use crate::fqdn::{Learned, Snapshot};
-use crate::store::{LearnedName, Store, StoreError};
+use crate::fqdn::{Given, Learned, Snapshot};
+use crate::store::{LearnedName, NameChange, Store, StoreError};
 
 /// The socket's name in the agent's directory.
 pub const SOCKET: &str = "names.sock";
@@ -39,29 +39,35 @@ pub struct Question {
     pub name: String,
     /// Addresses with their TTLs in milliseconds.
     pub addresses: Vec<(IpAddr, u64)>,
+    /// Who is given the answer.
+    #[serde(default)]
+    pub clients: Vec<IpAddr>,
 }
 
 /// What became of a [`Question`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
     pub id: u64,
-    /// The kernel allows what policy allows of it. Otherwise it stays closed.
+    /// The kernel allows what policy allows of it, for as long as the answer says. Otherwise it stays closed.
     pub ready: bool,
-    /// How many addresses were dropped before their time since the agent started. When it grows, an address that
-    /// the proxy knows may be closed.
+    /// How many addresses and names that rules want were dropped before their time since the agent started. When it
+    /// grows, an address that the proxy knows may be closed.
     pub evictions: u64,
 }
 
 impl Question {
-    pub fn new(id: u64, learned: &Learned) -> Question {
+    pub fn new(id: u64, given: &Given) -> Question {
+        let Given { learned, clients } = given;
         let millis = |ttl: &Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let addresses = learned.addresses.iter().map(|(address, ttl)| (*address, millis(ttl)));
-        Question { id, name: learned.name.to_string(), addresses: addresses.collect() }
+        let (name, addresses) = (learned.name.to_string(), addresses.collect());
+        Question { id, name, addresses, clients: clients.clone() }
     }
 
-    fn learned(&self) -> Learned {
+    fn given(&self) -> Given {
         let addresses = self.addresses.iter().map(|(address, ttl)| (*address, Duration::from_millis(*ttl)));
-        Learned { name: self.name.as_str().into(), addresses: addresses.collect() }
+        let learned = Learned { name: self.name.as_str().into(), addresses: addresses.collect() };
+        Given { learned, clients: self.clients.clone() }
     }
 }
 
@@ -69,14 +75,12 @@ impl Question {
 pub async fn serve(run_dir: &Path, core: CoreHandle, store: Store) -> anyhow::Result<()> {
     let listener: UnixListener = api::unix::bind(&run_dir.join(SOCKET)).await?;
     // From here on the proxy asks; what it noted until now is learned.
-    let spooled = take_spool(run_dir)?;
-    let rows = spooled.clone();
-    let store_rows = store.clone();
-    tokio::task::spawn_blocking(move || store_rows.learn_names(rows)).await??;
-    core.call(move |core| core.learn_spooled(&spooled)).await?;
+    if let Err(error) = learn_spool(run_dir, &core, &store).await {
+        tracing::error!(error = %format!("{error:#}"), "what was learned without an agent waits for the next one");
+    }
     tokio::spawn(sweep(store.clone()));
-    let (keep, rows) = mpsc::channel(KEEP);
-    tokio::spawn(keep_all(store, rows));
+    let (keep, changes) = mpsc::channel(KEEP);
+    tokio::spawn(keep_all(store, changes));
     tokio::spawn(async move {
         loop {
             let stream = match listener.accept().await {
@@ -98,6 +102,16 @@ pub async fn serve(run_dir: &Path, core: CoreHandle, store: Store) -> anyhow::Re
     Ok(())
 }
 
+async fn learn_spool(run_dir: &Path, core: &CoreHandle, store: &Store) -> anyhow::Result<()> {
+    while let Some(spooled) = Spooled::take(run_dir)? {
+        let (rows, store) = (spooled.rows.clone(), store.clone());
+        let changes = core.call(move |core| core.learn_spooled(&rows)).await?;
+        tokio::task::spawn_blocking(move || store.change_names(changes)).await??;
+        spooled.stored()?;
+    }
+    Ok(())
+}
+
 async fn sweep(store: Store) {
     let mut tick = tokio::time::interval(SWEEP);
     loop {
@@ -111,11 +125,11 @@ async fn sweep(store: Store) {
 }
 
 /// Writes what was learned, as much at once as has come.
-async fn keep_all(store: Store, mut rows: mpsc::Receiver<Vec<LearnedName>>) {
+async fn keep_all(store: Store, mut changes: mpsc::Receiver<Vec<NameChange>>) {
     let mut batches = Vec::new();
-    while rows.recv_many(&mut batches, KEEP).await > 0 {
-        let (store, rows) = (store.clone(), batches.drain(..).flatten().collect());
-        let stored = tokio::task::spawn_blocking(move || store.learn_names(rows)).await;
+    while changes.recv_many(&mut batches, KEEP).await > 0 {
+        let (store, changes) = (store.clone(), batches.drain(..).flatten().collect());
+        let stored = tokio::task::spawn_blocking(move || store.change_names(changes)).await;
         if let Ok(Err(error)) = stored {
             tracing::warn!(%error, "names that were learned are forgotten when the agent restarts");
         }
@@ -125,7 +139,7 @@ async fn keep_all(store: Store, mut rows: mpsc::Receiver<Vec<LearnedName>>) {
 async fn converse(
     stream: UnixStream,
     core: CoreHandle,
-    keep: mpsc::Sender<Vec<LearnedName>>,
+    keep: mpsc::Sender<Vec<NameChange>>,
 ) -> anyhow::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::with_capacity(64 * 1024, read);
@@ -140,34 +154,31 @@ async fn converse(
             }
             questions.push(serde_json::from_str(&line)?);
         }
-        let answers: Vec<Learned> = questions.iter().map(Question::learned).collect();
+        let answers: Vec<Given> = questions.iter().map(Question::given).collect();
         let Ok(outcome) = core.call(move |core| core.learn_names(&answers)).await else {
             return Ok(());
         };
         let mut told = Vec::new();
-        for question in &questions {
-            let Question { id, .. } = *question;
-            serde_json::to_writer(
-                &mut told,
-                &Told { id, ready: outcome.ready, evictions: outcome.evictions },
-            )?;
+        for (question, ready) in questions.iter().zip(outcome.ready) {
+            let evictions = outcome.evictions;
+            serde_json::to_writer(&mut told, &Told { id: question.id, ready, evictions })?;
             told.push(b'\n');
         }
         write.write_all(&told).await?;
         // After the pod has its answer: what a crash loses here, the proxy tells the next agent.
-        keep.send(outcome.rows).await.ok();
+        keep.send(outcome.changes).await.ok();
     }
 }
 
 /// What became of some answers.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The kernel has them.
-    pub ready: bool,
+    /// See [`Told::ready`]; of each answer.
+    pub ready: Vec<bool>,
     /// See [`Told::evictions`].
     pub evictions: u64,
     /// What to store.
-    pub rows: Vec<LearnedName>,
+    pub changes: Vec<NameChange>,
 }
 
 impl Core {
@@ -177,13 +188,11 @@ impl Core {
     }
 
     /// Learns answers.
-    pub fn learn_names(&mut self, answers: &[Learned]) -> Outcome {
+    pub fn learn_names(&mut self, answers: &[Given]) -> Outcome {
         let (now, wall) = (self.names_now(), SystemTime::now());
-        let floor = self.view.options().names.min_ttl;
-        let refused = self.view.refused_answers();
         let mut deltas = Vec::new();
-        self.view.learn_all(now, answers, |delta| deltas.push(delta));
-        for answer in answers {
+        let lost = self.view.learn_all(now, answers, |delta| deltas.push(delta));
+        for Given { learned: answer, .. } in answers {
             let addresses = answer.addresses.iter().map(|(address, _)| *address);
             self.shared.directory.lock().add_name(&answer.name, addresses);
         }
@@ -191,30 +200,41 @@ impl Core {
             self.realize(delta, self.desired);
         }
         self.keep_offset();
-        let rows = answers.iter().flat_map(|answer| {
-            answer.addresses.iter().map(|(address, ttl)| LearnedName {
-                name: answer.name.to_string(),
-                address: *address,
-                expires: wall + (*ttl).max(floor),
-            })
-        });
-        let stats = self.view.names().stats();
+        let names = self.view.names();
+        let mut changes = Vec::new();
+        for (name, address) in lost {
+            if names.end_of(&name, address).is_none() {
+                changes.push(NameChange::Lost { name: name.to_string(), address });
+            }
+        }
+        for Given { learned, .. } in answers {
+            for (address, _) in &learned.addresses {
+                // What had no room ends with this run.
+                let Some(end) = names.end_of(&learned.name, *address) else { continue };
+                let (name, expires) = (learned.name.to_string(), wall + end.saturating_sub(now));
+                changes.push(NameChange::Learned(LearnedName { name, address: *address, expires }));
+            }
+        }
+        let has_all = self.waiting() == 0;
+        let ready = answers.iter().map(|given| has_all && names.holds(now, &given.learned));
+        let stats = names.stats();
         Outcome {
-            ready: self.waiting() == 0 && self.view.refused_answers() == refused,
-            evictions: stats.evicted + stats.refused_names + self.view.refused_answers(),
-            rows: rows.collect(),
+            ready: ready.collect(),
+            evictions: stats.evicted + stats.evicted_names + self.view.refused_answers(),
+            changes,
         }
     }
 
-    fn learn_spooled(&mut self, rows: &[LearnedName]) {
+    fn learn_spooled(&mut self, rows: &[LearnedName]) -> Vec<NameChange> {
         let now = SystemTime::now();
-        let answers: Vec<Learned> = (rows.iter())
+        let answers: Vec<Given> = (rows.iter())
             .filter_map(|row| {
                 let left = row.expires.duration_since(now).ok()?;
-                Some(Learned { name: row.name.as_str().into(), addresses: vec![(row.address, left)] })
+                let learned = Learned { name: row.name.as_str().into(), addresses: vec![(row.address, left)] };
+                Some(Given { learned, clients: Vec::new() })
             })
             .collect();
-        self.learn_names(&answers);
+        self.learn_names(&answers).changes
     }
 
     /// Takes in what earlier runs learned and is still fresh.
@@ -224,16 +244,29 @@ impl Core {
     pub fn restore_names(&mut self) -> Result<(), StoreError> {
         let wall = SystemTime::now();
         let mut snapshot = Snapshot::default();
-        match take_spool(&self.config.run_dir) {
-            Ok(rows) => self.store.learn_names(rows)?,
-            Err(error) => tracing::error!(error = %format!("{error:#}"), "what was learned without an agent"),
+        if let Err(error) = self.store_spool() {
+            tracing::error!(error = %format!("{error:#}"), "what was learned without an agent");
         }
+        // The ceiling may have been higher, and the clock may have been ahead.
+        self.store.shorten_names(wall + self.view.options().names.ttl.ceiling())?;
         for row in self.store.learned_names(wall)? {
             let left = row.expires.duration_since(wall).unwrap_or_default();
             snapshot.names.entry(row.name.into()).or_default().insert(row.address, left);
         }
         // Part of the first full state, which comes next.
         self.view.restore_names(self.names_now(), Duration::ZERO, &snapshot);
+        let names = self.view.names();
+        let all = snapshot.names.iter().flat_map(|(name, addresses)| addresses.keys().map(move |a| (name, *a)));
+        let lost = all.filter(|(name, address)| names.end_of(name, *address).is_none());
+        let lost = lost.map(|(name, address)| NameChange::Lost { name: name.to_string(), address });
+        self.store.change_names(lost.collect())
+    }
+
+    fn store_spool(&self) -> anyhow::Result<()> {
+        while let Some(spooled) = Spooled::take(&self.config.run_dir)? {
+            self.store.change_names(spooled.rows.iter().cloned().map(NameChange::Learned).collect())?;
+            spooled.stored()?;
+        }
         Ok(())
     }
 

@@ -1,11 +1,12 @@
 //! The DNS proxy's end of learning: asks the agent, and gets along without it.
 //!
 //! Contract: [`Learner::learn`] returns in bounded time. A name that no `toFQDNs` rule names is not waited for.
-//! An answer that was told before ([`KnownNames`]) needs no word; that it makes its addresses stay open longer is
-//! told later. Without an agent the address is put into the kernel here, and noted for the agent to
+//! An answer that was told before ([`KnownNames`]) needs no word; that it makes its addresses stay open longer, or that
+//! another client asked, is told later. Without an agent the address is put into the kernel here, and noted for the agent to
 //! learn. An agent that is new is told everything that is fresh.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,13 +19,13 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot};
 
-use super::known_names::KnownNames;
+use super::known_names::{Clients, Cover, KnownNames};
 use super::l7feed::Feed;
 use super::names::{Question, SOCKET, Told};
 use super::offline_names::OfflineNames;
 use crate::dnsproxy::outside::Wait;
 use crate::dnsproxy::{Learner, Reach};
-use crate::fqdn::Learned;
+use crate::fqdn::{Given, Learned, TtlBounds};
 use crate::policy::l7::DnsPattern;
 use crate::policy::l7::names::NameSet;
 use crate::policy::l7::snapshot::Snapshot;
@@ -43,11 +44,17 @@ const MOST_DUE: usize = 1024;
 /// Beyond every TTL (RFC 2181, section 8).
 const FAR: Duration = Duration::from_secs(1 << 32);
 
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reach>>>>;
+/// Questions that the agent has not answered, by number.
+type Waiting = Arc<Mutex<HashMap<u64, Asked>>>;
 
 struct Ask {
-    learned: Learned,
+    given: Given,
     /// Absent: nobody waits.
+    answer: Option<oneshot::Sender<Reach>>,
+}
+
+struct Asked {
+    name: Arc<str>,
     answer: Option<oneshot::Sender<Reach>>,
 }
 
@@ -114,10 +121,10 @@ impl Shared {
 }
 
 impl NamesClient {
-    /// Talks to whichever agent serves `run_dir` at the time. `floor` is the agent's least TTL.
-    pub fn start(run_dir: &Path, feed: Feed, offline: OfflineNames, floor: Duration) -> Arc<NamesClient> {
+    /// Talks to whichever agent serves `run_dir` at the time. `ttl` is as for the agent.
+    pub fn start(run_dir: &Path, feed: Feed, offline: OfflineNames, ttl: TtlBounds) -> Arc<NamesClient> {
         let (asks, queue) = mpsc::channel(QUEUE);
-        let shared = Arc::new(Shared { known: KnownNames::new(floor), generation: AtomicU64::new(1) });
+        let shared = Arc::new(Shared { known: KnownNames::new(ttl), generation: AtomicU64::new(1) });
         let link = Link { socket: run_dir.join(SOCKET), shared: Arc::clone(&shared), open: None, last: 0 };
         tokio::spawn(link.send_all(queue));
         let wanted = ArcSwap::from_pointee(Wanted::of(feed.load_full()));
@@ -149,9 +156,9 @@ impl NamesClient {
         fresh
     }
 
-    async fn ask(&self, learned: Learned) -> Option<Reach> {
+    async fn ask(&self, given: Given) -> Option<Reach> {
         let (answer, wait) = oneshot::channel();
-        self.asks.send(Ask { learned, answer: Some(answer) }).await.ok()?;
+        self.asks.send(Ask { given, answer: Some(answer) }).await.ok()?;
         // An agent that is gone drops the other end.
         wait.await.ok()
     }
@@ -164,8 +171,8 @@ impl NamesClient {
             if owed.is_empty() {
                 return;
             }
-            for learned in owed {
-                if tokio::time::timeout(PATIENCE, self.ask(learned)).await.is_err() {
+            for given in owed {
+                if tokio::time::timeout(PATIENCE, self.ask(given)).await.is_err() {
                     return;
                 }
             }
@@ -174,30 +181,39 @@ impl NamesClient {
 }
 
 impl Learner for NamesClient {
-    fn known(&self, learned: &Learned) -> Option<Reach> {
+    fn known(&self, learned: &Learned, client: IpAddr) -> Option<Reach> {
         self.wanted();
         let generation = self.shared.generation.load(Ordering::Acquire);
-        if !self.shared.known.covers(learned, generation, Instant::now()) {
-            return None;
+        match self.shared.known.covers(learned, client, generation, Instant::now()) {
+            Cover::No => return None,
+            Cover::Yes => {}
+            Cover::NewClient => {
+                // It counts as one that needs the name. Nothing waits for that.
+                let given = Given { learned: learned.clone(), clients: vec![client] };
+                if self.asks.try_send(Ask { given, answer: None }).is_ok() {
+                    self.shared.known.add_client(&learned.name, client);
+                }
+            }
         }
         self.counts.known.fetch_add(1, Ordering::Relaxed);
         Some(Reach::Ready)
     }
 
-    fn learn(&self, learned: Learned) -> Wait<'_, Reach> {
+    fn learn(&self, learned: Learned, client: IpAddr) -> Wait<'_, Reach> {
         Box::pin(async move {
             let wanted = self.wanted();
             let generation = self.shared.generation.load(Ordering::Acquire);
             let now = Instant::now();
+            let given = Given { learned: learned.clone(), clients: vec![client] };
             if !wanted.patterns.contains(&learned.name) {
                 // For rules that come later. Without an agent, or with too much to do, nothing is lost but
                 // that.
-                if self.asks.try_send(Ask { learned: learned.clone(), answer: None }).is_ok() {
-                    self.shared.known.told(&learned, generation, now);
+                if self.asks.try_send(Ask { given, answer: None }).is_ok() {
+                    self.shared.known.told(&learned, &Clients::Anyone, generation, now);
                 }
                 return Reach::Ready;
             }
-            let reach = match tokio::time::timeout(PATIENCE, self.ask(learned.clone())).await {
+            let reach = match tokio::time::timeout(PATIENCE, self.ask(given)).await {
                 Ok(Some(reach)) => {
                     self.counts.asked.fetch_add(1, Ordering::Relaxed);
                     reach
@@ -209,7 +225,8 @@ impl Learner for NamesClient {
                 }
             };
             if reach == Reach::Ready {
-                self.shared.known.told(&learned, generation, now);
+                let clients = Clients::These([client].into_iter().collect());
+                self.shared.known.told(&learned, &clients, generation, now);
             }
             reach
         })
@@ -244,7 +261,7 @@ impl Link {
                 let now = Instant::now();
                 self.shared.known.due(now, now, MOST_DUE)
             };
-            batch.extend(due.into_iter().map(|learned| Ask { learned, answer: None }));
+            batch.extend(due.into_iter().map(|given| Ask { given, answer: None }));
             if !batch.is_empty() {
                 self.send(&mut batch).await;
             }
@@ -271,12 +288,10 @@ impl Link {
     async fn send(&mut self, batch: &mut Vec<Ask>) {
         let Some((write, waiting)) = &mut self.open else { return batch.clear() };
         let mut text = Vec::new();
-        for Ask { learned, answer } in batch.drain(..) {
+        for Ask { given, answer } in batch.drain(..) {
             self.last += 1;
-            if let Some(answer) = answer {
-                waiting.lock().insert(self.last, answer);
-            }
-            if serde_json::to_writer(&mut text, &Question::new(self.last, &learned)).is_ok() {
+            waiting.lock().insert(self.last, Asked { name: given.learned.name.clone(), answer });
+            if serde_json::to_writer(&mut text, &Question::new(self.last, &given)).is_ok() {
                 text.push(b'\n');
             }
         }
@@ -294,8 +309,7 @@ impl Link {
         let fresh = self.shared.known.fresh(Instant::now());
         self.shared.doubt();
         for some in fresh.chunks(BATCH) {
-            let mut batch =
-                some.iter().map(|learned| Ask { learned: learned.clone(), answer: None }).collect();
+            let mut batch = some.iter().map(|given| Ask { given: given.clone(), answer: None }).collect();
             self.send(&mut batch).await;
         }
         true
@@ -309,11 +323,16 @@ async fn hear(read: tokio::net::unix::OwnedReadHalf, waiting: Waiting, shared: A
     while let Ok(Some(line)) = lines.next_line().await {
         let Ok(told) = serde_json::from_str::<Told>(&line) else { break };
         // Before the answer is taken for known.
-        if evictions.replace(told.evictions).is_some_and(|before| before != told.evictions) || !told.ready {
+        if evictions.replace(told.evictions).is_some_and(|before| before != told.evictions) {
             shared.doubt();
         }
+        let Some(Asked { name, answer }) = waiting.lock().remove(&told.id) else { continue };
         let reach = if told.ready { Reach::Ready } else { Reach::Closed };
-        if let Some(answer) = waiting.lock().remove(&told.id) {
+        if reach == Reach::Closed {
+            // It may have been taken to be open already, for as long as it was to be told.
+            shared.known.forget(&name);
+        }
+        if let Some(answer) = answer {
             // Who asked may have lost patience.
             answer.send(reach).ok();
         }

@@ -21,12 +21,14 @@ use serde::{Deserialize, Serialize};
 use crate::datapath::DatapathError;
 use crate::datapath::learned::LearnedAddresses;
 use crate::dnsproxy::Reach;
-use crate::fqdn::Learned;
+use crate::fqdn::{Learned, TtlBounds};
 use crate::model::Identity;
 use crate::policy::l7::snapshot::{Scope, Snapshot};
 use crate::store::LearnedName;
 
 const SPOOL: &str = "names.spool";
+/// The spool while an agent takes it in.
+const TAKEN: &str = "names.spool.taken";
 /// Bytes of the spool beyond which nothing more is noted: the answers of hours.
 const LONGEST_SPOOL: u64 = 32 << 20;
 
@@ -43,6 +45,7 @@ struct Noted {
 #[derive(Debug)]
 pub struct OfflineNames {
     addresses: LearnedAddresses,
+    ttl: TtlBounds,
     /// One writer at a time.
     spool: Mutex<PathBuf>,
     /// Answers that the next agent will not know.
@@ -50,8 +53,8 @@ pub struct OfflineNames {
 }
 
 impl OfflineNames {
-    pub fn new(run_dir: &Path, addresses: LearnedAddresses) -> OfflineNames {
-        OfflineNames { addresses, spool: Mutex::new(run_dir.join(SPOOL)), unnoted: AtomicU64::new(0) }
+    pub fn new(run_dir: &Path, addresses: LearnedAddresses, ttl: TtlBounds) -> OfflineNames {
+        OfflineNames { addresses, ttl, spool: Mutex::new(run_dir.join(SPOOL)), unnoted: AtomicU64::new(0) }
     }
 
     /// Answers that were not noted, because the spool was full or could not be written.
@@ -104,7 +107,7 @@ impl OfflineNames {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut lines = Vec::new();
         for (address, ttl) in &learned.addresses {
-            let expires = u64::try_from((now + *ttl).as_millis()).unwrap_or(u64::MAX);
+            let expires = u64::try_from((now + self.ttl.of(*ttl)).as_millis()).unwrap_or(u64::MAX);
             let noted = Noted { name: learned.name.to_string(), address: *address, expires };
             serde_json::to_writer(&mut lines, &noted)?;
             lines.push(b'\n');
@@ -117,24 +120,46 @@ impl OfflineNames {
     }
 }
 
-/// What the proxies noted; the spool is empty afterwards.
-pub fn take_spool(run_dir: &Path) -> anyhow::Result<Vec<LearnedName>> {
-    let taken = run_dir.join("names.spool.taken");
-    match std::fs::rename(run_dir.join(SPOOL), &taken) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        renamed => renamed.context("take the names that were learned without an agent")?,
-    }
-    let text = std::fs::read_to_string(&taken).with_context(|| taken.display().to_string())?;
-    std::fs::remove_file(&taken).with_context(|| taken.display().to_string())?;
-    // A line that was cut off in the middle is not understood, and missed by nobody but its own name.
-    let noted = text.lines().filter_map(|line| serde_json::from_str::<Noted>(line).ok());
-    Ok(noted
-        .map(|noted| LearnedName {
+/// What the proxies noted, out of their way. It stays on disk until somebody says that it is stored: an agent that dies
+/// before that leaves it to the next one.
+#[derive(Debug)]
+pub struct Spooled {
+    pub rows: Vec<LearnedName>,
+    path: PathBuf,
+}
+
+impl Spooled {
+    /// What an earlier agent took and did not store comes before what was noted since. `None`: there is nothing.
+    ///
+    /// # Errors
+    /// The spool is there and cannot be moved or read.
+    pub fn take(run_dir: &Path) -> anyhow::Result<Option<Spooled>> {
+        let path = run_dir.join(TAKEN);
+        if !path.try_exists().with_context(|| path.display().to_string())? {
+            match std::fs::rename(run_dir.join(SPOOL), &path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                renamed => renamed.context("take the names that were learned without an agent")?,
+            }
+        }
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        // A line that was cut off in the middle is not understood, and missed by nobody but its own name.
+        let lines = text.split(|byte| *byte == b'\n');
+        let noted = lines.filter_map(|line| serde_json::from_slice::<Noted>(line).ok());
+        let rows = noted.map(|noted| LearnedName {
             name: noted.name,
             address: noted.address,
             expires: UNIX_EPOCH + Duration::from_millis(noted.expires),
-        })
-        .collect())
+        });
+        Ok(Some(Spooled { rows: rows.collect(), path }))
+    }
+
+    /// The rows are in the store.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn stored(self) -> anyhow::Result<()> {
+        std::fs::remove_file(&self.path).with_context(|| self.path.display().to_string())
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -199,14 +224,41 @@ mod tests {
         assert_eq!(choose(300, &["a"]), Choice { identity: None, reach: Reach::Closed }, "no world at all");
     }
 
+    fn line(name: &str) -> String {
+        format!("{{\"name\":\"{name}\",\"address\":\"192.0.2.1\",\"expires\":4102444800000}}\n")
+    }
+
+    fn taken(directory: &Path) -> Option<(Vec<String>, Spooled)> {
+        let spooled = Spooled::take(directory).unwrap()?;
+        Some((spooled.rows.iter().map(|row| row.name.clone()).collect(), spooled))
+    }
+
     #[test]
     fn the_next_agent_finds_what_was_noted_once() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(take_spool(directory.path()).unwrap().is_empty());
-        let line = r#"{"name":"a.example","address":"192.0.2.1","expires":4102444800000}"#;
-        std::fs::write(directory.path().join(SPOOL), format!("{line}\n{{\"name\":\"b")).unwrap();
-        let taken = take_spool(directory.path()).unwrap();
-        assert_eq!((taken.len(), &*taken[0].name), (1, "a.example"));
-        assert!(take_spool(directory.path()).unwrap().is_empty());
+        let directory = directory.path();
+        assert!(taken(directory).is_none());
+        std::fs::write(directory.join(SPOOL), [line("a.example").as_bytes(), b"\xff\n{\"name\":\"b"].concat()).unwrap();
+        let (names, spooled) = taken(directory).unwrap();
+        assert_eq!(names, ["a.example"]);
+        spooled.stored().unwrap();
+        assert!(taken(directory).is_none());
+    }
+
+    /// The file went before the rows were stored, and nobody read what was left of it.
+    #[test]
+    fn what_an_agent_took_and_did_not_store_is_left_to_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        std::fs::write(directory.join(SPOOL), line("a.example")).unwrap();
+        // This one dies.
+        drop(taken(directory));
+        std::fs::write(directory.join(SPOOL), line("b.example")).unwrap();
+        for expected in ["a.example", "b.example"] {
+            let (names, spooled) = taken(directory).unwrap();
+            assert_eq!(names, [expected]);
+            spooled.stored().unwrap();
+        }
+        assert!(taken(directory).is_none());
     }
 }

@@ -66,7 +66,10 @@ impl Core {
             addresses: names.names().map(|(_, addresses)| addresses.len()).sum(),
             expired: stats.expired,
             evicted_addresses: stats.evicted,
+            evicted_names: stats.evicted_names,
+            evicted_spare_names: stats.evicted_spares,
             refused_names: stats.refused_names,
+            refused_addresses: stats.refused_addresses,
             refused_answers: self.view.refused_answers(),
         }
     }
@@ -83,7 +86,8 @@ impl Core {
             ("routing", lower(&config.routing)),
             ("masquerade", lower(&config.masquerade)),
             ("dns-refusal", lower(&config.dns.refusal)),
-            ("dns-min-ttl", format!("{} s", config.dns.min_ttl.as_secs())),
+            ("dns-min-ttl", format!("{} s", config.dns.ttl.floor().as_secs())),
+            ("dns-max-ttl", format!("{} s", config.dns.ttl.ceiling().as_secs())),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))

@@ -200,15 +200,19 @@ async fn an_endpoint_and_its_policy_survive_a_restart() {
     assert_eq!(second.kernel.0.lock().attached, ["shop/web"]);
 }
 
-/// The store is free once the first core's thread has ended.
 pub(super) fn loop_open(directory: tempfile::TempDir) -> Rig {
+    wait_for_store(&directory);
+    open(directory)
+}
+
+/// The store is free once the first core's thread has ended.
+pub(super) fn wait_for_store(directory: &tempfile::TempDir) {
     let path = directory.path().join("state.db");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while Store::open(&OpenOptions::new(path.clone())).is_err() {
         assert!(std::time::Instant::now() < deadline, "the first core never let go of its store");
         std::thread::yield_now();
     }
-    open(directory)
 }
 
 #[tokio::test]

@@ -50,8 +50,14 @@ pub struct Names {
     pub expired: u64,
     /// Dropped early, because their name had too many addresses.
     pub evicted_addresses: u64,
+    /// Dropped early, to make room for those of clients that had fewer, though a rule wants them.
+    pub evicted_names: u64,
+    /// The same, of names that no rule wants.
+    pub evicted_spare_names: u64,
     /// Answers that were not learned, because there were too many names.
     pub refused_names: u64,
+    /// Answers that were not learned whole, because there were too many addresses of all names.
+    pub refused_addresses: u64,
     /// Answers that were not learned, because their addresses did not fit the kernel's tables.
     pub refused_answers: u64,
 }

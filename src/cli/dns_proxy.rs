@@ -8,6 +8,7 @@ use crate::admission::Most;
 use crate::agent::dns_proxy::{self, Settings};
 use crate::config::{LogFormat, default_workers};
 use crate::dnsproxy::proxy::{Options, RefusalCode};
+use crate::fqdn::TtlBounds;
 
 #[derive(Debug, clap::Args)]
 pub struct DnsProxyArgs {
@@ -41,6 +42,9 @@ pub struct DnsProxyArgs {
     /// Seconds that answers are fresh at least, as for the agent
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     min_ttl: u64,
+    /// Seconds that answers are fresh at most, as for the agent
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    max_ttl: u64,
     /// Most records a second that are reported to the agent
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     records_per_second: u32,
@@ -84,7 +88,7 @@ pub fn run(args: DnsProxyArgs) -> CliResult {
         run_dir: args.run_dir,
         bpffs: args.bpffs,
         options,
-        min_ttl: Duration::from_secs(args.min_ttl),
+        ttl: TtlBounds::new(Duration::from_secs(args.min_ttl), Duration::from_secs(args.max_ttl)),
         workers: args.workers,
         records_per_second: args.records_per_second,
     })?;

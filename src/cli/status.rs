@@ -72,7 +72,10 @@ fn show(status: &Status) {
     let names = status.names;
     let lost = [
         (names.evicted_addresses, "addresses above the limit of their name"),
+        (names.evicted_names, "names that made room for other pods'"),
+        (names.evicted_spare_names, "names without a rule that made room"),
         (names.refused_names, "answers above the limit of names"),
+        (names.refused_addresses, "answers above the limit of all addresses"),
         (names.refused_answers, "answers that did not fit the kernel"),
     ];
     let lost: String = lost

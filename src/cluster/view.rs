@@ -18,7 +18,8 @@ use super::objects::{Objects, Stored};
 use super::options::{ViewError, ViewOptions};
 use super::publish::{LocalEndpoint, Published};
 use super::{Change, Secret};
-use crate::fqdn::{Learned, NameManager, Snapshot};
+use crate::fqdn::name_manager::{Learnt, Lost};
+use crate::fqdn::{Given, Learned, NameManager, Snapshot};
 use crate::identity::IdentityAllocator;
 use crate::identity::reserved::{ApiServer, fixed_records, node_record, world};
 use crate::ipcache::Source;
@@ -211,40 +212,49 @@ impl View {
     /// An answer whose addresses do not fit the datapath's tables is not learned (and counted in
     /// [`View::refused_answers`]): its addresses stay closed.
     pub fn learn(&mut self, now: Duration, answer: &Learned) -> Delta {
-        let before = self.derived.names.addresses(&answer.name);
-        let mut dirty = Dirty { addresses: self.derived.names.learn(now, answer), ..Dirty::default() };
+        self.learn_one(now, answer, &[]).0
+    }
+
+    fn learn_one(&mut self, now: Duration, answer: &Learned, clients: &[IpAddr]) -> (Delta, Lost) {
+        let learnt = self.derived.names.learn(now, answer, clients);
+        let mut dirty = Dirty { addresses: learnt.touched.clone(), ..Dirty::default() };
         match self.derive_and_commit(&mut dirty) {
-            Ok(policies) => self.publish_names(dirty, policies),
+            Ok(policies) => (self.publish_names(dirty, policies), learnt.lost),
             Err(_) => {
-                dirty.addresses.extend(self.derived.names.put_back(&answer.name, before));
+                dirty.addresses.extend(self.derived.names.take_back(&learnt));
                 self.roll_back(&mut dirty);
                 self.refused_answers += 1;
-                Delta { revision: self.revision, ..Delta::default() }
+                (Delta { revision: self.revision, ..Delta::default() }, Lost::new())
             }
         }
     }
 
-    /// Takes in several answers at once; see [`View::learn`]. When they do not fit together, each is tried
-    /// for itself. Deltas go to `realize` in their order.
-    pub fn learn_all(&mut self, now: Duration, answers: &[Learned], mut realize: impl FnMut(Delta)) {
-        let before: Vec<_> =
-            answers.iter().map(|answer| self.derived.names.addresses(&answer.name)).collect();
-        let mut dirty = Dirty::default();
-        for answer in answers {
-            dirty.addresses.extend(self.derived.names.learn(now, answer));
-        }
+    /// Takes in several answers at once, with who is given them; see [`View::learn`]. When they do not fit together,
+    /// each is tried for itself. Deltas go to `realize` in their order. Returns what was dropped early to make room;
+    /// some of it may have been learned again.
+    pub fn learn_all(&mut self, now: Duration, answers: &[Given], mut realize: impl FnMut(Delta)) -> Lost {
+        let learnt: Vec<Learnt> = answers
+            .iter()
+            .map(|Given { learned, clients }| self.derived.names.learn(now, learned, clients))
+            .collect();
+        let touched = learnt.iter().flat_map(|learnt| &learnt.touched).copied().collect();
+        let mut dirty = Dirty { addresses: touched, ..Dirty::default() };
         if let Ok(policies) = self.derive_and_commit(&mut dirty) {
-            return realize(self.publish_names(dirty, policies));
+            realize(self.publish_names(dirty, policies));
+            return learnt.into_iter().flat_map(|learnt| learnt.lost).collect();
         }
         // The last one first: a name may be there twice.
-        for (answer, before) in answers.iter().zip(before).rev() {
-            dirty.addresses.extend(self.derived.names.put_back(&answer.name, before));
+        for learnt in learnt.iter().rev() {
+            dirty.addresses.extend(self.derived.names.take_back(learnt));
         }
         self.roll_back(&mut dirty);
-        for answer in answers {
-            let delta = self.learn(now, answer);
+        let mut all_lost = Lost::new();
+        for Given { learned, clients } in answers {
+            let (delta, lost) = self.learn_one(now, learned, clients);
+            all_lost.extend(lost);
             realize(delta);
         }
+        all_lost
     }
 
     /// Drops addresses whose answers ended at `now` or before.
@@ -283,7 +293,7 @@ impl View {
             Ok(policies) => self.publish_with_start(dirty, policies),
             Err(_) => {
                 for name in snapshot.names.keys() {
-                    dirty.addresses.extend(self.derived.names.put_back(name, Default::default()));
+                    dirty.addresses.extend(self.derived.names.forget_name(name));
                 }
                 self.roll_back(&mut dirty);
                 self.refused_answers += 1;

@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 use super::{AgentSettings, Problems};
+use crate::fqdn::TtlBounds;
+
+/// Seconds: a week, which RFC 8767 (section 4) recommends as the most that a TTL should count for.
+const LONGEST_TTL: u64 = 604_800;
 
 /// What a refused query is answered with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,11 +30,13 @@ pub struct DnsConfig {
     pub workers: usize,
     /// Records a second.
     pub records: u32,
-    /// Answers are fresh at least this long.
-    pub min_ttl: Duration,
+    /// How long answers are fresh.
+    pub ttl: TtlBounds,
     /// Addresses of one name.
     pub max_addresses: usize,
     pub max_names: usize,
+    /// Addresses of all names.
+    pub max_all_addresses: usize,
 }
 
 impl Default for DnsConfig {
@@ -44,9 +50,10 @@ impl Default for DnsConfig {
             connections: 4096,
             workers: default_workers(),
             records: 10_000,
-            min_ttl: Duration::ZERO,
+            ttl: TtlBounds::default(),
             max_addresses: 1000,
             max_names: 50_000,
+            max_all_addresses: 200_000,
         }
     }
 }
@@ -73,6 +80,7 @@ impl DnsConfig {
         };
         let timeout = within("dns-timeout", settings.dns_timeout, 4000, 60_000, 1);
         let min_ttl = within("dns-min-ttl", settings.dns_min_ttl, 0, 86_400, 0);
+        let max_ttl = within("dns-max-ttl", settings.dns_max_ttl, 86_400, LONGEST_TTL, min_ttl.max(1));
         let records = within("dns-records", settings.dns_records, default.records.into(), 1_000_000, 0);
         let mut count = |key: &str, value: Option<usize>, default: usize, most: u64| {
             within(key, value.map(|value| value as u64), default as u64, most, 1) as usize
@@ -96,7 +104,7 @@ impl DnsConfig {
             connections: count("dns-connections", settings.dns_connections, default.connections, 100_000),
             workers: count("dns-workers", settings.dns_workers, default.workers, 64),
             records: records.try_into().unwrap_or(u32::MAX),
-            min_ttl: Duration::from_secs(min_ttl),
+            ttl: TtlBounds::new(Duration::from_secs(min_ttl), Duration::from_secs(max_ttl)),
             max_addresses: count(
                 "dns-max-addresses",
                 settings.dns_max_addresses,
@@ -104,6 +112,12 @@ impl DnsConfig {
                 100_000,
             ),
             max_names: count("dns-max-names", settings.dns_max_names, default.max_names, 10_000_000),
+            max_all_addresses: count(
+                "dns-max-all-addresses",
+                settings.dns_max_all_addresses,
+                default.max_all_addresses,
+                10_000_000,
+            ),
         }
     }
 
@@ -122,7 +136,8 @@ impl DnsConfig {
             ("connections", self.connections.to_string()),
             ("workers", self.workers.to_string()),
             ("records-per-second", self.records.to_string()),
-            ("min-ttl", self.min_ttl.as_secs().to_string()),
+            ("min-ttl", self.ttl.floor().as_secs().to_string()),
+            ("max-ttl", self.ttl.ceiling().as_secs().to_string()),
         ]
         .into_iter()
         .map(|(name, value)| format!("--{name}={value}"))
@@ -141,17 +156,21 @@ mod tests {
             dns_refusal: Some("shrug".into()),
             dns_timeout: Some(0),
             dns_max_names: Some(0),
+            dns_min_ttl: Some(600),
+            dns_max_ttl: Some(60),
             ..AgentSettings::default()
         };
         let ConfigError(problems) = AgentConfig::resolve(settings, "n").unwrap_err();
-        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert_eq!(problems.len(), 4, "{problems:?}");
         let settings = AgentSettings {
             dns_refusal: Some("nxdomain".into()),
             dns_timeout: Some(250),
+            dns_max_ttl: Some(3600),
             ..AgentSettings::default()
         };
         let arguments = AgentConfig::resolve(settings, "n").unwrap().dns.arguments();
         assert!(arguments.contains(&"--refusal=nxdomain".to_owned()), "{arguments:?}");
         assert!(arguments.contains(&"--upstream-timeout=250".to_owned()));
+        assert!(arguments.contains(&"--max-ttl=3600".to_owned()), "the proxy counts as the agent does");
     }
 }

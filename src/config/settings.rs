@@ -116,12 +116,18 @@ pub struct AgentSettings {
     /// Addresses of an answer are allowed at least this long [default: 0]
     #[arg(long, env = "SLUICE_DNS_MIN_TTL", value_name = "SECONDS")]
     pub dns_min_ttl: Option<u64>,
+    /// Addresses of an answer are allowed at most this long [default: 86400]
+    #[arg(long, env = "SLUICE_DNS_MAX_TTL", value_name = "SECONDS")]
+    pub dns_max_ttl: Option<u64>,
     /// Most addresses that one name may allow at a time [default: 1000]
     #[arg(long, env = "SLUICE_DNS_MAX_ADDRESSES", value_name = "N")]
     pub dns_max_addresses: Option<usize>,
     /// Most names whose addresses are remembered [default: 50000]
     #[arg(long, env = "SLUICE_DNS_MAX_NAMES", value_name = "N")]
     pub dns_max_names: Option<usize>,
+    /// Most addresses of all names together [default: 200000]
+    #[arg(long, env = "SLUICE_DNS_MAX_ALL_ADDRESSES", value_name = "N")]
+    pub dns_max_all_addresses: Option<usize>,
     /// Flows kept in memory [default: 65536]
     #[arg(long, env = "SLUICE_FLOW_BUFFER", value_name = "COUNT")]
     pub flow_buffer: Option<usize>,
@@ -253,8 +259,10 @@ impl AgentSettings {
             dns_workers,
             dns_records,
             dns_min_ttl,
+            dns_max_ttl,
             dns_max_addresses,
             dns_max_names,
+            dns_max_all_addresses,
             flow_buffer,
             flow_events,
             history,

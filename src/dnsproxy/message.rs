@@ -5,10 +5,15 @@
 //! only: one question, written out, and nothing behind the last record. A reply counts only when it
 //! answers the question that was asked: same id, name, type and class.
 
+use std::net::IpAddr;
+
 use smallvec::SmallVec;
 
-use super::wire::{Fault, HEADER, Header, Question, Reader, TYPE_AXFR, TYPE_IXFR, TYPE_OPT};
-use crate::fqdn::Record;
+use super::wire::{
+    CLASS_IN, Fault, HEADER, Header, Question, Reader, TYPE_A, TYPE_AAAA, TYPE_ANY, TYPE_AXFR, TYPE_IXFR,
+    TYPE_OPT,
+};
+use crate::fqdn::{Learned, Record, RecordData};
 
 /// What UDP payload an OPT record of ours offers (DNS Flag Day 2020).
 const OUR_PAYLOAD: u16 = 1232;
@@ -184,6 +189,28 @@ impl Reply {
             Err(_) if header.is_truncated() => Ok(reply(Vec::new())),
             Err(fault) => Err(Stray::Malformed(fault)),
         }
+    }
+}
+
+impl Reply {
+    /// What the pod may reach because of it: the addresses that were asked for. A reply that does not say NOERROR (in its
+    /// header, which is all that most clients look at) has none, whatever records it carries, and neither has one to a
+    /// question of another kind: what a client does not take for the name's addresses is not to be opened.
+    pub fn learned(&self, question: &Question) -> Learned {
+        let is_asked_for = |record: &Record| match &record.data {
+            RecordData::Address(IpAddr::V4(_)) => matches!(question.kind, TYPE_A | TYPE_ANY),
+            RecordData::Address(IpAddr::V6(_)) => matches!(question.kind, TYPE_AAAA | TYPE_ANY),
+            RecordData::Cname(_) => true,
+        };
+        let asks = matches!(question.kind, TYPE_A | TYPE_AAAA | TYPE_ANY) && question.class == CLASS_IN;
+        if !asks || self.rcode != ResponseCode::NoError as u8 {
+            return Learned { name: question.name.clone(), addresses: Vec::new() };
+        }
+        if self.records.iter().all(is_asked_for) {
+            return Learned::from_answer(&question.name, &self.records);
+        }
+        let records: Vec<Record> = self.records.iter().filter(|record| is_asked_for(record)).cloned().collect();
+        Learned::from_answer(&question.name, &records)
     }
 }
 

@@ -64,12 +64,12 @@ pub enum Reach {
 
 /// Where answers are learned.
 pub trait Learner: Send + Sync + 'static {
-    /// What is known of an answer without waiting: the same addresses were learned for the name, and will stay
-    /// open until a later answer has been learned. Called for every answer that has addresses.
-    fn known(&self, learned: &Learned) -> Option<Reach>;
+    /// What is known of an answer to this client without waiting: the same addresses were learned for the name, and
+    /// will stay open until a later answer has been learned. Called for every answer that has addresses.
+    fn known(&self, learned: &Learned, client: IpAddr) -> Option<Reach>;
 
     /// Returns in bounded time, with the addresses open if they can be.
-    fn learn(&self, learned: Learned) -> Wait<'_, Reach>;
+    fn learn(&self, learned: Learned, client: IpAddr) -> Wait<'_, Reach>;
 }
 
 /// One query and what became of it.

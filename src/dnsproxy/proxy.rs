@@ -1,7 +1,7 @@
 //! What happens to one query, whatever carried it.
 //!
 //! Contract: every query is judged; a released one gets the server's reply, or SERVFAIL when there is
-//! none in time; the addresses of a reply are learned before it goes out. Nothing waits without bound.
+//! none in time; the addresses that it was asked for are learned before they go out. Nothing waits without bound.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -263,10 +263,10 @@ impl Proxy {
         ruling: Ruling,
         replied: Replied,
     ) -> Released {
-        let learned = Learned::from_answer(&query.question.name, &replied.reply.records);
+        let learned = replied.reply.learned(&query.question);
         let reach = match learned.addresses.is_empty() {
             true => Some(Reach::Ready),
-            false => self.learner.known(&learned),
+            false => self.learner.known(&learned, received.client.ip()),
         };
         let held = Held { learned, replied, ruling };
         match reach {
@@ -277,7 +277,7 @@ impl Proxy {
 
     /// Learns what the reply says, then gives it out.
     pub(super) async fn release(&self, received: &Received, query: &Query, held: Held) -> Vec<u8> {
-        let reach = self.learner.learn(held.learned.clone()).await;
+        let reach = self.learner.learn(held.learned.clone(), received.client.ip()).await;
         self.give_out(received, query, held, reach)
     }
 

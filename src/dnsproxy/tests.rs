@@ -161,12 +161,12 @@ impl Judge for Sluice {
 }
 
 impl Learner for Sluice {
-    fn known(&self, learned: &Learned) -> Option<Reach> {
+    fn known(&self, learned: &Learned, _: IpAddr) -> Option<Reach> {
         let known = self.learned.lock().iter().any(|known| known == learned);
         known.then_some(Reach::Ready)
     }
 
-    fn learn(&self, learned: Learned) -> Wait<'_, Reach> {
+    fn learn(&self, learned: Learned, _: IpAddr) -> Wait<'_, Reach> {
         Box::pin(async move {
             tokio::task::yield_now().await;
             self.learned.lock().push(learned);
@@ -203,6 +203,8 @@ enum Server {
     Garbles,
     /// Gives a hundred addresses.
     Talks,
+    /// Says that it failed, and gives an address all the same.
+    Fails,
     /// Answers, and before that tells 192.0.2.66 to the port of the query before, with everything else right.
     Forges,
 }
@@ -230,6 +232,10 @@ fn replies(server: Server, wire: &[u8]) -> Vec<Vec<u8>> {
             vec![wrong_id, unasked.to_vec().unwrap(), b"noise".to_vec(), good]
         }
         Server::Silent => vec![],
+        Server::Fails => {
+            reply.metadata.response_code = Code::ServFail;
+            vec![reply.to_vec().unwrap()]
+        }
         Server::Forges => vec![good],
         Server::Garbles => vec![good[..good.len() - 2].to_vec()],
     }
@@ -418,6 +424,15 @@ async fn an_answer_whose_addresses_stay_closed_is_counted() {
     assert_eq!(ask(&rig, "a.").await.metadata.response_code, Code::NoError);
     assert_eq!(rig.proxy.counters.snapshot().closed_answers, 1);
     assert!(rig.sluice.records.lock()[0].fault.is_some());
+}
+
+#[tokio::test]
+async fn the_address_of_a_server_failure_is_passed_on_and_not_learned() {
+    let rig = rig(Server::Fails).await;
+    let answer = ask(&rig, "a.").await;
+    assert_eq!((answer.metadata.response_code, answer.answers.len()), (Code::ServFail, 1));
+    assert!(rig.sluice.learned.lock().is_empty());
+    assert_eq!(rig.proxy.counters.snapshot().closed_answers, 0);
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ pub const TYPE_AAAA: u16 = 28;
 pub const TYPE_OPT: u16 = 41;
 pub const TYPE_IXFR: u16 = 251;
 pub const TYPE_AXFR: u16 = 252;
+/// Every type (RFC 1035, section 3.2.3).
+pub const TYPE_ANY: u16 = 255;
 pub const CLASS_IN: u16 = 1;
 
 /// Why a message cannot be read.

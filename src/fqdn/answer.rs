@@ -3,7 +3,7 @@
 //! Contract: the asked name owns the addresses at the end of its CNAME chain; the other names of
 //! the chain own nothing, and records outside of the chain are ignored, so that an answer cannot
 //! smuggle in addresses for names that nobody asked for. An address is fresh for the smallest TTL
-//! on its way. Loops and records of other types give nothing.
+//! on its way, and for [`BRIEFEST`] at least. Loops and records of other types give nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,6 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::policy::l7::names::{canonical, canonical_shared};
+
+/// What a TTL of zero comes to. It means that the answer is not to be kept, not that it is not to be used: it is good "for the
+/// transaction in progress" (RFC 1035, section 3.2.1), which is the connection that the client opens next.
+pub const BRIEFEST: Duration = Duration::from_secs(1);
 
 /// One record of the answer section. Names may have any case and a trailing dot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +36,13 @@ pub struct Learned {
     /// Canonical: lower case, no trailing dot.
     pub name: Arc<str>,
     pub addresses: Vec<(IpAddr, Duration)>,
+}
+
+/// An answer and the clients that it is for. Without clients: nobody knows any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    pub learned: Learned,
+    pub clients: Vec<IpAddr>,
 }
 
 impl Learned {
@@ -65,7 +76,8 @@ impl Learned {
                 }
             }
         }
-        Learned { name: name.into(), addresses: addresses.into_iter().collect() }
+        let addresses = addresses.into_iter().map(|(address, ttl)| (address, ttl.max(BRIEFEST)));
+        Learned { name: name.into(), addresses: addresses.collect() }
     }
 }
 
@@ -75,7 +87,7 @@ fn plain(queried: &str, records: &[Record]) -> Option<Vec<(IpAddr, Duration)>> {
     for record in records {
         match &record.data {
             RecordData::Address(address) if *record.owner == *queried => {
-                addresses.push((*address, record.ttl))
+                addresses.push((*address, record.ttl.max(BRIEFEST)))
             }
             _ => return None,
         }
@@ -120,6 +132,17 @@ mod tests {
             &[address("a.example", 1, "192.0.2.1"), address("bank.example", 1, "192.0.2.66")],
         );
         assert_eq!(learned.addresses.len(), 1);
+    }
+
+    /// Released, and closed before anybody could connect.
+    #[test]
+    fn an_answer_with_ttl_zero_is_fresh_for_a_second() {
+        let alone = [address("a", 0, "192.0.2.1")];
+        let chain = [cname("a", 0, "b"), address("b", 60, "192.0.2.1")];
+        for records in [&alone[..], &chain[..]] {
+            let learned = Learned::from_answer(&"a".into(), records);
+            assert_eq!(learned.addresses, [("192.0.2.1".parse().unwrap(), Duration::from_secs(1))]);
+        }
     }
 
     #[test]

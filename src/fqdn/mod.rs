@@ -3,15 +3,18 @@
 //! - [`answer`]: which addresses of an answer belong to the name that was asked for.
 //! - `pattern`: `matchName` and `matchPattern`, from text to their canonical form.
 //! - [`name_manager`]: names, their fresh addresses, and the `toFQDNs` patterns that match them.
+//! - `ttl`: for how long an answer counts.
 
 pub mod answer;
 mod pattern;
+mod ttl;
 
 pub mod name_manager;
 
-pub use answer::{Learned, Record, RecordData};
+pub use answer::{Given, Learned, Record, RecordData};
 pub use name_manager::{NameManager, NameManagerOptions, NameManagerStats, Snapshot};
 pub use pattern::DnsPatternError;
+pub use ttl::TtlBounds;
 
 use std::sync::Arc;
 

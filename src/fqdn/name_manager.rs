@@ -3,7 +3,8 @@
 //! Contract: an address counts for a pattern while a name that the pattern matches has a fresh
 //! answer with it. A pattern that comes later sees the answers that are still fresh. Every
 //! operation returns the addresses whose set of patterns may have changed. Time is an argument on
-//! any monotonic scale; memory is bounded by a limit of addresses for a name and of names.
+//! any monotonic scale. Memory is bounded by limits of names, of addresses for a name and of all addresses; no client
+//! can use the room up for others (`shares`). An answer without room is not learned.
 //!
 //! Connections that outlive the answer are kept by conntrack, not here.
 
@@ -12,37 +13,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
+pub use self::options::{NameManagerOptions, NameManagerStats};
+use self::shares::{Claims, Client, Shares, Shortage, Worth};
+use super::TtlBounds;
 use super::answer::Learned;
 use super::pattern_text;
 use crate::policy::l7::DnsPattern;
 use crate::policy::l7::names::NameSet;
 
-/// Limits and the TTL floor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NameManagerOptions {
-    /// Answers are fresh at least this long.
-    pub min_ttl: Duration,
-    /// Most addresses of one name; the ones that end first make room.
-    pub max_addresses: usize,
-    /// Most names; an answer for one more is not learned.
-    pub max_names: usize,
-}
-
-impl Default for NameManagerOptions {
-    fn default() -> NameManagerOptions {
-        NameManagerOptions { min_ttl: Duration::ZERO, max_addresses: 1000, max_names: 50_000 }
-    }
-}
-
-/// Counters since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NameManagerStats {
-    /// Addresses that were dropped early because their name had too many.
-    pub evicted: u64,
-    /// Answers that were not learned because there are too many names.
-    pub refused_names: u64,
-    pub expired: u64,
-}
+mod options;
+mod room;
+mod shares;
 
 /// Fresh answers, for persistence. Times are what is left of the TTL.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -60,12 +43,37 @@ pub struct Expired {
     answers: Vec<(Arc<str>, IpAddr, Duration)>,
 }
 
+/// Names and addresses that were dropped early to make room. Some may have been learned again since.
+pub type Lost = Vec<(Arc<str>, IpAddr)>;
+
+/// What [`NameManager::learn`] did.
+#[derive(Clone, Debug, Default)]
+pub struct Learnt {
+    pub touched: Touched,
+    pub lost: Lost,
+    /// What names were before, in the order of their changes.
+    before: Vec<(Arc<str>, Before)>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Before {
+    addresses: BTreeMap<IpAddr, Duration>,
+    clients: SmallVec<[Client; 1]>,
+}
+
 #[derive(Debug, Default)]
 struct Name {
     /// Address -> end of its TTL.
     addresses: BTreeMap<IpAddr, Duration>,
     /// Patterns in use that match the name.
     patterns: BTreeSet<DnsPattern>,
+    claims: Claims,
+}
+
+impl Name {
+    fn worth(&self) -> Worth {
+        if self.patterns.is_empty() { Worth::Spare } else { Worth::Wanted }
+    }
 }
 
 /// See the module's contract.
@@ -78,6 +86,7 @@ pub struct NameManager {
     patterns: BTreeSet<DnsPattern>,
     /// The same, found by name.
     matching: NameSet<DnsPattern>,
+    shares: Shares,
     stats: NameManagerStats,
 }
 
@@ -86,52 +95,121 @@ impl NameManager {
         NameManager { options, ..NameManager::default() }
     }
 
-    /// Takes in an answer; a later end of an address that is already known counts. Expires
-    /// nothing.
-    pub fn learn(&mut self, now: Duration, answer: &Learned) -> Touched {
-        let min_ttl = self.options.min_ttl;
-        let ends =
-            answer.addresses.iter().map(|(address, ttl)| (*address, now.saturating_add((*ttl).max(min_ttl))));
-        self.set_ends(&answer.name, ends.filter(|(_, end)| *end > now).collect())
+    /// Takes in an answer that these clients are given; a later end of an address that is already known counts.
+    /// Expires nothing.
+    pub fn learn(&mut self, now: Duration, answer: &Learned, clients: &[IpAddr]) -> Learnt {
+        self.learn_within(self.options.ttl, now, answer, clients)
     }
 
-    /// What the name has now, for [`NameManager::put_back`].
+    fn learn_within(
+        &mut self,
+        ttl: TtlBounds,
+        now: Duration,
+        answer: &Learned,
+        clients: &[IpAddr],
+    ) -> Learnt {
+        let ends = answer.addresses.iter().map(|(address, left)| (*address, now.saturating_add(ttl.of(*left))));
+        let clients: SmallVec<[Client; 1]> = clients.iter().copied().map(Some).collect();
+        self.set_ends(&answer.name, ends.filter(|(_, end)| *end > now).collect(), &clients)
+    }
+
+    /// What the name has now.
     pub fn addresses(&self, name: &str) -> BTreeMap<IpAddr, Duration> {
         self.names.get(name).map(|entry| entry.addresses.clone()).unwrap_or_default()
     }
 
-    /// Takes an answer back, such as one that the datapath has no room for: the name has what it
+    /// When the address ends for the name; absent, if it does not have it.
+    pub fn end_of(&self, name: &str, address: IpAddr) -> Option<Duration> {
+        self.names.get(name)?.addresses.get(&address).copied()
+    }
+
+    /// Whether every address of an answer that was learned at `now` counts for as long as the answer says, where some
+    /// rule wants its name.
+    pub fn holds(&self, now: Duration, answer: &Learned) -> bool {
+        let is_held = |(address, ttl): &(IpAddr, Duration)| {
+            let end = now.saturating_add(self.options.ttl.of(*ttl));
+            self.end_of(&answer.name, *address).is_some_and(|held| held >= end)
+        };
+        self.matching.lookup(&answer.name).next().is_none() || answer.addresses.iter().all(is_held)
+    }
+
+    /// Takes back what was learned last, such as an answer that the datapath has no room for: names have what they
     /// had before.
-    pub fn put_back(&mut self, name: &Arc<str>, before: BTreeMap<IpAddr, Duration>) -> Touched {
+    pub fn take_back(&mut self, learnt: &Learnt) -> Touched {
         let mut touched = Touched::new();
-        for (address, end) in self.addresses(name) {
-            self.forget(end, name.clone(), address);
-            touched.insert(address);
+        for (name, before) in learnt.before.iter().rev() {
+            touched.extend(self.forget_name(name));
+            self.put(name, &before.addresses, &before.clients, &mut touched);
         }
-        touched.extend(self.set_ends(name, before));
         touched
     }
 
-    fn set_ends(&mut self, name: &Arc<str>, ends: BTreeMap<IpAddr, Duration>) -> Touched {
-        let mut touched = Touched::new();
+    /// Drops a name; returns what it had.
+    pub fn forget_name(&mut self, name: &Arc<str>) -> Touched {
+        let addresses = self.addresses(name);
+        addresses.iter().for_each(|(address, end)| self.forget(*end, name.clone(), *address));
+        addresses.into_keys().collect()
+    }
+
+    fn set_ends(
+        &mut self,
+        name: &Arc<str>,
+        mut ends: BTreeMap<IpAddr, Duration>,
+        clients: &[Client],
+    ) -> Learnt {
+        let mut learnt = Learnt::default();
         if ends.is_empty() {
-            return touched;
+            return learnt;
+        }
+        if self.names.contains_key(name) {
+            learnt.before.push((name.clone(), self.before(name)));
+            self.claim(name, clients);
+        }
+        match self.make_room(name, &ends, clients, &mut learnt) {
+            Ok(()) if !self.names.contains_key(name) => learnt.before.push((name.clone(), Before::default())),
+            Ok(()) => {}
+            Err(Shortage::Names) => {
+                self.stats.refused_names += 1;
+                return learnt;
+            }
+            Err(Shortage::Addresses) => {
+                self.stats.refused_addresses += 1;
+                // What it has already may stay longer.
+                ends.retain(|address, _| self.end_of(name, *address).is_some());
+            }
+        }
+        self.put(name, &ends, clients, &mut learnt.touched);
+        self.evict(name, &mut learnt);
+        learnt
+    }
+
+    /// Without a look at the limits.
+    fn put(
+        &mut self,
+        name: &Arc<str>,
+        ends: &BTreeMap<IpAddr, Duration>,
+        clients: &[Client],
+        touched: &mut Touched,
+    ) {
+        if ends.is_empty() {
+            return;
         }
         if !self.names.contains_key(name) {
-            if self.names.len() >= self.options.max_names {
-                self.stats.refused_names += 1;
-                return touched;
-            }
             let patterns = self.matching.lookup(name).cloned().collect();
-            self.names.insert(name.clone(), Name { addresses: BTreeMap::new(), patterns });
+            self.names.insert(name.clone(), Name { patterns, ..Name::default() });
+            self.claim(name, clients);
         }
         for (address, end) in ends {
-            if self.set_end(name, address, end) {
-                touched.insert(address);
+            if self.set_end(name, *address, *end) {
+                touched.insert(*address);
             }
         }
-        self.evict(name, &mut touched);
-        touched
+    }
+
+    fn before(&self, name: &str) -> Before {
+        let before =
+            |entry: &Name| Before { addresses: entry.addresses.clone(), clients: entry.claims.clients().collect() };
+        self.names.get(name).map(before).unwrap_or_default()
     }
 
     /// Whether the address is new for the name.
@@ -141,7 +219,9 @@ impl NameManager {
         if old.is_some_and(|old| old >= end) {
             return false;
         }
+        let before = entry.addresses.len();
         entry.addresses.insert(address, end);
+        self.shares.resize(entry.worth(), before, entry.addresses.len(), &entry.claims);
         if let Some(old) = old {
             self.ends.remove(&(old, name.clone(), address));
         } else {
@@ -151,26 +231,14 @@ impl NameManager {
         old.is_none()
     }
 
-    fn evict(&mut self, name: &Arc<str>, touched: &mut Touched) {
-        let Some(entry) = self.names.get(name) else { return };
-        let surplus = entry.addresses.len().saturating_sub(self.options.max_addresses);
-        if surplus == 0 {
-            return;
-        }
-        let mut by_end: Vec<(Duration, IpAddr)> =
-            entry.addresses.iter().map(|(address, end)| (*end, *address)).collect();
-        by_end.sort_unstable();
-        for (end, address) in by_end.into_iter().take(surplus) {
-            self.forget(end, name.clone(), address);
-            self.stats.evicted += 1;
-            touched.insert(address);
-        }
-    }
-
     fn forget(&mut self, end: Duration, name: Arc<str>, address: IpAddr) {
         if let Some(entry) = self.names.get_mut(&name) {
+            let before = entry.addresses.len();
             entry.addresses.remove(&address);
-            if entry.addresses.is_empty() {
+            let left = entry.addresses.len();
+            self.shares.resize(entry.worth(), before, left, &entry.claims);
+            if left == 0 {
+                self.shares.drop_all(entry.worth(), left, &entry.claims);
                 self.names.remove(&name);
             }
         }
@@ -198,7 +266,7 @@ impl NameManager {
     /// Takes an expiry back.
     pub fn reinstate(&mut self, expired: &Expired) {
         for (name, address, end) in &expired.answers {
-            self.set_ends(name, BTreeMap::from([(*address, *end)]));
+            self.put(name, &BTreeMap::from([(*address, *end)]), &[], &mut Touched::new());
         }
     }
 
@@ -206,8 +274,7 @@ impl NameManager {
     pub fn forget_addresses(&mut self, addresses: &Touched) {
         for address in addresses {
             for name in self.owners.get(address).cloned().unwrap_or_default() {
-                let end = self.names.get(&name).and_then(|entry| entry.addresses.get(address)).copied();
-                if let Some(end) = end {
+                if let Some(end) = self.end_of(&name, *address) {
                     self.forget(end, name, *address);
                     self.stats.evicted += 1;
                 }
@@ -227,7 +294,9 @@ impl NameManager {
             self.matching.insert(pattern.clone(), pattern.clone());
             for (name, entry) in &mut self.names {
                 if pattern.matches(name) {
+                    let (worth, addresses) = (entry.worth(), entry.addresses.len());
                     entry.patterns.insert(pattern.clone());
+                    self.shares.revalue(name, worth, Worth::Wanted, addresses, &entry.claims);
                     touched.extend(entry.addresses.keys().copied());
                 }
             }
@@ -240,8 +309,10 @@ impl NameManager {
         let mut touched = Touched::new();
         if self.patterns.remove(pattern) {
             self.matching.remove(pattern);
-            for entry in self.names.values_mut() {
+            for (name, entry) in &mut self.names {
+                let (worth, addresses) = (entry.worth(), entry.addresses.len());
                 if entry.patterns.remove(pattern) {
+                    self.shares.revalue(name, worth, entry.worth(), addresses, &entry.claims);
                     touched.extend(entry.addresses.keys().copied());
                 }
             }
@@ -294,16 +365,16 @@ impl NameManager {
     /// not restored.
     pub fn restore(&mut self, now: Duration, elapsed: Duration, snapshot: &Snapshot) -> Touched {
         let mut touched = Touched::new();
-        let min_ttl = std::mem::take(&mut self.options.min_ttl);
+        let ttl = self.options.ttl.without_floor();
         for (name, addresses) in &snapshot.names {
             let addresses = addresses
                 .iter()
                 .filter(|(_, left)| **left > elapsed)
                 .map(|(address, left)| (*address, *left - elapsed))
                 .collect();
-            touched.extend(self.learn(now, &Learned { name: name.clone(), addresses }));
+            let answer = Learned { name: name.clone(), addresses };
+            touched.extend(self.learn_within(ttl, now, &answer, &[]).touched);
         }
-        self.options.min_ttl = min_ttl;
         touched
     }
 }

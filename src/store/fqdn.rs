@@ -17,22 +17,49 @@ pub struct LearnedName {
     pub expires: SystemTime,
 }
 
+/// A step in the life of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameChange {
+    /// An address that is known for the name already keeps the later of the two ends.
+    Learned(LearnedName),
+    /// It was dropped before its time.
+    Lost { name: String, address: IpAddr },
+}
+
 impl Store {
-    /// Adds answers. An address that is known for the name already keeps the later of the two ends.
+    /// Takes changes in, in their order.
     ///
     /// # Errors
     ///
     /// [`StoreError`] of the write.
-    pub fn learn_names(&self, names: Vec<LearnedName>) -> Result<(), StoreError> {
+    pub fn change_names(&self, changes: Vec<NameChange>) -> Result<(), StoreError> {
         self.write("store DNS answers", move |tx| {
             let mut insert = tx.prepare_cached(
                 "INSERT INTO fqdn (name, address, expires) VALUES (?1, ?2, ?3)
                  ON CONFLICT (name, address) DO UPDATE SET expires = max(expires, excluded.expires)",
             )?;
-            for learned in names {
-                insert.execute((learned.name, learned.address.to_string(), to_millis(learned.expires)))?;
+            let mut delete = tx.prepare_cached("DELETE FROM fqdn WHERE name = ?1 AND address = ?2")?;
+            for change in changes {
+                match change {
+                    NameChange::Learned(LearnedName { name, address, expires }) => {
+                        insert.execute((name, address.to_string(), to_millis(expires)))?
+                    }
+                    NameChange::Lost { name, address } => delete.execute((name, address.to_string()))?,
+                };
             }
             Ok(())
+        })
+    }
+
+    /// Has nothing end later than `latest`; returns how many did.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] of the write.
+    pub fn shorten_names(&self, latest: SystemTime) -> Result<usize, StoreError> {
+        self.write("bound DNS answers", move |tx| {
+            let mut update = tx.prepare_cached("UPDATE fqdn SET expires = ?1 WHERE expires > ?1")?;
+            Ok(update.execute([to_millis(latest)])?)
         })
     }
 

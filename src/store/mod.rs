@@ -36,7 +36,7 @@ pub use allocator::StoreAllocator;
 pub use clock::{Clock, system_clock};
 pub use connection::{Health, Store};
 pub use error::StoreError;
-pub use fqdn::LearnedName;
+pub use fqdn::{LearnedName, NameChange};
 pub use identities::{DEFAULT_GRACE, Holder, IdentityChange, IdentityRow, IdentityStore, IdentityStoreError};
 pub use nodes::{NodeReport, NodeRow};
 pub use open::{OnCorrupt, OpenOptions};

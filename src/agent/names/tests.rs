@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
-use super::super::tests::{PODS, Rig, loop_open, rig};
+use super::super::tests::{PODS, Rig, loop_open, open_with, rig, wait_for_store};
 use super::*;
 use crate::api::backend::{ApplyMode, Backend as _};
 use crate::cluster::delta::Cause;
@@ -47,8 +47,12 @@ async fn tell(rig: &Rig, questions: &[Question]) -> Vec<Told> {
 }
 
 fn question(id: u64, name: &str, address: &str, ttl: Duration) -> Question {
+    question_of(id, "10.244.0.6", name, address, ttl)
+}
+
+fn question_of(id: u64, client: &str, name: &str, address: &str, ttl: Duration) -> Question {
     let learned = Learned { name: name.into(), addresses: vec![(address.parse().unwrap(), ttl)] };
-    Question::new(id, &learned)
+    Question::new(id, &Given { learned, clients: vec![client.parse().unwrap()] })
 }
 
 /// What the kernel was told about the address last.
@@ -103,11 +107,11 @@ async fn a_restart_forgets_nothing_that_is_fresh() {
     let rig = rig();
     rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
     rig.backend.apply(POLICY.into(), ApplyMode::Commit).await.unwrap();
-    let fresh = question(1, "a.example", "192.0.2.1", Duration::from_secs(600)).learned();
-    let short = question(2, "b.example", "192.0.2.2", Duration::ZERO).learned();
+    let fresh = question(1, "a.example", "192.0.2.1", Duration::from_secs(600)).given();
+    let short = question(2, "b.example", "192.0.2.2", Duration::ZERO).given();
     let learned = rig.backend.core.call(move |core| {
         let outcome = core.learn_names(&[fresh, short]);
-        core.store.learn_names(outcome.rows)
+        core.store.change_names(outcome.changes)
     });
     learned.await.unwrap().unwrap();
     let Rig { backend, directory, .. } = rig;
@@ -125,4 +129,89 @@ async fn noise_ends_the_conversation_and_nothing_else() {
     stream.readable().await.unwrap();
     assert_eq!(stream.try_read(&mut [0]).unwrap(), 0);
     assert_eq!(tell(&rig, &[question(1, "a.example", "192.0.2.1", Duration::from_secs(9))]).await.len(), 1);
+}
+
+fn with_room_for(names: usize, directory: tempfile::TempDir) -> Rig {
+    open_with(directory, |_, view| view.names.max_names = names)
+}
+
+/// What the store holds, once it holds as many names as are expected.
+async fn stored(rig: &Rig, expected: usize) -> Vec<String> {
+    let store = rig.backend.core.call(|core| core.store.clone()).await.unwrap();
+    let until = async {
+        loop {
+            let rows = store.learned_names(SystemTime::now()).unwrap();
+            if rows.len() == expected {
+                return rows.into_iter().map(|row| row.name).collect();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), until).await.expect("the store follows")
+}
+
+/// A pod with a DNS rule for every name looked up 52,000 of them: a name that another pod's rule wanted was released, stayed
+/// closed, and nothing said so. The rows stayed in the store for decades.
+#[tokio::test]
+async fn one_pod_that_looks_up_every_name_closes_nothing_for_another() {
+    let rig = prepared(with_room_for(3, tempfile::tempdir().unwrap())).await;
+    let decades = Duration::from_secs(2_000_000_000);
+    let flood: Vec<Question> = (1..=9)
+        .map(|n| question_of(n, "10.244.0.5", &format!("n{n}.org"), &format!("198.51.100.{n}"), decades))
+        .collect();
+    tell(&rig, &flood).await;
+    let told = tell(&rig, &[question(10, "a.example", "192.0.2.1", decades)]).await;
+    assert!(told[0].ready && in_kernel(&rig, "192.0.2.1").is_some());
+    assert_eq!(stored(&rig, 3).await, ["a.example", "n8.org", "n9.org"]);
+    let store = rig.backend.core.call(|core| core.store.clone()).await.unwrap();
+    let rows = store.learned_names(SystemTime::now()).unwrap();
+    let day = SystemTime::now() + Duration::from_secs(86_400);
+    assert!(rows.iter().all(|row| row.expires <= day), "{rows:?}");
+}
+
+#[tokio::test]
+async fn an_answer_without_room_is_not_called_ready() {
+    let rig = prepared(with_room_for(2, tempfile::tempdir().unwrap())).await;
+    let minute = Duration::from_secs(60);
+    let ask = |n: u64, client| question_of(n, client, &format!("n{n}.example"), &format!("192.0.2.{n}"), minute);
+    let told = tell(&rig, &[1, 2, 3].map(|n| ask(n, "10.244.0.5"))).await;
+    assert_eq!(told.iter().map(|told| told.ready).collect::<Vec<_>>(), [true, true, false], "each for itself");
+    assert_eq!(in_kernel(&rig, "192.0.2.3"), None);
+    let other = tell(&rig, &[ask(4, "10.244.0.6")]).await;
+    assert!(other[0].ready && in_kernel(&rig, "192.0.2.4").is_some(), "another pod has its part");
+    assert_eq!(in_kernel(&rig, "192.0.2.1"), None, "the pod that had the most gave its oldest up");
+    assert!(other[0].evictions > told[0].evictions, "so that the proxy believes no more in what it was told");
+    assert_eq!(stored(&rig, 2).await, ["n2.example", "n4.example"]);
+}
+
+/// A database of an earlier version, or one of an agent with other limits.
+#[tokio::test]
+async fn a_start_takes_no_more_from_the_store_than_it_has_room_for() {
+    let Rig { backend, directory, .. } = rig();
+    let store = backend.core.call(|core| core.store.clone()).await.unwrap();
+    let expires = SystemTime::now() + Duration::from_secs(2_000_000_000);
+    let rows = (1..=5u8).map(|n| LearnedName {
+        name: format!("n{n}.example"),
+        address: IpAddr::from([192, 0, 2, n]),
+        expires,
+    });
+    store.change_names(rows.map(NameChange::Learned).collect()).unwrap();
+    drop((backend, store));
+    wait_for_store(&directory);
+    let again = with_room_for(2, directory);
+    let rows = again.backend.core.call(|core| core.store.learned_names(SystemTime::now())).await.unwrap().unwrap();
+    assert_eq!(rows.len(), 2);
+    let day = SystemTime::now() + Duration::from_secs(86_400);
+    assert!(rows.iter().all(|row| row.expires <= day), "{rows:?}");
+}
+
+#[tokio::test]
+async fn what_an_agent_that_died_had_taken_from_the_spool_is_learned() {
+    let rig = rig();
+    let line = r#"{"name":"a.example","address":"192.0.2.1","expires":4102444800000}"#;
+    std::fs::write(rig.directory.path().join("names.spool.taken"), line).unwrap();
+    let rig = prepared(rig).await;
+    assert!(in_kernel(&rig, "192.0.2.1").is_some());
+    assert_eq!(stored(&rig, 1).await, ["a.example"]);
+    assert!(!rig.directory.path().join("names.spool.taken").exists());
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, Query as Asked, ResponseCode as Code};
-use hickory_proto::rr::rdata::{A, CNAME};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{Name, RData, Record as Answer, RecordType};
 use proptest::prelude::*;
 
@@ -135,6 +135,38 @@ fn a_reply_must_answer_the_question() {
     assert_eq!(Reply::parse(&query, asked.metadata.id, &asked.to_vec().unwrap()), Err(Stray::Mismatch));
 }
 
+/// Server failures with an address, and addresses in replies to TXT queries, were learned.
+#[test]
+fn only_addresses_that_were_asked_for_are_learned() {
+    let learned = |kind, code, records: &[(&str, RData)]| {
+        let asked = question("a.example.", kind);
+        let query = Query::parse(&asked.to_vec().unwrap()).unwrap();
+        let mut reply = reply_to(&asked);
+        reply.metadata.response_code = code;
+        for (owner, data) in records {
+            reply.add_answer(Answer::from_rdata(Name::from_ascii(owner).unwrap(), 60, data.clone()));
+        }
+        let reply = Reply::parse(&query, query.id, &reply.to_vec().unwrap()).unwrap();
+        let addresses = reply.learned(&query.question).addresses;
+        addresses.into_iter().map(|(address, _)| address.to_string()).collect::<Vec<_>>()
+    };
+    let (v4, v6) = (RData::A(A::new(192, 0, 2, 1)), RData::AAAA(AAAA::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)));
+    let alias = RData::CNAME(CNAME(Name::from_ascii("b.example.").unwrap()));
+    let both = [("a.example.", v4.clone()), ("a.example.", v6.clone())];
+    let chain = [("a.example.", alias), ("b.example.", v4), ("b.example.", v6)];
+    for records in [&both[..], &chain[..]] {
+        assert_eq!(learned(RecordType::A, Code::NoError, records), ["192.0.2.1"]);
+        assert_eq!(learned(RecordType::AAAA, Code::NoError, records), ["2001:db8::1"]);
+        assert_eq!(learned(RecordType::ANY, Code::NoError, records), ["192.0.2.1", "2001:db8::1"]);
+        for kind in [RecordType::TXT, RecordType::CNAME, RecordType::HTTPS, RecordType::SRV] {
+            assert!(learned(kind, Code::NoError, records).is_empty(), "{kind}");
+        }
+        for code in [Code::ServFail, Code::NXDomain, Code::Refused, Code::FormErr] {
+            assert!(learned(RecordType::A, code, records).is_empty(), "{code}");
+        }
+    }
+}
+
 #[test]
 fn the_records_of_a_reply_are_read_through_compression() {
     let asked = question("www.example.", RecordType::A);
@@ -211,8 +243,7 @@ fn crafted_answers_open_nothing_more() {
     let record = |owner: &[u8], last: u8| [owner, &[0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, last]].concat();
     let learned = |message: &[u8]| {
         let reply = Reply::parse(&query, 7, message)?;
-        let learned = crate::fqdn::Learned::from_answer(&query.question.name, &reply.records);
-        Ok::<_, Stray>(learned.addresses.len())
+        Ok::<_, Stray>(reply.learned(&query.question).addresses.len())
     };
     let at = asked.len() as u8;
     assert_eq!(learned(&response(0, 1, &record(&[0xc0, 12], 1))), Ok(1));

@@ -65,8 +65,9 @@ impl World {
     pub(super) fn release(&mut self, node: &str, name: &str, answer: &DnsAnswer) {
         let learned = Learned::from_answer(&name.into(), &answer.records);
         // The evaluator in its own words: the asked name owns every address of the answer, for
-        // the shortest time that any record on the way gives.
+        // the shortest time that any record on the way gives, and long enough to connect at once.
         let ttl = answer.records.iter().map(|record| record.ttl).min().unwrap_or_default();
+        let ttl = ttl.max(Duration::from_secs(1));
         let answers = answer.addresses.iter().map(|address| oracle::Answer {
             node: node.to_owned(),
             name: canonical(name),
