@@ -319,7 +319,7 @@ enum News {
 /// Waits a moment where events could not be read: that may last.
 fn news(events: nix::Result<Vec<InotifyEvent>>) -> News {
     let is_document = |event: &InotifyEvent| {
-        // Of events that were dropped only their number is known to be large: this one has no name.
+        // Nobody knows what was dropped: an overflow has no name.
         event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) || event.name.as_deref() == Some(FILE.as_ref())
     };
     match events {

@@ -30,6 +30,7 @@ mod manifests;
 mod metrics;
 mod names;
 mod names_client;
+mod names_link;
 mod node_devices;
 mod observer;
 mod offline_names;

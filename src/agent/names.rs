@@ -230,7 +230,8 @@ impl Core {
         let answers: Vec<Given> = (rows.iter())
             .filter_map(|row| {
                 let left = row.expires.duration_since(now).ok()?;
-                let learned = Learned { name: row.name.as_str().into(), addresses: vec![(row.address, left)] };
+                let learned =
+                    Learned { name: row.name.as_str().into(), addresses: vec![(row.address, left)] };
                 Some(Given { learned, clients: Vec::new() })
             })
             .collect();
@@ -256,7 +257,8 @@ impl Core {
         // Part of the first full state, which comes next.
         self.view.restore_names(self.names_now(), Duration::ZERO, &snapshot);
         let names = self.view.names();
-        let all = snapshot.names.iter().flat_map(|(name, addresses)| addresses.keys().map(move |a| (name, *a)));
+        let all =
+            snapshot.names.iter().flat_map(|(name, addresses)| addresses.keys().map(move |a| (name, *a)));
         let lost = all.filter(|(name, address)| names.end_of(name, *address).is_none());
         let lost = lost.map(|(name, address)| NameChange::Lost { name: name.to_string(), address });
         self.store.change_names(lost.collect())

@@ -238,7 +238,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         assert!(taken(directory).is_none());
-        std::fs::write(directory.join(SPOOL), [line("a.example").as_bytes(), b"\xff\n{\"name\":\"b"].concat()).unwrap();
+        std::fs::write(
+            directory.join(SPOOL),
+            [line("a.example").as_bytes(), b"\xff\n{\"name\":\"b"].concat(),
+        )
+        .unwrap();
         let (names, spooled) = taken(directory).unwrap();
         assert_eq!(names, ["a.example"]);
         spooled.stored().unwrap();

@@ -209,7 +209,8 @@ impl Reply {
         if self.records.iter().all(is_asked_for) {
             return Learned::from_answer(&question.name, &self.records);
         }
-        let records: Vec<Record> = self.records.iter().filter(|record| is_asked_for(record)).cloned().collect();
+        let records: Vec<Record> =
+            self.records.iter().filter(|record| is_asked_for(record)).cloned().collect();
         Learned::from_answer(&question.name, &records)
     }
 }

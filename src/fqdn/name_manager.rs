@@ -108,7 +108,8 @@ impl NameManager {
         answer: &Learned,
         clients: &[IpAddr],
     ) -> Learnt {
-        let ends = answer.addresses.iter().map(|(address, left)| (*address, now.saturating_add(ttl.of(*left))));
+        let ends =
+            answer.addresses.iter().map(|(address, left)| (*address, now.saturating_add(ttl.of(*left))));
         let clients: SmallVec<[Client; 1]> = clients.iter().copied().map(Some).collect();
         self.set_ends(&answer.name, ends.filter(|(_, end)| *end > now).collect(), &clients)
     }
@@ -207,8 +208,10 @@ impl NameManager {
     }
 
     fn before(&self, name: &str) -> Before {
-        let before =
-            |entry: &Name| Before { addresses: entry.addresses.clone(), clients: entry.claims.clients().collect() };
+        let before = |entry: &Name| Before {
+            addresses: entry.addresses.clone(),
+            clients: entry.claims.clients().collect(),
+        };
         self.names.get(name).map(before).unwrap_or_default()
     }
 

@@ -135,14 +135,14 @@ fn with_room_for(names: usize, directory: tempfile::TempDir) -> Rig {
     open_with(directory, |_, view| view.names.max_names = names)
 }
 
-/// What the store holds, once it holds as many names as are expected.
-async fn stored(rig: &Rig, expected: usize) -> Vec<String> {
+/// Waits until the store holds these names.
+async fn stored(rig: &Rig, expected: &[&str]) {
     let store = rig.backend.core.call(|core| core.store.clone()).await.unwrap();
     let until = async {
         loop {
             let rows = store.learned_names(SystemTime::now()).unwrap();
-            if rows.len() == expected {
-                return rows.into_iter().map(|row| row.name).collect();
+            if rows.iter().map(|row| &*row.name).eq(expected.iter().copied()) {
+                return;
             }
             tokio::task::yield_now().await;
         }
@@ -162,7 +162,7 @@ async fn one_pod_that_looks_up_every_name_closes_nothing_for_another() {
     tell(&rig, &flood).await;
     let told = tell(&rig, &[question(10, "a.example", "192.0.2.1", decades)]).await;
     assert!(told[0].ready && in_kernel(&rig, "192.0.2.1").is_some());
-    assert_eq!(stored(&rig, 3).await, ["a.example", "n8.org", "n9.org"]);
+    stored(&rig, &["a.example", "n8.org", "n9.org"]).await;
     let store = rig.backend.core.call(|core| core.store.clone()).await.unwrap();
     let rows = store.learned_names(SystemTime::now()).unwrap();
     let day = SystemTime::now() + Duration::from_secs(86_400);
@@ -173,15 +173,20 @@ async fn one_pod_that_looks_up_every_name_closes_nothing_for_another() {
 async fn an_answer_without_room_is_not_called_ready() {
     let rig = prepared(with_room_for(2, tempfile::tempdir().unwrap())).await;
     let minute = Duration::from_secs(60);
-    let ask = |n: u64, client| question_of(n, client, &format!("n{n}.example"), &format!("192.0.2.{n}"), minute);
+    let ask =
+        |n: u64, client| question_of(n, client, &format!("n{n}.example"), &format!("192.0.2.{n}"), minute);
     let told = tell(&rig, &[1, 2, 3].map(|n| ask(n, "10.244.0.5"))).await;
-    assert_eq!(told.iter().map(|told| told.ready).collect::<Vec<_>>(), [true, true, false], "each for itself");
+    assert_eq!(
+        told.iter().map(|told| told.ready).collect::<Vec<_>>(),
+        [true, true, false],
+        "each for itself"
+    );
     assert_eq!(in_kernel(&rig, "192.0.2.3"), None);
     let other = tell(&rig, &[ask(4, "10.244.0.6")]).await;
     assert!(other[0].ready && in_kernel(&rig, "192.0.2.4").is_some(), "another pod has its part");
     assert_eq!(in_kernel(&rig, "192.0.2.1"), None, "the pod that had the most gave its oldest up");
     assert!(other[0].evictions > told[0].evictions, "so that the proxy believes no more in what it was told");
-    assert_eq!(stored(&rig, 2).await, ["n2.example", "n4.example"]);
+    stored(&rig, &["n2.example", "n4.example"]).await;
 }
 
 /// A database of an earlier version, or one of an agent with other limits.
@@ -199,7 +204,8 @@ async fn a_start_takes_no_more_from_the_store_than_it_has_room_for() {
     drop((backend, store));
     wait_for_store(&directory);
     let again = with_room_for(2, directory);
-    let rows = again.backend.core.call(|core| core.store.learned_names(SystemTime::now())).await.unwrap().unwrap();
+    let rows =
+        again.backend.core.call(|core| core.store.learned_names(SystemTime::now())).await.unwrap().unwrap();
     assert_eq!(rows.len(), 2);
     let day = SystemTime::now() + Duration::from_secs(86_400);
     assert!(rows.iter().all(|row| row.expires <= day), "{rows:?}");
@@ -212,6 +218,6 @@ async fn what_an_agent_that_died_had_taken_from_the_spool_is_learned() {
     std::fs::write(rig.directory.path().join("names.spool.taken"), line).unwrap();
     let rig = prepared(rig).await;
     assert!(in_kernel(&rig, "192.0.2.1").is_some());
-    assert_eq!(stored(&rig, 1).await, ["a.example"]);
+    stored(&rig, &["a.example"]).await;
     assert!(!rig.directory.path().join("names.spool.taken").exists());
 }

@@ -72,6 +72,7 @@ fn the_floor_holds_and_a_zero_ttl_without_floor_is_no_address() {
 fn a_name_with_too_many_addresses_loses_those_that_end_first() {
     let options = NameManagerOptions { max_addresses: 2, max_names: 1, ..Default::default() };
     let mut manager = NameManager::new(options);
+    manager.add_pattern(&star());
     learn(&mut manager, seconds(0), &answer("a.example", 10, &[1]));
     learn(&mut manager, seconds(0), &answer("a.example", 30, &[2]));
     let touched = learn(&mut manager, seconds(0), &answer("a.example", 20, &[3]));
@@ -184,7 +185,10 @@ fn names_that_no_rule_wants_never_keep_out_one_that_some_rule_wants() {
     let wanted = answer("a.example", 5, &[2]);
     let learnt = manager.learn(seconds(0), &wanted, &[pod(1)]);
     assert!(manager.holds(seconds(0), &wanted));
-    assert_eq!((learnt.touched, learnt.lost), ([address(1), address(2)].into(), vec![("b.org".into(), address(1))]));
+    assert_eq!(
+        (learnt.touched, learnt.lost),
+        ([address(1), address(2)].into(), vec![("b.org".into(), address(1))])
+    );
     for name in ["b.example", "c.example"] {
         manager.learn(seconds(0), &answer(name, 5, &[2]), &[pod(1)]);
     }
