@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::{Resource, Secret};
 use crate::identity::pod::has_own_addresses;
 use crate::model::{EndpointSlice, Kind, Namespace, Node, Object, ObjectRef, Pod, Service};
@@ -259,6 +261,20 @@ impl Objects {
 
     pub(super) fn pods_on(&self, node: &Arc<str>) -> impl Iterator<Item = &ObjectRef> + Clone {
         members(&self.pods_on, node)
+    }
+
+    /// The objects that a reference means: `v1` Endpoints are kept as EndpointSlices.
+    pub(super) fn kept_as(&self, reference: ObjectRef) -> SmallVec<[ObjectRef; 1]> {
+        if reference.kind != Kind::Endpoints {
+            return smallvec![reference];
+        }
+        let service = ObjectRef { kind: Kind::Service, ..reference.clone() };
+        members(&self.slices_of, &service)
+            .filter(|slice| {
+                EndpointSlice::subset_of(&slice.name).is_some_and(|(name, _)| *name == *reference.name)
+            })
+            .cloned()
+            .collect()
     }
 
     pub(super) fn slices_of(&self, service: &ObjectRef) -> Vec<&EndpointSlice> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use smallvec::smallvec;
 
 use super::delta::{AddressKind, Cause, Delta, IpcacheEntry, Presence, ServiceEntry, ServiceFrontend};
 use super::derive::Derived;
@@ -82,13 +83,14 @@ impl View {
         let mut dirty = Dirty::default();
         let mut undo: Vec<(ObjectRef, Option<Stored>)> = Vec::with_capacity(changes.len());
         for change in changes {
-            let (reference, new) = match change {
-                Change::Upsert(resource) => (resource.reference(), Some(Stored::from(resource))),
-                Change::Delete(reference) => (reference, None),
+            let (references, new) = match change {
+                Change::Upsert(resource) => (smallvec![resource.reference()], Some(Stored::from(resource))),
+                Change::Delete(reference) => (self.objects.kept_as(reference), None),
             };
-            let reference = canonical(reference);
-            let old = self.swap(&reference, new, &mut dirty);
-            undo.push((reference, old));
+            for reference in references {
+                let old = self.swap(&reference, new.clone(), &mut dirty);
+                undo.push((reference, old));
+            }
         }
         let errors = self.conflicts(&undo);
         if !errors.is_empty() {
@@ -389,14 +391,6 @@ impl View {
     pub fn secret(&self, namespace: &str, name: &str) -> Option<&Arc<Secret>> {
         self.objects.secret(namespace, name)
     }
-}
-
-/// `v1` Endpoints are kept as EndpointSlices.
-fn canonical(mut reference: ObjectRef) -> ObjectRef {
-    if reference.kind == Kind::Endpoints {
-        reference.kind = Kind::EndpointSlice;
-    }
-    reference
 }
 
 /// What is known about addresses before the first object.

@@ -230,8 +230,7 @@ fn slice_port(port: &Cursor<'_>) -> Option<SlicePort> {
     })?
 }
 
-/// `v1` Endpoints: one slice for each subset, because each has its own ports. The first one has the
-/// name of the object, the others a number behind it.
+/// `v1` Endpoints: one slice for each subset, because each has its own ports.
 pub fn endpoints(fields: &Fields<'_>, options: &ParseOptions) -> Vec<Resource> {
     let meta = namespaced(fields, options);
     let subsets: Vec<(Vec<SliceEndpoint>, Vec<SlicePort>)> = fields
@@ -254,11 +253,9 @@ pub fn endpoints(fields: &Fields<'_>, options: &ParseOptions) -> Vec<Resource> {
     let Some(meta) = meta else { return Vec::new() };
     let subsets = if subsets.is_empty() { vec![(Vec::new(), Vec::new())] } else { subsets };
     let slice = |(index, (endpoints, ports)): (usize, _)| {
-        let name = if index == 0 { meta.name.clone() } else { format!("{}.{}", meta.name, index + 1) };
-        let namespace = meta.namespace.clone();
         Resource::Object(Object::EndpointSlice(EndpointSlice {
-            namespace,
-            name,
+            namespace: meta.namespace.clone(),
+            name: EndpointSlice::subset_name(&meta.name, index + 1),
             service: meta.name.clone(),
             endpoints,
             ports,

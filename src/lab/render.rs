@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use serde_json::{Map, Value as Json, json};
 
 use crate::k8s::tree::{Node as Tree, Value};
-use crate::model::{ContainerPort, EndpointSlice, InternalTraffic, Object, Pod, Service, TargetPort};
+use crate::model::{
+    ContainerPort, EndpointSlice, InternalTraffic, Kind, Object, ObjectRef, Pod, Service, TargetPort,
+};
 
 /// Documents, one after the other.
 pub fn documents(manifests: impl IntoIterator<Item = Json>) -> String {
@@ -119,6 +121,22 @@ fn service(service: &Service) -> Json {
     })
 }
 
+/// The object as a server knows it that was told of [`object`].
+pub fn reference(object: &ObjectRef) -> ObjectRef {
+    match object.kind {
+        Kind::EndpointSlice => ObjectRef { name: slice_name(&object.name).into(), ..object.clone() },
+        _ => object.clone(),
+    }
+}
+
+/// A slice of Endpoints is told as a slice of its own, which needs a name that objects can have.
+fn slice_name(name: &str) -> String {
+    match EndpointSlice::subset_of(name) {
+        Some((endpoints, subset)) => format!("{endpoints}.endpoints-subset-{subset}"),
+        None => name.to_owned(),
+    }
+}
+
 fn endpoint_slice(slice: &EndpointSlice) -> Json {
     let first: Option<&IpAddr> = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).next();
     let endpoints: Vec<Json> = slice
@@ -146,7 +164,7 @@ fn endpoint_slice(slice: &EndpointSlice) -> Json {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
-            "namespace": slice.namespace, "name": slice.name,
+            "namespace": slice.namespace, "name": slice_name(&slice.name),
             "labels": {"kubernetes.io/service-name": slice.service},
         },
         "addressType": if first.is_some_and(IpAddr::is_ipv6) { "IPv6" } else { "IPv4" },

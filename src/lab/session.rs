@@ -121,7 +121,7 @@ impl Session {
             let mut manifests = Vec::new();
             for change in &changes {
                 match change {
-                    Change::Delete(object) => drop(control.delete(object).await?),
+                    Change::Delete(object) => drop(control.delete(&render::reference(object)).await?),
                     Change::Upsert(resource) => manifests.extend(manifest(resource, &self.written)),
                 }
             }

@@ -116,6 +116,20 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
 }
 
+impl EndpointSlice {
+    /// The name of the slice for a subset of `v1` Endpoints, counted from 1. No object can have it: clusters export Endpoints
+    /// and an EndpointSlice of one name.
+    pub fn subset_name(endpoints: &str, subset: usize) -> String {
+        format!("{endpoints}:{subset}")
+    }
+
+    /// The Endpoints, and which subset of them, that a slice of this name was made of.
+    pub fn subset_of(name: &str) -> Option<(&str, usize)> {
+        let (endpoints, subset) = name.split_once(':')?;
+        Some((endpoints, subset.parse().ok()?))
+    }
+}
+
 /// One address and port behind a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {

@@ -14,7 +14,7 @@ use super::connection::Store;
 use super::error::StoreError;
 use super::rows::{ObjectWrite, StoredObject};
 use crate::cluster::{Change, Resource};
-use crate::model::ObjectRef;
+use crate::model::{EndpointSlice, Kind, Object, ObjectRef};
 
 /// Something that is wrong with a manifest, or worth saying about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +205,7 @@ impl ObjectStore {
             changes: Vec::new(),
             manifests: Vec::new(),
         };
+        let mut renamed = Vec::new();
         for object in parsed.objects {
             let reference = object.resource.reference();
             let action = match self.store.object(&reference)? {
@@ -212,6 +213,11 @@ impl ObjectStore {
                 Some(stored) if same(&stored, &object, &mut reader) => Action::Unchanged,
                 Some(_) => Action::Configured,
             };
+            if let (Action::Created, Some(former)) = (action, self.former(&reference, &mut reader)?) {
+                applied.changes.push(Change::Delete(former.clone()));
+                applied.results.push((former.clone(), Action::Deleted));
+                renamed.push(former);
+            }
             if action != Action::Unchanged {
                 applied.manifests.push((reference.clone(), object.manifest));
                 applied.changes.push(Change::Upsert(object.resource));
@@ -220,10 +226,34 @@ impl ObjectStore {
         }
         admit(&applied.changes).map_err(ApplyError::Rejected)?;
         if mode == ApplyMode::Commit {
-            let write = ObjectWrite { upserts: applied.manifests.clone(), deletes: Vec::new() };
+            let write = ObjectWrite { upserts: applied.manifests.clone(), deletes: renamed };
             applied.revision = self.store.write_objects(write)?;
         }
         Ok(applied)
+    }
+
+    /// The stored object that is this one under the name that an earlier release gave it.
+    fn former(&self, new: &ObjectRef, reader: &mut Reader<'_>) -> Result<Option<ObjectRef>, StoreError> {
+        let Some(former) = former_name(new) else { return Ok(None) };
+        let stored = self.store.object(&former)?;
+        Ok(stored.filter(|stored| reader.has_renamed(stored)).map(|_| former))
+    }
+
+    /// The stored objects that a reference means: `v1` Endpoints are kept as slices.
+    fn kept_as(&self, reference: &ObjectRef) -> Result<Vec<ObjectRef>, StoreError> {
+        let mut kept = Vec::new();
+        if reference.kind != Kind::Endpoints {
+            kept.extend(self.store.object(reference)?.map(|stored| stored.reference));
+            return Ok(kept);
+        }
+        loop {
+            let name = EndpointSlice::subset_name(&reference.name, kept.len() + 1);
+            let slice = ObjectRef::new(Kind::EndpointSlice, &reference.namespace, &name);
+            match self.store.object(&slice)? {
+                Some(stored) => kept.push(stored.reference),
+                None => return Ok(kept),
+            }
+        }
     }
 
     /// Deletes an object; `None` when there is none of that name.
@@ -237,20 +267,29 @@ impl ObjectStore {
         admit: impl FnOnce(&[Change]) -> Result<(), Vec<Problem>>,
     ) -> Result<Option<Applied>, ApplyError> {
         let _serial = self.serial.lock();
-        if self.store.object(reference)?.is_none() {
+        let deletes = self.kept_as(reference)?;
+        if deletes.is_empty() {
             return Ok(None);
         }
-        let changes = vec![Change::Delete(reference.clone())];
+        let changes: Vec<Change> = deletes.iter().cloned().map(Change::Delete).collect();
         admit(&changes).map_err(ApplyError::Rejected)?;
-        let write = ObjectWrite { upserts: Vec::new(), deletes: vec![reference.clone()] };
+        let results = deletes.iter().map(|gone| (gone.clone(), Action::Deleted)).collect();
+        let write = ObjectWrite { upserts: Vec::new(), deletes };
         Ok(Some(Applied {
             revision: self.store.write_objects(write)?,
-            results: vec![(reference.clone(), Action::Deleted)],
+            results,
             warnings: Vec::new(),
             changes,
             manifests: Vec::new(),
         }))
     }
+}
+
+/// The name that an earlier release gave to a slice of `v1` Endpoints. Another slice could have it, too.
+fn former_name(slice: &ObjectRef) -> Option<ObjectRef> {
+    let (endpoints, subset) = EndpointSlice::subset_of(&slice.name)?;
+    let name = if subset == 1 { endpoints.to_owned() } else { format!("{endpoints}.{subset}") };
+    (slice.kind == Kind::EndpointSlice).then(|| ObjectRef { name: name.into(), ..slice.clone() })
 }
 
 /// A name that occurs twice in one text is a slip, never "the last one wins".
@@ -321,17 +360,36 @@ impl<'a> Reader<'a> {
             self.parsed.insert(manifest.clone(), content);
         }
         let problems = match &self.parsed[manifest] {
-            Ok(resources) => match resources.get(reference) {
-                Some(resource) => return Ok(resource.clone()),
-                None => vec![Problem {
-                    message: "the stored text does not hold this object".to_owned(),
-                    ..Problem::default()
-                }],
-            },
+            Ok(resources) => {
+                match resources.get(reference).cloned().or_else(|| renamed(resources, reference)) {
+                    Some(resource) => return Ok(resource),
+                    None => vec![Problem {
+                        message: "the stored text does not hold this object".to_owned(),
+                        ..Problem::default()
+                    }],
+                }
+            }
             Err(problems) => problems.clone(),
         };
         Err(LoadError::Unreadable { object: reference.clone(), problems })
     }
+
+    /// Whether the object's text holds it under another name than it is stored by.
+    fn has_renamed(&self, object: &StoredObject) -> bool {
+        self.parser.parse(&object.manifest).is_ok_and(|parsed| {
+            let mut names = parsed.objects.iter().map(|parsed| parsed.resource.reference());
+            names.clone().all(|name| name != object.reference)
+                && names.any(|name| former_name(&name).as_ref() == Some(&object.reference))
+        })
+    }
+}
+
+/// The object that an earlier release stored by this name, which it keeps until it is applied again.
+fn renamed(resources: &BTreeMap<ObjectRef, Resource>, reference: &ObjectRef) -> Option<Resource> {
+    let new = resources.keys().find(|new| former_name(new).as_ref() == Some(reference))?;
+    let Some(Resource::Object(Object::EndpointSlice(slice))) = resources.get(new) else { return None };
+    let slice = EndpointSlice { name: reference.name.to_string(), ..slice.clone() };
+    Some(Resource::Object(Object::EndpointSlice(slice)))
 }
 
 #[cfg(test)]

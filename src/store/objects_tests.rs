@@ -1,6 +1,6 @@
 use super::super::OpenOptions;
 use super::*;
-use crate::model::{Kind, Namespace, Object};
+use crate::model::{EndpointSlice, Kind, Namespace, Object};
 
 /// A parser of lines `name[=label]`: each is a namespace. `---` separates documents, `!` is invalid.
 struct Lines;
@@ -118,4 +118,70 @@ fn a_stored_object_that_does_not_parse_stops_the_load_but_can_be_replaced() {
     assert!(matches!(error, LoadError::Unreadable { .. }), "{error}");
     apply(&objects, "a\n").unwrap();
     assert_eq!(objects.load().unwrap().resources.len(), 1);
+}
+
+/// A parser of names, one a line: `name` is an EndpointSlice, `name*N` are Endpoints with N subsets.
+struct Slices;
+
+impl ManifestParser for Slices {
+    fn parse(&self, text: &str) -> Result<Parsed, Vec<Problem>> {
+        let manifest: Arc<str> = text.into();
+        let slice = |(service, name): (&str, String)| ParsedObject {
+            manifest: manifest.clone(),
+            resource: Resource::Object(Object::EndpointSlice(EndpointSlice {
+                namespace: "n".into(),
+                name,
+                service: service.into(),
+                endpoints: Vec::new(),
+                ports: Vec::new(),
+            })),
+        };
+        let names = text.lines().flat_map(|line| match line.split_once('*') {
+            None => vec![(line, line.to_owned())],
+            Some((name, subsets)) => (1..=subsets.parse().unwrap())
+                .map(|subset| (name, EndpointSlice::subset_name(name, subset)))
+                .collect(),
+        });
+        Ok(Parsed { objects: names.map(slice).collect(), warnings: Vec::new() })
+    }
+}
+
+fn slice(name: &str) -> ObjectRef {
+    ObjectRef::new(Kind::EndpointSlice, "n", name)
+}
+
+fn slices(directory: &tempfile::TempDir) -> ObjectStore {
+    let store = Store::open(&OpenOptions::new(directory.path().join("state.db"))).unwrap();
+    ObjectStore::new(store, Arc::new(Slices))
+}
+
+fn names(objects: &ObjectStore) -> Vec<String> {
+    objects.load().unwrap().resources.iter().map(|resource| resource.reference().name.to_string()).collect()
+}
+
+#[test]
+fn endpoints_of_a_slices_name_are_deleted_without_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = slices(&directory);
+    apply(&objects, "a*2\na\nab*1").unwrap();
+    let endpoints = ObjectRef::new(Kind::Endpoints, "n", "a");
+    let gone = objects.delete(&endpoints, |_| Ok(())).unwrap().unwrap();
+    assert_eq!(gone.results, [(slice("a:1"), Action::Deleted), (slice("a:2"), Action::Deleted)]);
+    assert_eq!(names(&objects), ["a", "ab:1"]);
+    assert!(objects.delete(&endpoints, |_| Ok(())).unwrap().is_none());
+}
+
+#[test]
+fn slices_that_an_earlier_release_named_are_read_and_go_when_they_are_applied_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = slices(&directory);
+    let text: Arc<str> = "a*2".into();
+    let upserts = ["a", "a.2"].map(|name| (slice(name), text.clone())).into();
+    objects.store().write_objects(ObjectWrite { upserts, deletes: Vec::new() }).unwrap();
+    assert_eq!(names(&objects), ["a", "a.2"]);
+    let applied = apply(&objects, "a*2").unwrap();
+    assert_eq!(actions(&applied), [Action::Deleted, Action::Created, Action::Deleted, Action::Created]);
+    assert_eq!(names(&objects), ["a:1", "a:2"]);
+    apply(&objects, "a\na*2").unwrap();
+    assert_eq!(names(&objects), ["a", "a:1", "a:2"], "a slice that has the name by right stays");
 }

@@ -124,7 +124,14 @@ fn the_api_server_outside_is_world_and_api_server() {
     view.apply(vec![slice("default/kubernetes", "kubernetes", &["198.51.100.251"])]).unwrap();
     assert!(!labels_of(&view, "198.51.100.250").contains("kube-apiserver"));
     assert!(labels_of(&view, "198.51.100.251").contains("kube-apiserver"));
+    // Clusters have Endpoints of that name beside the slice.
+    let subsets = ["kubernetes:1", "kubernetes:2"]
+        .map(|name| slice(&format!("default/{name}"), "kubernetes", &["198.51.100.252"]));
+    view.apply(subsets.into()).unwrap();
     view.apply(vec![delete(Kind::Endpoints, "default", "kubernetes")]).unwrap();
+    assert!(!labels_of(&view, "198.51.100.252").contains("kube-apiserver"));
+    assert!(labels_of(&view, "198.51.100.251").contains("kube-apiserver"), "the slice stays");
+    view.apply(vec![delete(Kind::EndpointSlice, "default", "kubernetes")]).unwrap();
     assert!(!labels_of(&view, "198.51.100.251").contains("kube-apiserver"));
 }
 

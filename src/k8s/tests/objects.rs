@@ -208,12 +208,22 @@ fn an_endpoint_slice_belongs_to_the_service_of_its_label() {
     assert_eq!(slices[0].ports.len(), 2);
 }
 
+/// As clusters export `default/kubernetes`.
+#[test]
+fn endpoints_and_a_slice_of_one_name_are_two_objects() {
+    let slices = slices(
+        "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a}\nsubsets: [{addresses: [{ip: 10.0.0.1}], ports: [{port: 80}]}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a, labels: {kubernetes.io/service-name: a}}\naddressType: IPv6\nendpoints: [{addresses: [\"2001:db8::1\"]}]\nports: [{port: 80}]\n",
+    );
+    let names: Vec<(&str, &str)> = slices.iter().map(|slice| (&*slice.name, &*slice.service)).collect();
+    assert_eq!(names, [("a:1", "a"), ("a", "a")]);
+}
+
 #[test]
 fn endpoints_become_one_slice_for_each_subset() {
     let slices = slices(
         "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a}\nsubsets:\n- {addresses: [{ip: 10.0.0.1}], notReadyAddresses: [{ip: 10.0.0.2}], ports: [{port: 80}]}\n- {addresses: [{ip: 10.0.0.3}], ports: [{port: 81}]}\n",
     );
     let names: Vec<(&str, &str)> = slices.iter().map(|slice| (&*slice.name, &*slice.service)).collect();
-    assert_eq!(names, [("a", "a"), ("a.2", "a")]);
+    assert_eq!(names, [("a:1", "a"), ("a:2", "a")]);
     assert_eq!(slices[0].endpoints.iter().map(|endpoint| endpoint.ready).collect::<Vec<_>>(), [true, false]);
 }

@@ -20,7 +20,9 @@ use crate::k8s::tree::{Node as Tree, Value};
 use crate::lab::topology::{
     ExternalSpec, ListenPort, NodeSpec, PodSpec, Role, ServiceAnswer, ServiceSpec, Topology, Transport,
 };
-use crate::model::{ContainerPort, Family, Kind, Node, Object, ObjectRef, Pod, Protocol, Service};
+use crate::model::{
+    ContainerPort, EndpointSlice, Family, Kind, Node, Object, ObjectRef, Pod, Protocol, Service,
+};
 use crate::service::selects;
 
 pub use super::defaults::{NODE_RANGES, POD_RANGES, SERVICE_RANGES, pod_ranges};
@@ -121,7 +123,7 @@ impl Cluster {
             .filter(|other| {
                 *other == reference
                     || (reference.kind == Kind::Namespace && other.namespace == reference.name)
-                    // v1 Endpoints are kept as slices: one for each subset, numbered behind the name.
+                    // v1 Endpoints are kept as slices: one for each subset.
                     || (reference.kind == Kind::Endpoints && is_slice_of(other, reference))
             })
             .cloned()
@@ -366,14 +368,10 @@ fn keep(new: &mut Resource, old: &Resource) {
     }
 }
 
-/// `name`, or `name.2` and so on.
 fn is_slice_of(slice: &ObjectRef, endpoints: &ObjectRef) -> bool {
     slice.kind == Kind::EndpointSlice
         && slice.namespace == endpoints.namespace
-        && slice.name.strip_prefix(&*endpoints.name).is_some_and(|rest| {
-            rest.is_empty()
-                || rest.strip_prefix('.').is_some_and(|n| n.bytes().all(|byte| byte.is_ascii_digit()))
-        })
+        && EndpointSlice::subset_of(&slice.name).is_some_and(|(name, _)| name == &*endpoints.name)
 }
 
 /// Nodes and namespaces before pods, pods before Services, policies last.
