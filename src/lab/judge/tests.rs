@@ -80,10 +80,10 @@ fn a_rejecting_cluster_answers() {
 
 #[test]
 fn an_answer_with_ttl_zero_is_good_for_the_connection_that_follows() {
-    let text = include_str!("../../../integration/scenarios/l7/26-tofqdns-ttl-zero.yaml");
-    let file = scenario::read("26-tofqdns-ttl-zero.yaml", text);
+    let text = include_str!("../../../integration/scenarios/l7/29-tofqdns-ttl-zero.yaml");
+    let file = scenario::read("29-tofqdns-ttl-zero.yaml", text);
     assert_eq!(file.problems, []);
-    let result = run("26-tofqdns-ttl-zero.yaml", &file.scenarios[0]).unwrap();
+    let result = run("29-tofqdns-ttl-zero.yaml", &file.scenarios[0]).unwrap();
     assert!(result.steps.iter().all(|step| step.status == Status::Passed), "{:?}", result.steps);
 }
 

@@ -62,7 +62,7 @@ enum Automaton {
     /// A table lookup for each byte of the text.
     Table(Box<dense::DFA<Vec<u32>>>),
     /// For sets whose table would be large.
-    Lazy(Lazy),
+    Lazy(Box<Lazy>),
 }
 
 impl Automaton {
@@ -79,7 +79,7 @@ impl Automaton {
             .build_from_nfa(&nfa);
         match table {
             Ok(table) => Ok(Automaton::Table(table.into())),
-            Err(_) => Lazy::new(&nfa).map(Automaton::Lazy),
+            Err(_) => Lazy::new(&nfa).map(|lazy| Automaton::Lazy(lazy.into())),
         }
     }
 
@@ -244,7 +244,7 @@ mod tests {
             (0..50).map(|n| anchored(&format!("/api/v{}/.*[a-z]{{1,{}}}x?", n % 7, n % 5 + 1))).collect();
         let table = Automaton::build(&patterns).unwrap();
         assert!(matches!(table, Automaton::Table(_)));
-        let lazy = Automaton::Lazy(Lazy::new(&compile_set(&patterns).unwrap()).unwrap());
+        let lazy = Automaton::Lazy(Lazy::new(&compile_set(&patterns).unwrap()).unwrap().into());
         for text in
             ["", "/", "/api/v3/abc", "/api/v3/7", "/api/v6/abcx", "/api/v1/\nq", "/api/v9/abc", "x/api/v1/a"]
         {
