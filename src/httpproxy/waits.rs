@@ -114,9 +114,13 @@ impl<'a> Waits<'a> {
     }
 
     /// Waits for the server to begin its answer; `None`: it is late.
-    pub(super) async fn answer<T>(&mut self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    pub(super) fn answer<T>(
+        &mut self,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> impl Future<Output = Option<T>> {
         let pace = self.pace;
-        self.alarm.until(|wait| pace.answer_due(wait, limit), work).await
+        self.alarm.until(move |wait| pace.answer_due(wait, limit), work)
     }
 
     /// [`Waits::step`] for what `sink` is to get.
@@ -139,24 +143,24 @@ impl<'a> Waits<'a> {
     }
 
     /// [`Waits::answer`] for this client.
-    pub(super) async fn answer_for<T>(
+    pub(super) fn answer_for<T>(
         &mut self,
         client: &TcpStream,
         limit: Duration,
         work: impl Future<Output = T>,
-    ) -> Result<T, Lost> {
+    ) -> impl Future<Output = Result<T, Lost>> {
         let pace = self.pace;
-        self.unless_gone(client, |wait| pace.answer_due(wait, limit), work).await
+        self.unless_gone(client, move |wait| pace.answer_due(wait, limit), work)
     }
 
     /// Waits until `due` for the rest of a head that this client is to get.
-    pub(super) async fn head_for<T>(
+    pub(super) fn head_for<T>(
         &mut self,
         client: &TcpStream,
         due: Instant,
         work: impl Future<Output = T>,
-    ) -> Result<T, Lost> {
-        self.unless_gone(client, |_| due, work).await
+    ) -> impl Future<Output = Result<T, Lost>> {
+        self.unless_gone(client, move |_| due, work)
     }
 
     async fn unless_gone<T>(
@@ -173,14 +177,13 @@ impl<'a> Waits<'a> {
         }
         presence::probe(sink);
         // Seldom, and large: not a part of what every connection keeps.
-        let mut failed = Box::pin(presence::failed(sink));
-        let watched = async {
+        let watched = Box::pin(async {
             tokio::select! {
                 biased;
                 done = work => Ok(done),
-                () = &mut failed => Err(Lost::SinkGone),
+                () = presence::failed(sink) => Err(Lost::SinkGone),
             }
-        };
+        });
         self.alarm.until(|wait| due(begun.unwrap_or(wait)), watched).await.unwrap_or(Err(Lost::Late))
     }
 }
