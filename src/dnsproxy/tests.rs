@@ -524,14 +524,21 @@ async fn each_query_leaves_by_a_port_of_its_own() {
 #[tokio::test]
 async fn what_comes_to_the_port_of_another_query_is_never_learned() {
     let rig = rig(Server::Forges).await;
+    // One in 8192 draws the port of the query before: what comes there came to its own.
+    let mut by_chance = Vec::new();
     for n in 0..40 {
-        let answer = ask(&rig, &format!("n{n}.example.")).await;
-        assert_eq!(answer.answers[0].data, RData::A(A::new(192, 0, 2, 1)));
+        let name = format!("n{n}.example");
+        let answer = ask(&rig, &format!("{name}.")).await;
+        match &rig.sockets.asked.lock()[..] {
+            [.., before, last] if before == last => by_chance.push(name),
+            _ => assert_eq!(answer.answers[0].data, RData::A(A::new(192, 0, 2, 1))),
+        }
     }
-    let learned = rig.sluice.learned.lock().clone();
+    let mut learned = rig.sluice.learned.lock().clone();
+    learned.retain(|learned| !by_chance.iter().any(|name| **name == *learned.name));
     let right = IpAddr::from([192, 0, 2, 1]);
     let addresses = || learned.iter().flat_map(|learned| &learned.addresses);
-    assert_eq!(addresses().count(), 40);
+    assert_eq!(addresses().count() + by_chance.len(), 40);
     assert!(addresses().all(|(address, _)| *address == right), "{learned:?}");
 }
 
