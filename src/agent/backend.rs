@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 use super::core::{Core, CoreHandle};
 use super::history::Recorder;
 use super::hub::Hub;
-use super::l7feed::FeedMisfit;
+use super::l7misfits::FeedMisfit;
 use super::observer::Notes;
 use crate::api::backend::{Answer, ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
 use crate::api::hubble::convert::Naming;

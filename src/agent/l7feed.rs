@@ -8,11 +8,13 @@
 //!
 //! A proxy that has a connection before it looks whether the document is the one that it has read ([`Newest::load`]), so
 //! it knows the rules by which the connection was brought to it, however late it hears of news otherwise.
+//! If the first document cannot be written (a full disk), the kernel is not told: what was enforced stays enforced, `status`
+//! says so, and it is tried again.
 //! Documents are written beside the old one and renamed. A proxy that starts while no agent runs reads what the last one
 //! left. A document that cannot be read is reported, and the one before it stays in force. Where news may
 //! have been missed, it is read again: the kernel's queue was full, or could not be read.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -25,10 +27,11 @@ use arc_swap::ArcSwap;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use parking_lot::Mutex;
 
+use super::l7misfits::{FeedMisfit, misfits};
 use crate::cluster::View;
-use crate::model::{IdentityKind, ObjectRef};
+use crate::model::IdentityKind;
 use crate::policy::l7::snapshot::{Endpoint, Scope, SecretValue, Sides, Snapshot};
-use crate::policy::l7::{HeaderValue, L7Rules, fields, fit};
+use crate::policy::l7::{HeaderValue, L7Rules, fields};
 
 const FILE: &str = "l7.json";
 /// Between attempts to read events.
@@ -44,14 +47,6 @@ pub struct FeedWriter {
     /// The files of the latest documents: as long as they are open, none of theirs has the number of another one.
     files: VecDeque<std::fs::File>,
     misfits: Vec<FeedMisfit>,
-}
-
-/// Rules of several objects that are too large together: the proxies admit nothing where they meet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FeedMisfit {
-    pub objects: BTreeSet<ObjectRef>,
-    /// Where, why, and by which objects.
-    pub text: String,
 }
 
 /// Documents that have inode numbers of their own.
@@ -130,24 +125,6 @@ impl FeedWriter {
     pub fn misfits(&self) -> &[FeedMisfit] {
         &self.misfits
     }
-}
-
-fn misfits(snapshot: &Snapshot) -> Vec<FeedMisfit> {
-    let found = fit::misfits(&snapshot.sides).into_iter().map(|misfit| {
-        let pods = snapshot.endpoints.values().filter(|endpoint| endpoint.identity == misfit.subject);
-        let pods: BTreeSet<&str> = pods.map(|endpoint| &*endpoint.pod).collect();
-        let objects: Vec<String> = misfit.objects.iter().map(ObjectRef::to_string).collect();
-        let text = format!(
-            "{} of {}, port {}: nothing passes, because {} ({})",
-            misfit.direction,
-            pods.into_iter().next().unwrap_or("a pod"),
-            misfit.port.first,
-            misfit.problem,
-            objects.join(", ")
-        );
-        FeedMisfit { objects: misfit.objects, text }
-    });
-    found.collect()
 }
 
 /// Makes the agent's directory, for root alone, if it is not there.

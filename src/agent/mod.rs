@@ -25,6 +25,7 @@ mod kernel;
 mod kernel_tables;
 mod known_names;
 pub mod l7feed;
+mod l7misfits;
 mod linux;
 mod manifests;
 mod metrics;
