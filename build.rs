@@ -108,6 +108,7 @@ fn compile_bpf(dir: &Path, out: &Path) {
         let object = out.join(source.file_stem().expect("file name")).with_extension("bpf.o");
         let output = Command::new(&clang)
             .args(["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror"])
+            .arg(format!("-D__TARGET_ARCH_{}", if arch == "x86_64" { "x86" } else { &arch }))
             .args(["-Wno-unused-parameter", "-Wno-sign-compare", "-Wno-address-of-packed-member"])
             .arg("-I")
             .arg(dir)

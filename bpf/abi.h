@@ -17,7 +17,7 @@
 
 #include <linux/types.h>
 
-#define SLUICE_ABI_VERSION 4
+#define SLUICE_ABI_VERSION 5
 
 /* ---- sizes -------------------------------------------------------------------------------- */
 #define SLUICE_MAX_POLICIES 16384	 /* policy_id < this; one per local subject identity */
@@ -178,6 +178,10 @@ enum sluice_drop_reason {
 #define SLUICE_METRIC_FORWARDED 0 /* metrics key for what passed; others are drop reasons */
 #define SLUICE_MAX_METRIC 256
 
+/* sl_clock_seconds: seconds of a jiffy. The product with jiffies overflows after 34 years at 250 Hz, and it is wrong by a
+ * second after 8. */
+#define SLUICE_CLOCK_SHIFT 34
+
 /* ---- addresses ------------------------------------------------------------------------------- */
 struct sluice_addr {
 	__u8 b[16];
@@ -267,6 +271,9 @@ struct port_class_key { /* sl_port_class: LPM_TRIE; prefix_len = 48 + bits of th
  * One entry per connection and node, found from both directions: lo is the smaller of the two
  * (address, port) pairs in memcmp order. The entry holds all that the fast path needs, so that an
  * established packet costs one lookup: both policies' epochs, and where to deliver.
+ *
+ * sl_ct is an array of sets, and lib/ct_table.h says how it is read and written. User space reads it, and writes it only
+ * through the program keep_connection().
  */
 struct ct_key {
 	struct sluice_addr lo_addr;
@@ -315,15 +322,50 @@ struct ct_side {
 struct ct_entry {
 	struct ct_side lo;
 	struct ct_side hi;
-	__u32 last_seen; /* seconds since boot, of CLOCK_MONOTONIC, give or take one */
 	__u16 flags;	 /* SLUICE_CT_* */
 	__u16 svc_port;	 /* frontend port (REV_NAT), backend port (SERVICE) */
+	__u32 rule_set;	 /* that allowed it; for events */
 	struct sluice_addr svc_addr; /* frontend (REV_NAT), backend (SERVICE) */
 	__u8 lo_mac[6];	 /* of the local pod on that side */
+	__u8 lo_pad[2];
 	__u8 hi_mac[6];
-	__u32 rule_set;	 /* that allowed it; for events */
+	__u8 hi_pad[2];
 	__u64 packets[2]; /* [0] from lo, [1] from hi; only kept up while tracing */
 	__u64 bytes[2];
+};
+
+struct ct_way {
+	struct ct_key key;
+	struct ct_entry entry;
+};
+
+/* sl_ct: ARRAY. A connection is in the set that the hash of its key names: the hash times the number of sets, without the
+ * lower 32 bits. Its tag is the lower 16 bits of the hash, or 1 where they are 0. */
+#define SLUICE_CT_WAYS 16
+
+struct ct_set {
+	__u32 lock;	   /* 1: somebody writes */
+	__u32 version; /* odd while a way changes */
+	__u16 tags[SLUICE_CT_WAYS]; /* 0: the way is empty */
+	__u32 pad[6];
+	__u32 expires[SLUICE_CT_WAYS]; /* seconds since boot, of CLOCK_MONOTONIC, give or take one */
+	struct ct_way ways[SLUICE_CT_WAYS];
+};
+
+/* The hash of a key: factors for its ten 32-bit words, as they lie in memory, and a summand; modulo 2^64, the upper half. Drawn
+ * when sl_ct is made, and kept in sl_ct_secret, ARRAY[1], for as long. Programs are told when they are loaded. */
+#define SLUICE_CT_SECRETS 11
+
+struct ct_secret {
+	__u64 factors[SLUICE_CT_SECRETS];
+};
+
+/* What user space hands to keep_connection(), as a packet. */
+struct ct_record {
+	struct ct_key key;
+	struct ct_entry entry;
+	__u32 expires;
+	__u32 replace; /* 0: what is there stays */
 };
 
 /* ---- services -------------------------------------------------------------------------------- */

@@ -274,7 +274,27 @@ int find_proxy(struct bpf_sk_lookup *ctx)
 	return proxy_listens(ctx);
 }
 
+/* Run by user space on a ct_record: brings a connection from another table (src/datapath/connections.rs). Nobody else writes
+ * sl_ct. TC_ACT_OK: done. TC_ACT_PIPE: it was there. */
+SEC("classifier")
+int keep_connection(struct __sk_buff *skb)
+{
+	__u32 zero = 0, expires, replace;
+	struct work *w = bpf_map_lookup_elem(&sl_work, &zero);
+
+	if (!w || bpf_skb_load_bytes(skb, offsetof(struct ct_record, key), &w->key, sizeof(w->key)) ||
+		bpf_skb_load_bytes(skb, offsetof(struct ct_record, entry), &w->entry, sizeof(w->entry)) ||
+		bpf_skb_load_bytes(skb, offsetof(struct ct_record, expires), &expires, sizeof(expires)) ||
+		bpf_skb_load_bytes(skb, offsetof(struct ct_record, replace), &replace, sizeof(replace)))
+		return TC_ACT_SHOT;
+	w->now = now_seconds();
+	if (!replace && ct_is_there(w))
+		return TC_ACT_PIPE;
+	return ct_store(w, expires) ? TC_ACT_SHOT : TC_ACT_OK;
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";
 
-/* Nothing else names this struct in the object's BTF, which a test compares with src/datapath/abi.rs. */
+/* Nothing else names these structs in the object's BTF, which a test compares with src/datapath/abi.rs. */
 const struct flow_event *sluice_btf_flow_event __attribute__((unused));
+const struct ct_record *sluice_btf_ct_record __attribute__((unused));

@@ -5,7 +5,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use sluice::cluster::delta::{AddressKind, Delta, EndpointChange, IpcacheEntry};
+use sluice::datapath::abi;
 use sluice::datapath::attach::Mechanism;
 use sluice::datapath::config::{Capacity, ROUTER_MAC};
+use sluice::datapath::connections::Connections;
 use sluice::datapath::inspect::ConnectionFilter;
 use sluice::datapath::net::pod::{PodNetwork, create};
 use sluice::datapath::net::watch::{DeviceEvent, DeviceWatch};
@@ -42,7 +44,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// Runs a test in namespaces of its own, with a BPF file system of its own.
-fn isolated<F: Future<Output = ()>>(test: impl FnOnce(std::path::PathBuf) -> F + Send) {
+fn isolated<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send) {
     let dir = tempfile::Builder::new().prefix("dp-").tempdir().unwrap();
     std::thread::scope(|scope| {
         let path = dir.path().to_owned();
@@ -594,6 +596,69 @@ fn connections_carried(datapath: &KernelDatapath) -> Result<usize, String> {
     carried.expect("something is said about connections").outcome.clone()
 }
 
+/// What an agent of ABI version 4 leaves: its connections were in a hash of the kernel's. (The programs are those of today, and
+/// go on with the table that they have.)
+struct Version4 {
+    table: Connections,
+    map: PathBuf,
+}
+
+impl Version4 {
+    fn of(bpffs: &Path) -> Version4 {
+        let table = Connections::open(bpffs).unwrap();
+        let dir = bpffs.join("v4");
+        std::fs::rename(bpffs.join(pin_version()), &dir).unwrap();
+        let map = dir.join("maps/sl_ct");
+        std::fs::rename(&map, dir.join("maps/sl_ct_of_today")).unwrap();
+        std::fs::remove_file(dir.join("maps/sl_ct_secret")).unwrap();
+        let shape = ["type", "lru_hash", "key", "40", "value", "104", "entries", "4096", "name", "sl_ct"];
+        bpftool(&["map", "create", map.to_str().unwrap()], &shape);
+        let version = Version4 { table, map };
+        version.write();
+        version
+    }
+
+    fn write(&self) {
+        self.table
+            .for_each(&mut |kept| {
+                let (key, entry) = (&kept.key, &kept.entry);
+                let mut name = [key.lo_addr.b, key.hi_addr.b].concat();
+                name.extend([key.lo_port.to_ne_bytes(), key.hi_port.to_ne_bytes()].concat());
+                name.extend([key.protocol, 0, 0, 0]);
+                let mut value = Vec::new();
+                for side in [entry.lo, entry.hi] {
+                    value.extend(side.epoch.to_ne_bytes());
+                    value.extend([side.policy_id.to_ne_bytes(), side.endpoint_id.to_ne_bytes()].concat());
+                    value.extend([side.ifindex.to_ne_bytes(), side.identity.to_ne_bytes()].concat());
+                }
+                // Answered TCP connections.
+                value.extend((kept.expires - abi::CT_SECONDS_TCP).to_ne_bytes());
+                value.extend([entry.flags.to_ne_bytes(), entry.svc_port.to_ne_bytes()].concat());
+                value.extend(entry.svc_addr.b);
+                value.extend([entry.lo_mac, entry.hi_mac].concat());
+                value.extend(entry.rule_set.to_ne_bytes());
+                value.extend([0; 32]);
+                let hex = |bytes: &[u8]| -> Vec<String> {
+                    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+                };
+                let words = [
+                    vec!["key".into(), "hex".into()],
+                    hex(&name),
+                    vec!["value".into(), "hex".into()],
+                    hex(&value),
+                ];
+                let words: Vec<&str> = words.iter().flatten().map(String::as_str).collect();
+                bpftool(&["map", "update", "pinned", self.map.to_str().unwrap()], &words);
+            })
+            .unwrap();
+    }
+}
+
+fn bpftool(command: &[&str], words: &[&str]) {
+    let done = Command::new("bpftool").args(command).args(words).output().expect("bpftool");
+    assert!(done.status.success(), "{command:?} {words:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
 #[test]
 fn an_upgrade_across_abi_versions_costs_no_connection() {
     isolated(|bpffs| async move {
@@ -602,7 +667,7 @@ fn an_upgrade_across_abi_versions_costs_no_connection() {
         drop(bench.start_with(&state));
         let mut connections: Vec<OneSided> =
             bench.server.addresses.iter().map(|address| OneSided::open(&bench, *address)).collect();
-        std::fs::rename(bpffs.join(pin_version()), bpffs.join("v1")).unwrap();
+        let old = Version4::of(&bpffs);
 
         let mut datapath = KernelDatapath::open(bench.config.clone()).unwrap();
         for pod in [&bench.client, &bench.server] {
@@ -613,9 +678,10 @@ fn an_upgrade_across_abi_versions_costs_no_connection() {
             connection.server_speaks().unwrap();
         }
         connections.push(OneSided::open(&bench, bench.server.addresses[0]));
+        old.write();
         datapath.reconcile(&state).unwrap();
         datapath.attach_node().unwrap();
-        assert!(!bpffs.join("v1").exists());
+        assert!(!bpffs.join("v4").exists());
         for connection in &mut connections {
             connection.server_speaks().unwrap();
         }
@@ -623,7 +689,7 @@ fn an_upgrade_across_abi_versions_costs_no_connection() {
 
         // Judged again under the policies of today: what they forbid ends.
         drop(datapath);
-        std::fs::rename(bpffs.join(pin_version()), bpffs.join("v1")).unwrap();
+        Version4::of(&bpffs);
         drop(bench.start_with(&bench.state()));
         for connection in &mut connections {
             assert!(is_timeout(&connection.server_speaks().unwrap_err()));
@@ -682,7 +748,10 @@ fn a_map_of_another_size_is_replaced_and_costs_no_connection() {
             assert!(connections_carried(&datapath).unwrap() >= 1);
             let maps = std::fs::read_dir(bpffs.join(pin_version()).join("maps")).unwrap().flatten();
             let left: Vec<_> = maps.map(|map| map.file_name().into_string().unwrap()).collect();
-            assert!(!left.iter().any(|name| name.ends_with("_before")), "{left:?}");
+            assert!(
+                !left.iter().any(|name| name.ends_with("_before") || name.ends_with("_between")),
+                "{left:?}"
+            );
         }
     });
 }

@@ -38,11 +38,49 @@ INLINE int addr_is_zero(const struct sluice_addr *a)
 	return !(((const word64 *)a)[0] | ((const word64 *)a)[1]);
 }
 
+/* What is read as one word soon is written as one: a load cannot be served from two stores that are still on their way to the
+ * cache, and waits for them. */
+INLINE __u64 word_of(__u32 first, __u32 second)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return (__u64)second << 32 | first;
+#else
+	return (__u64)first << 32 | second;
+#endif
+}
+
+INLINE __u32 half_words_of(__u16 first, __u16 second)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return (__u32)second << 16 | first;
+#else
+	return (__u32)first << 16 | second;
+#endif
+}
+
+/* Two bytes, and two that are 0. */
+INLINE __u32 bytes_of(__u8 first, __u8 second)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return (__u32)second << 8 | first;
+#else
+	return (__u32)first << 24 | (__u32)second << 16;
+#endif
+}
+
 INLINE void addr_from_v4(struct sluice_addr *to, __be32 v4)
 {
 	((word64 *)to)[0] = 0;
-	((word32 *)to)[2] = bpf_htonl(0xffff);
-	((word32 *)to)[3] = v4;
+	((word64 *)to)[1] = word_of(bpf_htonl(0xffff), v4);
+}
+
+/* From a place that is only 4-aligned: packets. */
+INLINE void addr_from_v6(struct sluice_addr *to, const void *v6)
+{
+	const word32 *from = v6;
+
+	((word64 *)to)[0] = word_of(from[0], from[1]);
+	((word64 *)to)[1] = word_of(from[2], from[3]);
 }
 
 INLINE __be32 addr_to_v4(const struct sluice_addr *a)

@@ -7,8 +7,8 @@
 #ifndef SLUICE_CONNTRACK_H
 #define SLUICE_CONNTRACK_H
 
+#include "ct_table.h"
 #include "parse.h"
-#include "work.h"
 
 #define CT_FIN_BOTH (SLUICE_CT_FIN_LO | SLUICE_CT_FIN_HI)
 
@@ -16,6 +16,7 @@
 INLINE __u8 ct_key_of(struct ct_key *key, const struct sluice_addr *saddr,
 					  const struct sluice_addr *daddr, __u16 sport, __u16 dport, __u8 protocol)
 {
+	__u16 swap;
 	__u8 from_lo;
 
 	if (addr_equal(saddr, daddr))
@@ -25,16 +26,14 @@ INLINE __u8 ct_key_of(struct ct_key *key, const struct sluice_addr *saddr,
 	if (from_lo) {
 		addr_copy(&key->lo_addr, saddr);
 		addr_copy(&key->hi_addr, daddr);
-		key->lo_port = sport;
-		key->hi_port = dport;
 	} else {
 		addr_copy(&key->lo_addr, daddr);
 		addr_copy(&key->hi_addr, saddr);
-		key->lo_port = dport;
-		key->hi_port = sport;
+		swap = sport;
+		sport = dport;
+		dport = swap;
 	}
-	*(word32 *)&key->protocol = 0;
-	key->protocol = protocol;
+	*(word64 *)&key->lo_port = word_of(half_words_of(sport, dport), bytes_of(protocol, 0));
 	return from_lo;
 }
 
@@ -65,10 +64,10 @@ INLINE __u32 ct_timeout(__u8 protocol, __u16 flags)
 	return flags & SLUICE_CT_SEEN_REPLY ? SLUICE_CT_SECONDS_ANSWERED : SLUICE_CT_SECONDS_OPENING;
 }
 
-INLINE int ct_alive(const struct ct_entry *e, __u8 protocol, __u32 now)
+/* Is what was found still there, as far as time goes? */
+INLINE int ct_alive(const struct work *w)
 {
-	/* A clock that another CPU read a moment later is not an age. */
-	return (__s32)(now - e->last_seen) <= (__s32)ct_timeout(protocol, e->flags);
+	return (__s32)(w->expires - w->now) >= 0;
 }
 
 /* The packet goes against the direction in which the connection was opened. */
@@ -92,12 +91,13 @@ INLINE int ct_reopens(const struct ct_entry *e, const struct packet *p, __u8 fro
 	return 0;
 }
 
-/* Follows the connection's state. Writes only what changes: the entry's cache line is shared. */
-INLINE void ct_touch(struct ct_entry *e, const struct packet *p, __u8 from_lo, __u32 now)
+/* Follows the state of the connection that was found. Writes only what changes: the set's cache lines are shared. */
+INLINE void ct_touch(struct work *w, const struct packet *p)
 {
-	__u16 flags = e->flags;
+	__u16 flags = w->found.flags;
+	__u32 expires;
 
-	if (ct_is_reply(e, from_lo))
+	if (ct_is_reply(&w->found, w->from_lo))
 		flags = (flags | SLUICE_CT_SEEN_REPLY) & ~SLUICE_CT_SYN_ONLY;
 	if (p->protocol == IPPROTO_TCP) {
 		/* A forged reset must not shorten the life of a connection that goes on. */
@@ -106,12 +106,15 @@ INLINE void ct_touch(struct ct_entry *e, const struct packet *p, __u8 from_lo, _
 		else if (p->tcp_flags & TCP_ACK)
 			flags &= ~SLUICE_CT_RST;
 		if (p->tcp_flags & TCP_FIN)
-			flags |= from_lo ? SLUICE_CT_FIN_LO : SLUICE_CT_FIN_HI;
+			flags |= w->from_lo ? SLUICE_CT_FIN_LO : SLUICE_CT_FIN_HI;
 	}
-	if (flags != e->flags)
-		e->flags = flags;
-	if (e->last_seen != now)
-		e->last_seen = now;
+	if (unlikely(flags != w->found.flags)) {
+		ct_mark(w, flags & ~w->found.flags, w->found.flags & ~flags);
+		w->found.flags = flags;
+	}
+	expires = w->now + ct_timeout(p->protocol, flags);
+	if (unlikely(w->expires != expires))
+		ct_prolong(w, expires);
 }
 
 /* The side's policy is the one that allowed the flow. */
@@ -130,12 +133,11 @@ INLINE int ct_side_current(const struct ct_side *side, const struct node_config 
 
 INLINE void ct_fill_side(struct ct_side *side, __u8 *mac, const struct party *party)
 {
-	side->epoch = party->epoch;
-	side->policy_id = party->policy_id;
-	side->endpoint_id = party->endpoint_id;
-	side->ifindex = party->ifindex;
-	side->identity = party->identity;
-	mac_copy(mac, party->mac);
+	const word16 *half = (const word16 *)party->mac;
+
+	((word64 *)side)[0] = word_of(party->epoch, half_words_of(party->policy_id, party->endpoint_id));
+	((word64 *)side)[1] = word_of(party->ifindex, party->identity);
+	*(word64 *)mac = word_of(half_words_of(half[0], half[1]), half_words_of(half[2], 0));
 }
 
 INLINE void ct_fill(struct ct_entry *e, const struct work *w)
@@ -143,21 +145,37 @@ INLINE void ct_fill(struct ct_entry *e, const struct work *w)
 	const struct party *lo = w->from_lo ? &w->src : &w->dst;
 	const struct party *hi = w->from_lo ? &w->dst : &w->src;
 
-	e->rule_set = w->decision.rule_set;
 	ct_fill_side(&e->lo, e->lo_mac, lo);
 	ct_fill_side(&e->hi, e->hi_mac, hi);
 }
 
-/* The flow goes on under the policies of today. The entry is changed in place: whoever reads it meanwhile
- * finds an epoch that is old, and judges for itself. */
-INLINE void ct_renew(struct work *w, struct ct_entry *e)
+/* The flow that was found goes on under the policies of today. Whoever copied the entry before finds an epoch that is old, and
+ * judges for itself. */
+GLOBAL int ct_renew(struct work *w)
 {
-	ct_fill(e, w);
-	ct_touch(e, &w->pkt, w->from_lo, w->now);
-	if (w->ct_flags & ~e->flags & SLUICE_CT_FQDN)
-		e->flags |= SLUICE_CT_FQDN;
-	if (e->flags & SLUICE_CT_DENIED)
-		e->flags &= ~SLUICE_CT_DENIED;
+	struct ct_set *set;
+	__u32 way;
+
+	if (!w)
+		return 0;
+	ct_touch(w, &w->pkt);
+	set = bpf_map_lookup_elem(&sl_ct, &w->ct_index);
+	way = w->ct_way;
+	if (!set || way >= SLUICE_CT_WAYS)
+		return 0;
+	if (!ct_lock(set))
+		return 0;
+	if (set->tags[way] == w->ct_tag && ct_key_equal(&set->ways[way].key, &w->key)) {
+		struct ct_entry *e = &set->ways[way].entry;
+
+		ct_change_begin(set);
+		ct_fill(e, w);
+		e->rule_set = w->decision.rule_set;
+		e->flags = (e->flags | (w->ct_flags & SLUICE_CT_FQDN)) & ~SLUICE_CT_DENIED;
+		ct_change_end(set);
+	}
+	ct_unlock(set);
+	return 0;
 }
 
 /* The packet opens a flow that was just allowed. Returns 0 or a drop reason. */
@@ -165,21 +183,35 @@ INLINE int ct_open(struct work *w)
 {
 	struct ct_entry *e = &w->entry;
 	int opener_is_lo = w->reply ? !w->from_lo : w->from_lo;
+	__u16 flags, port = 0;
 
-	__builtin_memset(e, 0, sizeof(*e));
-	e->flags = (w->ct_flags & (SLUICE_CT_REV_NAT | SLUICE_CT_PROXY | SLUICE_CT_LISTENER | SLUICE_CT_FQDN)) |
+	flags = (w->ct_flags & (SLUICE_CT_REV_NAT | SLUICE_CT_PROXY | SLUICE_CT_LISTENER | SLUICE_CT_FQDN)) |
 		(opener_is_lo ? 0 : SLUICE_CT_INIT_HI);
-	if (w->pkt.protocol == IPPROTO_TCP)
-		e->flags |= SLUICE_CT_SYN_ONLY;
+	if (w->reply)
+		flags |= SLUICE_CT_SEEN_REPLY;
+	else if (w->pkt.protocol == IPPROTO_TCP)
+		flags |= SLUICE_CT_SYN_ONLY;
+	if (w->pkt.protocol == IPPROTO_TCP) {
+		if (w->pkt.tcp_flags & TCP_RST)
+			flags |= SLUICE_CT_RST;
+		if (w->pkt.tcp_flags & TCP_FIN)
+			flags |= w->from_lo ? SLUICE_CT_FIN_LO : SLUICE_CT_FIN_HI;
+	}
 	if ((w->src.flags | w->dst.flags) & PARTY_REMOTE)
-		e->flags |= SLUICE_CT_TUNNEL;
+		flags |= SLUICE_CT_TUNNEL;
+	((word64 *)&e->svc_addr)[0] = 0;
+	((word64 *)&e->svc_addr)[1] = 0;
 	if (w->ct_flags & SLUICE_CT_REV_NAT) {
 		addr_copy(&e->svc_addr, &w->ct_svc_addr);
-		e->svc_port = w->ct_svc_port;
+		port = w->ct_svc_port;
 	}
+	*(word64 *)&e->flags = word_of(half_words_of(flags, port), w->decision.rule_set);
+	e->packets[0] = 0;
+	e->packets[1] = 0;
+	e->bytes[0] = 0;
+	e->bytes[1] = 0;
 	ct_fill(e, w);
-	ct_touch(e, &w->pkt, w->from_lo, w->now);
-	return bpf_map_update_elem(&sl_ct, &w->key, e, BPF_ANY) ? SLUICE_DROP_CT_FULL : 0;
+	return ct_store_inline(w, w->now + ct_timeout(w->pkt.protocol, flags));
 }
 
 #endif

@@ -160,7 +160,7 @@ INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_
 	const __u8 *src_mac = w->from_lo ? e->lo_mac : e->hi_mac;
 	const __u8 *dst_mac = w->from_lo ? e->hi_mac : e->lo_mac;
 
-	if (unlikely(e->flags & SLUICE_CT_DENIED) || !ct_alive(e, w->pkt.protocol, w->now) ||
+	if (unlikely(e->flags & SLUICE_CT_DENIED) || !ct_alive(w) ||
 		ct_reopens(e, &w->pkt, w->from_lo))
 		return CONTINUE;
 	if (!from_its_place(skb, w, e->flags, src, src_mac, dst, config))
@@ -170,14 +170,13 @@ INLINE int established(struct __sk_buff *skb, struct work *w, const struct node_
 	w->reply = ct_is_reply(e, w->from_lo);
 	if (!w->reply && ((e->flags ^ w->ct_flags) & SLUICE_CT_REV_NAT))
 		return CONTINUE;
-	ct_touch(e, &w->pkt, w->from_lo, w->now);
+	ct_touch(w, &w->pkt);
 	if (src->endpoint_id)
 		count_forwarded(src->endpoint_id, SLUICE_DIR_EGRESS, w->pkt.length);
 	if (dst->endpoint_id)
 		count_forwarded(dst->endpoint_id, SLUICE_DIR_INGRESS, w->pkt.length);
 	if (unlikely(config->flags & SLUICE_CFG_TRACE)) {
-		e->packets[!w->from_lo] += 1;
-		e->bytes[!w->from_lo] += w->pkt.length;
+		ct_count(w);
 		if (sampled(config)) {
 			w->src.identity = src->identity;
 			w->dst.identity = dst->identity;
@@ -205,7 +204,7 @@ INLINE int may_call_service(const struct work *w)
 INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_config *config,
 					 struct ct_entry **entry)
 {
-	struct ct_entry *e = bpf_map_lookup_elem(&sl_ct, &w->key);
+	struct ct_entry *e = ct_find(w);
 	int opening = w->pkt.protocol == IPPROTO_TCP &&
 		(w->pkt.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	int reason;
@@ -213,7 +212,7 @@ INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_co
 	*entry = e;
 	if (!may_call_service(w) || !(w->pkt.flags & PKT_PORTS))
 		return CONTINUE;
-	if (e && ct_alive(e, w->pkt.protocol, w->now)) {
+	if (e && ct_alive(w)) {
 		if ((e->flags & SLUICE_CT_HAIRPIN) && !opening)
 			return hairpin_continue(skb, w, config, e);
 		if (!(e->flags & (SLUICE_CT_SERVICE | SLUICE_CT_HAIRPIN)))
@@ -222,16 +221,16 @@ INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_co
 			struct sluice_addr frontend;
 			__u16 port = w->pkt.dport;
 
-			ct_touch(e, &w->pkt, w->from_lo, w->now);
+			ct_touch(w, &w->pkt);
 			addr_copy(&frontend, &w->pkt.daddr);
 			service_translate(w, &e->svc_addr, e->svc_port);
 			ct_key(w);
-			*entry = e = bpf_map_lookup_elem(&sl_ct, &w->key);
+			*entry = e = ct_look(w);
 			/* A connection that is over does not bind the next one to its backend, and a backend that is gone
 			 * binds no datagram: a sender that never pauses would talk to nobody for good. */
 			if ((opening || w->pkt.protocol != IPPROTO_TCP) && is_nobody(&w->pkt.daddr))
 				opening = 1, e = NULL;
-			if (!opening || (e && !ct_closing(e->flags) && ct_alive(e, w->pkt.protocol, w->now)))
+			if (!opening || (e && !ct_closing(e->flags) && ct_alive(w)))
 				return CONTINUE;
 			addr_copy(&w->pkt.daddr, &frontend);
 			w->pkt.dport = port;
@@ -255,7 +254,7 @@ INLINE int translate(struct __sk_buff *skb, struct work *w, const struct node_co
 	if (addr_equal(&w->pkt.saddr, &w->pkt.daddr))
 		return hairpin_open(skb, w);
 	ct_key(w);
-	*entry = bpf_map_lookup_elem(&sl_ct, &w->key);
+	*entry = ct_look(w);
 	return CONTINUE;
 }
 

@@ -57,16 +57,17 @@ struct icmphdr {
 #define ETH_P_8021AD_BE bpf_htons(0x88a8)
 #define ETH_P_8021Q_BE bpf_htons(0x8100)
 
-/* How jiffies are counted on this machine: what they began with, and how many there are in a second. User space says so
- * when it loads the programs (src/datapath/clock.rs). */
+/* How jiffies are counted on this machine: what they began with, and seconds in each, as a fraction of
+ * 2^SLUICE_CLOCK_SHIFT. User space says so when it loads the programs (src/datapath/clock.rs). */
 const volatile __u64 sl_clock_zero = 0;
-const volatile __u64 sl_clock_hertz = 0;
+const volatile __u64 sl_clock_seconds = 0;
 
 /* Seconds since boot, as CLOCK_MONOTONIC counts them, give or take one. The kernel's jiffies are a load in the program
- * (kernel 5.6); the coarse clock would be a call, a tenth of what an established packet costs. Wraps after 136 years. */
+ * (kernel 5.6); the coarse clock would be a call, a tenth of what an established packet costs, and a division as much again
+ * on some processors. */
 INLINE __u32 now_seconds(void)
 {
-	return (__u32)((bpf_jiffies64() - sl_clock_zero) / sl_clock_hertz);
+	return ((bpf_jiffies64() - sl_clock_zero) * sl_clock_seconds) >> SLUICE_CLOCK_SHIFT;
 }
 
 #endif

@@ -141,8 +141,8 @@ INLINE struct ct_entry *inner_connection(struct work *w, const struct node_confi
 
 	*from_lo = ct_key_of(&w->key, &w->inner.saddr, &w->inner.daddr, w->inner.sport, w->inner.dport,
 						 w->inner.protocol);
-	e = bpf_map_lookup_elem(&sl_ct, &w->key);
-	if (!e || !ct_alive(e, w->inner.protocol, w->now) || (e->flags & SLUICE_CT_DENIED) ||
+	e = ct_look(w);
+	if (!e || !ct_alive(w) || (e->flags & SLUICE_CT_DENIED) ||
 		!ct_side_current(&e->lo, config) || !ct_side_current(&e->hi, config))
 		return NULL;
 	return e;

@@ -33,7 +33,7 @@ INLINE int is_nobody(const struct sluice_addr *addr)
 }
 
 /* Fills in the party that has this address. */
-GLOBAL int party_resolve(struct party *party, const struct sluice_addr *addr)
+INLINE int party_resolve_inline(struct party *party, const struct sluice_addr *addr)
 {
 	const struct endpoint_info *ep;
 	const struct ipcache_entry *entry;
@@ -75,6 +75,11 @@ GLOBAL int party_resolve(struct party *party, const struct sluice_addr *addr)
 		party->flags |= PARTY_LEARNED;
 	addr_copy(&party->tunnel_ep, &entry->tunnel_ep);
 	return 0;
+}
+
+GLOBAL int party_resolve(struct party *party, const struct sluice_addr *addr)
+{
+	return party_resolve_inline(party, addr);
 }
 
 #endif

@@ -134,11 +134,11 @@ INLINE int redirect(struct work *w, const struct node_config *config)
 }
 
 /* Egress policy of the opener, then ingress policy of the responder. Returns 0 or a drop reason. */
-GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opener,
+INLINE int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opener,
 					  struct party *responder)
 {
 	const struct node_config *config = node_config();
-	struct decision first = {}, second = {};
+	struct decision first = {};
 	struct question q = {};
 	int reason, tell_first = 0, tell_second = 0;
 
@@ -180,8 +180,9 @@ GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opene
 			reason = redirect(w, config);
 		if (reason)
 			return reason;
-		first = w->decision;
-		tell_first = (config->flags & SLUICE_CFG_TRACE) || first.audited;
+		tell_first = (config->flags & SLUICE_CFG_TRACE) || w->decision.audited;
+		if (tell_first)
+			first = w->decision;
 	}
 	if (has_policy(responder, config)) {
 		reason = policy_decide(&w->decision, responder, opener, &q, SLUICE_DIR_INGRESS);
@@ -189,20 +190,19 @@ GLOBAL int judge_flow(struct __sk_buff *skb, struct work *w, struct party *opene
 			reason = redirect(w, config);
 		if (reason)
 			return reason;
-		second = w->decision;
-		tell_second = (config->flags & SLUICE_CFG_TRACE) || second.audited;
+		tell_second = (config->flags & SLUICE_CFG_TRACE) || w->decision.audited;
 	}
 	/* Told when both sides let the flow pass: one that the other side refuses comes again and again, and its drops
 	 * are limited, where verdicts are not. */
 	if (tell_first) {
+		struct decision second = w->decision;
+
 		w->decision = first;
 		event(skb, w, SLUICE_EVENT_VERDICT, 0);
-	}
-	if (has_policy(responder, config)) {
 		w->decision = second;
-		if (tell_second)
-			event(skb, w, SLUICE_EVENT_VERDICT, 0);
 	}
+	if (tell_second)
+		event(skb, w, SLUICE_EVENT_VERDICT, 0);
 	return 0;
 }
 
@@ -225,9 +225,9 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 	if (!w || !config)
 		return SLUICE_DROP_INTERNAL;
 	if (!(w->src.flags & PARTY_KNOWN))
-		party_resolve(&w->src, &w->pkt.saddr);
+		party_resolve_inline(&w->src, &w->pkt.saddr);
 	if (!(w->dst.flags & PARTY_KNOWN))
-		party_resolve(&w->dst, &w->pkt.daddr);
+		party_resolve_inline(&w->dst, &w->pkt.daddr);
 	resolve_host(skb, w, config);
 	reason = plausible(skb, w, config);
 	if (reason)
@@ -235,7 +235,7 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 	if (addr_equal(&w->pkt.saddr, &w->pkt.daddr)) /* a pod reaches itself, always */
 		return 0;
 	if (w->pkt.flags & PKT_TRACKED) {
-		if (e && (!ct_alive(e, w->pkt.protocol, w->now) || ct_reopens(e, &w->pkt, w->from_lo) ||
+		if (e && (!ct_alive(w) || ct_reopens(e, &w->pkt, w->from_lo) ||
 				  ((e->flags ^ w->ct_flags) & SLUICE_CT_REV_NAT && !ct_is_reply(e, w->from_lo))))
 			e = NULL;
 		w->reply = e ? ct_is_reply(e, w->from_lo) :
@@ -260,13 +260,10 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 	}
 	if (e && (e->flags & SLUICE_CT_FQDN))
 		w->learned = w->reply == w->from_lo ? e->lo.identity : e->hi.identity;
-	if (w->reply)
-		reason = judge_flow(skb, w, &w->dst, &w->src);
-	else
-		reason = judge_flow(skb, w, &w->src, &w->dst);
+	reason = judge_flow(skb, w, w->reply ? &w->dst : &w->src, w->reply ? &w->src : &w->dst);
 	if (reason) {
 		if (e)
-			e->flags |= SLUICE_CT_DENIED;
+			ct_mark(w, SLUICE_CT_DENIED, 0);
 		return reason;
 	}
 	/* What leaves the node is given to no proxy (it stays where it called a Service that a pod of ours serves), and a
@@ -275,7 +272,7 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 		((w->observation == SLUICE_OBS_TO_NETWORK && !w->dst.ifindex) || !(w->pkt.flags & PKT_PORTS) ||
 		 (e && !(e->flags & SLUICE_CT_PROXY)))) {
 		if (e)
-			e->flags |= SLUICE_CT_DENIED;
+			ct_mark(w, SLUICE_CT_DENIED, 0);
 		return SLUICE_DROP_PROXY_NOT_FOUND;
 	}
 	if (w->redirect || (e && (e->flags & SLUICE_CT_PROXY)))
@@ -293,7 +290,7 @@ GLOBAL int judge(struct __sk_buff *skb, struct work *w, struct ct_entry *e)
 		w->src.identity = w->learned;
 	if (w->learned && !w->reply && !(w->dst.flags & PARTY_LEARNED))
 		w->dst.identity = w->learned;
-	ct_renew(w, e);
+	ct_renew(w);
 	return 0;
 }
 

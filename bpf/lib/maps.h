@@ -41,7 +41,8 @@ SLUICE_MAP(sl_backends, BPF_MAP_TYPE_HASH, struct backend_key, struct backend_en
 
 /* What packets write. Least recently used entries make room: a flood costs old flows a new
  * judgement, and never opens anything. */
-SLUICE_MAP(sl_ct, BPF_MAP_TYPE_LRU_HASH, struct ct_key, struct ct_entry, SLUICE_MAX_CT, 0);
+SLUICE_MAP(sl_ct_secret, BPF_MAP_TYPE_ARRAY, __u32, struct ct_secret, 1, 0);
+SLUICE_MAP(sl_ct, BPF_MAP_TYPE_ARRAY, __u32, struct ct_set, SLUICE_MAX_CT / SLUICE_CT_WAYS, 0);
 SLUICE_MAP(sl_frags, BPF_MAP_TYPE_LRU_HASH, struct frag_key, struct frag_entry, SLUICE_MAX_FRAGS, 0);
 SLUICE_MAP(sl_nat, BPF_MAP_TYPE_LRU_HASH, struct nat_key, struct nat_entry, SLUICE_MAX_NAT, 0);
 SLUICE_MAP(sl_affinity, BPF_MAP_TYPE_LRU_HASH, struct affinity_key, struct affinity_entry,

@@ -58,11 +58,9 @@ INLINE const struct sluice_addr *nat_node_address(const struct node_config *conf
 INLINE int nat_taken_by_node(struct work *w, const struct sluice_addr *node, __u16 port)
 {
 	__u16 remote_port = w->pkt.flags & PKT_TYPED ? port : w->pkt.dport;
-	const struct ct_entry *e;
 
 	ct_key_of(&w->key, node, &w->pkt.daddr, port, remote_port, w->pkt.protocol);
-	e = bpf_map_lookup_elem(&sl_ct, &w->key);
-	return e && ct_alive(e, w->pkt.protocol, w->now);
+	return ct_is_there(w) && ct_alive(w);
 }
 
 /* Claims the outside port in w->nat_key, which holds the reverse key. Returns 1 on success. Tried in a loop, so
@@ -160,7 +158,6 @@ INLINE int nat_outgoing_error(struct __sk_buff *skb, struct work *w, const struc
 GLOBAL int masquerade(struct __sk_buff *skb, struct work *w)
 {
 	const struct node_config *config = node_config();
-	const struct ct_entry *e;
 	__u32 port = 0;
 	int reason;
 
@@ -177,8 +174,7 @@ GLOBAL int masquerade(struct __sk_buff *skb, struct work *w)
 		return SLUICE_DROP_NAT_UNSUPPORTED_PROTO;
 	/* Who called the pod by its own address expects the answer from there. */
 	ct_key(w);
-	e = bpf_map_lookup_elem(&sl_ct, &w->key);
-	if (e && ct_is_reply(e, w->from_lo) && ct_alive(e, w->pkt.protocol, w->now))
+	if (ct_is_there(w) && ct_is_reply(&w->found, w->from_lo) && ct_alive(w))
 		return 0;
 	reason = nat_map(w, &port);
 	if (reason)

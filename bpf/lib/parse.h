@@ -103,10 +103,19 @@ GLOBAL int ipv4_options(struct __sk_buff *skb, __u32 offset, __u32 length)
 	return 0;
 }
 
-INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p)
+/* What the next header is found by. The same is in struct packet, for those who come later: to read there what was just
+ * written would make each step wait for the last. */
+struct payload {
+	__u32 offset;
+	__u32 end;
+	__u16 flags;
+	__u8 protocol;
+};
+
+INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p, __u32 l3_offset, struct payload *payload)
 {
-	struct iphdr *ip = header(skb, p->l3_offset, sizeof(*ip));
-	__u32 header_length, total;
+	struct iphdr *ip = header(skb, l3_offset, sizeof(*ip));
+	__u32 header_length, total, end;
 	__u16 fragment;
 
 	if (!ip || ip->version != 4)
@@ -115,22 +124,25 @@ INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	total = bpf_ntohs(ip->tot_len);
 	/* Big TCP sends 0: the length is then that of the buffer. */
 	if (header_length < sizeof(*ip) || (total && total < header_length) ||
-		p->l3_offset + (total ? total : header_length) > p->length)
+		l3_offset + (total ? total : header_length) > p->length)
 		return SLUICE_DROP_INVALID_PACKET;
-	p->l3_end = total ? p->l3_offset + total : p->length;
+	end = total ? l3_offset + total : p->length;
+	p->l3_end = end;
 	addr_from_v4(&p->saddr, ip->saddr);
 	addr_from_v4(&p->daddr, ip->daddr);
 	p->protocol = ip->protocol;
 	p->ttl = ip->ttl;
-	p->l4_offset = p->l3_offset + header_length;
+	p->l4_offset = l3_offset + header_length;
+	*payload = (struct payload){l3_offset + header_length, end, 0, ip->protocol};
 	fragment = bpf_ntohs(ip->frag_off);
 	if (unlikely(fragment & (IPV4_MF | IPV4_OFFSET))) {
 		p->fragment_id = ip->id;
 		p->fragment_offset = (fragment & IPV4_OFFSET) * 8;
-		p->flags |= PKT_FRAGMENT | (p->fragment_offset ? PKT_LATER : 0);
+		payload->flags = PKT_FRAGMENT | (fragment & IPV4_OFFSET ? PKT_LATER : 0);
+		p->flags = payload->flags;
 	}
 	if (unlikely(header_length > sizeof(*ip)))
-		return ipv4_options(skb, p->l3_offset + sizeof(*ip), header_length - sizeof(*ip));
+		return ipv4_options(skb, l3_offset + sizeof(*ip), header_length - sizeof(*ip));
 	return 0;
 }
 
@@ -202,45 +214,51 @@ GLOBAL int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p, __u32 
 	return SLUICE_DROP_INVALID_EXTENSION_HEADER;
 }
 
-INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p)
+INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p, __u32 l3_offset, struct payload *payload)
 {
-	struct ipv6hdr *ip = header(skb, p->l3_offset, sizeof(*ip));
+	struct ipv6hdr *ip = header(skb, l3_offset, sizeof(*ip));
+	__u32 end;
+	int reason;
 
 	if (!ip || ip->version != 6)
 		return SLUICE_DROP_INVALID_PACKET;
-	if (p->l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len) > p->length)
+	if (l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len) > p->length)
 		return SLUICE_DROP_INVALID_PACKET;
-	p->l3_end = ip->payload_len ? p->l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len) : p->length;
-	addr_copy4(&p->saddr, (struct sluice_addr *)&ip->saddr);
-	addr_copy4(&p->daddr, (struct sluice_addr *)&ip->daddr);
+	end = ip->payload_len ? l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len) : p->length;
+	p->l3_end = end;
+	addr_from_v6(&p->saddr, &ip->saddr);
+	addr_from_v6(&p->daddr, &ip->daddr);
 	/* In our maps such an address means IPv4: on the wire it may not appear at all. */
 	if (addr_is_v4(&p->saddr) || addr_is_v4(&p->daddr))
 		return SLUICE_DROP_INVALID_PACKET;
-	p->flags |= PKT_V6;
+	p->flags = PKT_V6;
 	p->protocol = ip->nexthdr;
 	p->ttl = ip->hop_limit;
-	p->l4_offset = p->l3_offset + sizeof(*ip);
-	switch (p->protocol) {
+	p->l4_offset = l3_offset + sizeof(*ip);
+	*payload = (struct payload){l3_offset + sizeof(*ip), end, PKT_V6, ip->nexthdr};
+	switch (payload->protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 	case IPPROTO_ICMPV6:
 		return 0;
 	}
-	return parse_ipv6_extensions(skb, p, p->l4_offset);
+	reason = parse_ipv6_extensions(skb, p, payload->offset);
+	*payload = (struct payload){p->l4_offset, end, p->flags, p->protocol};
+	return reason;
 }
 
 /* A transport header of `size` bytes, inside what the IP header says is the datagram: what follows that is
  * padding, which the receiver does not look at. */
-INLINE void *transport(struct __sk_buff *skb, const struct packet *p, __u32 size)
+INLINE void *transport(struct __sk_buff *skb, const struct payload *payload, __u32 size)
 {
-	return p->l4_offset + size <= p->l3_end ? header(skb, p->l4_offset, size) : NULL;
+	return payload->offset + size <= payload->end ? header(skb, payload->offset, size) : NULL;
 }
 
 /* ICMP and ICMPv6 differ in numbers only. Messages other than echo requests and replies and errors
  * are judged one by one, by type. */
-INLINE int parse_icmp(struct __sk_buff *skb, struct packet *p)
+INLINE int parse_icmp(struct __sk_buff *skb, struct packet *p, const struct payload *payload)
 {
-	struct icmphdr *icmp = transport(skb, p, sizeof(*icmp));
+	struct icmphdr *icmp = transport(skb, payload, sizeof(*icmp));
 	__u8 type;
 
 	if (!icmp)
@@ -271,40 +289,40 @@ echo:
 	return 0;
 }
 
-INLINE int parse_l4(struct __sk_buff *skb, struct packet *p)
+INLINE int parse_l4(struct __sk_buff *skb, struct packet *p, const struct payload *payload)
 {
-	switch (p->protocol) {
+	switch (payload->protocol) {
 	case IPPROTO_TCP: {
-		struct tcphdr *tcp = transport(skb, p, sizeof(*tcp));
+		struct tcphdr *tcp = transport(skb, payload, sizeof(*tcp));
 
 		if (!tcp || tcp->doff < 5)
 			return SLUICE_DROP_CT_TRUNCATED;
 		p->sport = bpf_ntohs(tcp->source);
 		p->dport = bpf_ntohs(tcp->dest);
 		p->tcp_flags = ((__u8 *)tcp)[13];
-		p->flags |= PKT_TRACKED | PKT_PORTS;
+		p->flags = payload->flags | PKT_TRACKED | PKT_PORTS;
 		return 0;
 	}
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP: {
 		/* The first eight bytes of UDP, and of SCTP's twelve: ports come first in both. */
-		struct udphdr *udp = transport(skb, p, sizeof(*udp));
+		struct udphdr *udp = transport(skb, payload, sizeof(*udp));
 
 		if (!udp)
 			return SLUICE_DROP_CT_TRUNCATED;
 		p->sport = bpf_ntohs(udp->source);
 		p->dport = bpf_ntohs(udp->dest);
-		p->flags |= PKT_TRACKED | PKT_PORTS;
+		p->flags = payload->flags | PKT_TRACKED | PKT_PORTS;
 		return 0;
 	}
 	case IPPROTO_ICMP:
-		if (p->flags & PKT_V6)
+		if (payload->flags & PKT_V6)
 			return SLUICE_DROP_UNKNOWN_L4;
-		return parse_icmp(skb, p);
+		return parse_icmp(skb, p, payload);
 	case IPPROTO_ICMPV6:
-		if (!(p->flags & PKT_V6))
+		if (!(payload->flags & PKT_V6))
 			return SLUICE_DROP_UNKNOWN_L4;
-		return parse_icmp(skb, p);
+		return parse_icmp(skb, p, payload);
 	}
 	/* Judged by protocol number, and tracked by the pair of addresses. */
 	p->flags |= PKT_TRACKED;
@@ -314,6 +332,7 @@ INLINE int parse_l4(struct __sk_buff *skb, struct packet *p)
 /* `l3_offset` is 14, or 0 on a device without Ethernet header. `ether_type` is in network order. */
 INLINE int parse_inline(struct __sk_buff *skb, struct packet *p, __u32 l3_offset, __u32 ether_type)
 {
+	struct payload payload;
 	int reason;
 
 	p->l3_offset = l3_offset;
@@ -324,16 +343,16 @@ INLINE int parse_inline(struct __sk_buff *skb, struct packet *p, __u32 l3_offset
 	p->icmp_type = 0;
 	p->icmp_code = 0;
 	if (ether_type == bpf_htons(ETH_P_IP))
-		reason = parse_ipv4(skb, p);
+		reason = parse_ipv4(skb, p, l3_offset, &payload);
 	else if (ether_type == bpf_htons(ETH_P_IPV6))
-		reason = parse_ipv6(skb, p);
+		reason = parse_ipv6(skb, p, l3_offset, &payload);
 	else
 		return PARSE_NOT_IP;
-	if (reason || (p->flags & PKT_LATER))
+	if (reason || (payload.flags & PKT_LATER))
 		return reason;
-	reason = parse_l4(skb, p);
+	reason = parse_l4(skb, p, &payload);
 	/* A first fragment too short for the header that policy needs is an attack (RFC 1858). */
-	if (reason && (p->flags & PKT_FRAGMENT))
+	if (reason && (payload.flags & PKT_FRAGMENT))
 		return SLUICE_DROP_FRAG_OVERLAP;
 	return reason;
 }

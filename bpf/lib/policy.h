@@ -19,7 +19,10 @@ struct question {
 /* One lookup of a policy: the cell that is looked at, and the best slots so far. */
 struct search {
 	struct policy_key key;
+	__u32 policy_id;
+	__u32 identity;
 	__u32 port_class;
+	__u32 direction;
 	struct policy_slot admin;
 	struct policy_slot normal;
 };
@@ -39,10 +42,14 @@ INLINE void better(struct policy_slot *best, const struct policy_slot *slot)
 		best->action |= slot->action & SLUICE_ACTION_BY_NAME;
 }
 
-INLINE void cell(struct search *s)
+INLINE void cell(struct search *s, __u32 port_class, __u8 protocol)
 {
-	const struct policy_entry *entry = bpf_map_lookup_elem(&sl_policy, &s->key);
+	const struct policy_entry *entry;
 
+	/* By words: the kernel reads it so. */
+	((word64 *)&s->key)[0] = word_of(s->policy_id, s->identity);
+	((word64 *)&s->key)[1] = word_of(port_class, bytes_of(protocol, s->direction));
+	entry = bpf_map_lookup_elem(&sl_policy, &s->key);
 	if (!entry)
 		return;
 	better(&s->admin, &entry->admin);
@@ -54,18 +61,12 @@ GLOBAL int cells(struct search *s, const struct question *q, __u32 present)
 {
 	if (!s || !q)
 		return 0;
-	s->key.protocol = q->protocol;
-	if ((present & CELLS_EXACT) && q->has_port) {
-		s->key.port_class = s->port_class;
-		cell(s);
-	}
-	s->key.port_class = SLUICE_PORT_ANY;
+	if ((present & CELLS_EXACT) && q->has_port)
+		cell(s, s->port_class, q->protocol);
 	if (present & CELLS_PROTO)
-		cell(s);
-	if (present & CELLS_ANY) {
-		s->key.protocol = 0;
-		cell(s);
-	}
+		cell(s, SLUICE_PORT_ANY, q->protocol);
+	if (present & CELLS_ANY)
+		cell(s, SLUICE_PORT_ANY, 0);
 	return 0;
 }
 
@@ -73,15 +74,19 @@ GLOBAL int cells(struct search *s, const struct question *q, __u32 present)
 INLINE void cells_with_group(struct search *s, const struct question *q, __u32 flags, __u32 identity,
 							 __u32 group)
 {
-	const __u32 of_one = CELLS_OF(flags, SLUICE_PF_ID_EXACT);
+	__u32 of_one = CELLS_OF(flags, SLUICE_PF_ID_EXACT);
 	const __u32 of_group = CELLS_OF(flags, SLUICE_PF_GROUP_EXACT);
 
-	if (of_one) {
-		s->key.identity = identity;
-		cells(s, q, of_one);
+	s->identity = identity;
+	/* Most policies have this one and no other. */
+	if ((of_one & CELLS_EXACT) && q->has_port) {
+		cell(s, s->port_class, q->protocol);
+		of_one &= ~CELLS_EXACT;
 	}
+	if (of_one)
+		cells(s, q, of_one);
 	if (group && of_group) {
-		s->key.identity = group;
+		s->identity = group;
 		cells(s, q, of_group);
 	}
 }
@@ -145,7 +150,7 @@ GLOBAL int policy_decide(struct decision *d, struct party *subject, const struct
 						 const struct question *q, __u32 direction)
 {
 	const struct policy_info *info;
-	struct search s = {};
+	struct search s __attribute__((aligned(8))) = {};
 	struct policy_slot *slot;
 	__u32 flags, class, id;
 
@@ -171,8 +176,8 @@ GLOBAL int policy_decide(struct decision *d, struct party *subject, const struct
 	if ((flags & SLUICE_PF_ENFORCED) && peer->identity == SLUICE_ID_UNKNOWN)
 		return SLUICE_DROP_UNKNOWN_IDENTITY;
 
-	s.key.policy_id = id;
-	s.key.direction = direction;
+	s.policy_id = id;
+	s.direction = direction;
 	s.port_class = port_class(q, id, direction, flags);
 	cells_with_group(&s, q, flags, peer->identity, identity_group(peer->identity, &peer->addr));
 	if (flags & SLUICE_PF_ADDR_CLASS) {
@@ -180,7 +185,7 @@ GLOBAL int policy_decide(struct decision *d, struct party *subject, const struct
 		if (class)
 			cells_with_group(&s, q, flags, class, identity_group(class, &peer->addr));
 	}
-	s.key.identity = 0;
+	s.identity = 0;
 	if (CELLS_OF(flags, SLUICE_PF_ANY_EXACT))
 		cells(&s, q, CELLS_OF(flags, SLUICE_PF_ANY_EXACT));
 

@@ -124,7 +124,7 @@ GLOBAL int turned(struct __sk_buff *skb, struct work *w)
 		return TC_ACT_SHOT;
 	if (w->pkt.flags & PKT_TRACKED) {
 		ct_key(w);
-		e = bpf_map_lookup_elem(&sl_ct, &w->key);
+		e = ct_look(w);
 		if (e && !(e->flags & SLUICE_CT_PROXY))
 			e = NULL;
 	}
@@ -152,12 +152,12 @@ INLINE int speak_as_server(struct __sk_buff *skb, struct work *w, struct ct_entr
 
 	*entry = NULL;
 	ct_key(w);
-	e = bpf_map_lookup_elem(&sl_ct, &w->key);
-	if (!e || !ct_alive(e, w->pkt.protocol, w->now))
+	e = ct_look(w);
+	if (!e || !ct_alive(w))
 		return 0;
 	*entry = e;
 	w->reply = ct_is_reply(e, w->from_lo);
-	ct_touch(e, &w->pkt, w->from_lo, w->now);
+	ct_touch(w, &w->pkt);
 	if (!w->reply || !(e->flags & SLUICE_CT_REV_NAT))
 		return 0;
 	rewrite_source(w, &e->svc_addr, e->svc_port);
@@ -245,14 +245,14 @@ INLINE __u32 opened_again(const struct bpf_sk_lookup *ctx, const struct sluice_a
 						  const struct sluice_addr *server)
 {
 	struct ct_key key __attribute__((aligned(8))) = {};
-	const struct ct_entry *e;
+	__u16 flags;
 	__u8 from_lo;
 
 	from_lo = ct_key_of(&key, client, server, bpf_ntohs(ctx->remote_port), ctx->local_port, IPPROTO_TCP);
-	e = bpf_map_lookup_elem(&sl_ct, &key);
-	if (!e || !(e->flags & SLUICE_CT_PROXY) || (e->flags & SLUICE_CT_DENIED) || ct_is_reply(e, from_lo))
+	flags = ct_flags_of(&key);
+	if (!(flags & SLUICE_CT_PROXY) || (flags & SLUICE_CT_DENIED) || from_lo == !!(flags & SLUICE_CT_INIT_HI))
 		return SLUICE_PROXY_PLACES;
-	return listener_place((e->flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT,
+	return listener_place((flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT,
 						  ctx->family != AF_INET_FAMILY);
 }
 

@@ -119,11 +119,10 @@ INLINE int service_remember(struct work *w)
 	__builtin_memset(e, 0, sizeof(*e));
 	e->flags = SLUICE_CT_SERVICE | SLUICE_CT_SEEN_REPLY | (w->ct_flags & SLUICE_CT_HAIRPIN) |
 		(from_lo ? 0 : SLUICE_CT_INIT_HI);
-	e->last_seen = w->now;
 	addr_copy(&e->svc_addr, &w->pkt.daddr);
 	e->svc_port = w->pkt.dport;
 	ct_fill_side(from_lo ? &e->lo : &e->hi, from_lo ? e->lo_mac : e->hi_mac, &w->src);
-	return bpf_map_update_elem(&sl_ct, &w->key, e, BPF_ANY) ? SLUICE_DROP_CT_FULL : 0;
+	return ct_store(w, w->now + ct_timeout(w->pkt.protocol, e->flags));
 }
 
 /* Whoever hairpins is who it says it is; a process of the node is, by the device. */
@@ -173,12 +172,12 @@ GLOBAL int hairpin_open(struct __sk_buff *skb, struct work *w)
 	__builtin_memset(e, 0, sizeof(*e));
 	e->flags = SLUICE_CT_REV_NAT | SLUICE_CT_HAIRPIN | SLUICE_CT_SEEN_REPLY |
 		(from_lo ? SLUICE_CT_INIT_HI : 0);
-	e->last_seen = w->now;
 	addr_copy(&e->svc_addr, &w->ct_svc_addr);
 	e->svc_port = w->ct_svc_port;
 	ct_fill_side(from_lo ? &e->lo : &e->hi, from_lo ? e->lo_mac : e->hi_mac, &w->src);
-	if (bpf_map_update_elem(&sl_ct, &w->key, e, BPF_ANY))
-		return drop(skb, w, SLUICE_DROP_CT_FULL);
+	reason = ct_store(w, w->now + ct_timeout(w->pkt.protocol, e->flags));
+	if (reason)
+		return drop(skb, w, reason);
 	rewrite_source(w, &w->ct_svc_addr, w->pkt.sport);
 	reason = rewrite_apply(skb, w);
 	if (reason)
@@ -195,7 +194,7 @@ INLINE int hairpin_continue(struct __sk_buff *skb, struct work *w, const struct 
 	reason = hairpin_source(skb, w);
 	if (reason)
 		return drop(skb, w, reason);
-	ct_touch(e, &w->pkt, w->from_lo, w->now);
+	ct_touch(w, &w->pkt);
 	if (e->flags & SLUICE_CT_SERVICE) {
 		rewrite_source(w, &w->pkt.daddr, w->pkt.sport);
 		rewrite_destination(w, &e->svc_addr, e->svc_port);

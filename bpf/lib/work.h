@@ -97,7 +97,14 @@ struct work {
 	struct party src;
 	struct party dst;
 	struct decision decision;
-	struct ct_entry entry;
+	struct ct_entry entry; /* to be stored */
+	struct ct_entry found; /* copy of what is stored under `key`, without counts; see ct_find() */
+	__u32 expires;		   /* of `found` */
+	__u32 ct_index;		   /* where it is stored */
+	__u32 ct_way;
+	__u16 ct_tag;
+	__u16 pad3;
+	__u64 barrier;
 	struct nat_key nat_key;
 	struct nat_entry nat_entry;
 	struct sluice_addr svc_addr; /* frontend that the client named, for events */

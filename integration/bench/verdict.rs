@@ -11,6 +11,7 @@
 use std::net::IpAddr;
 
 use sluice::datapath::abi::{self, Addr};
+use sluice::datapath::connections::Kept;
 use sluice::datapath::testrun::{Action, Context, Frame, Hook, Kernel, L4, TcpFlags};
 
 use super::report::{Bar, Report, Row};
@@ -90,7 +91,8 @@ impl Bed {
                 protocol: 6,
                 ..Default::default()
             };
-            self.kernel.put("sl_ct", key, abi::CtEntry::default());
+            let (entry, expires) = (abi::CtEntry::default(), u32::MAX / 2);
+            self.kernel.keep_connection(&Kept { key, entry, expires });
         }
     }
 

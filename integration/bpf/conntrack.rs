@@ -1,6 +1,7 @@
 //! Connections: what an entry lets pass, and what ends it.
 
 use sluice::datapath::abi;
+use sluice::datapath::connections::Kept;
 use sluice::datapath::testrun::{Action, Hook, L4, TcpFlags};
 use sluice::model::DropReason;
 
@@ -102,16 +103,18 @@ fn a_closed_connection_is_followed_by_a_new_one_on_the_same_ports() {
         assert_delivered(&node.send(family, Who::Alice, Who::Bob, syn(80)), Who::Bob);
         let flags = connection(&mut node).flags;
         assert_eq!(u32::from(flags) & (abi::CT_FIN_LO | abi::CT_FIN_HI), 0);
-        for (key, _) in node.kernel.entries::<abi::CtKey, abi::CtEntry>("sl_ct") {
-            node.kernel.remove::<_, abi::CtEntry>("sl_ct", key);
-        }
+        node.kernel.forget_connections();
     }
 }
 
 fn connection(node: &mut Node) -> abi::CtEntry {
-    let entries = node.kernel.entries::<abi::CtKey, abi::CtEntry>("sl_ct");
-    assert_eq!(entries.len(), 1, "{entries:?}");
-    entries[0].1
+    the_one(node).entry
+}
+
+fn the_one(node: &mut Node) -> Kept {
+    let connections = node.kernel.connections();
+    assert_eq!(connections.len(), 1, "{connections:?}");
+    connections[0]
 }
 
 #[test]
@@ -129,7 +132,7 @@ fn a_forged_reset_does_not_end_a_connection_that_goes_on() {
 fn entries_are_dated_in_seconds_since_boot() {
     let mut node = client_and_server();
     node.send(Family::IPv4, Who::Alice, Who::Bob, udp(5000, 53));
-    let seen = i64::from(connection(&mut node).last_seen);
+    let seen = i64::from(the_one(&mut node).expires - abi::CT_SECONDS_OPENING);
     // "now at 3677221249105 nsecs", of CLOCK_MONOTONIC.
     let timers = std::fs::read_to_string("/proc/timer_list").unwrap();
     let now = timers.lines().find_map(|line| line.strip_prefix("now at ")).unwrap();
@@ -141,9 +144,9 @@ fn entries_are_dated_in_seconds_since_boot() {
 fn an_old_entry_vouches_for_nothing() {
     let mut node = client_and_server();
     node.send(Family::IPv4, Who::Alice, Who::Bob, udp(5000, 53));
-    let (key, mut entry) = node.kernel.entries::<abi::CtKey, abi::CtEntry>("sl_ct")[0];
-    entry.last_seen = entry.last_seen.wrapping_sub(100);
-    node.kernel.put("sl_ct", key, entry);
+    let mut kept = the_one(&mut node);
+    kept.expires -= 100;
+    node.kernel.keep_connection(&kept);
     let late = node.send(Family::IPv4, Who::Bob, Who::Alice, udp(53, 5000));
     assert_dropped(&late, DropReason::PolicyDenied);
 }

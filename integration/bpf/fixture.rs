@@ -126,9 +126,18 @@ pub const DEFAULT_DENY: u32 = ALL_CELLS | abi::PF_DEFAULT_DENY;
 impl Node {
     /// Both pods have a policy that has no rules and allows everything.
     pub fn new() -> Node {
+        Node::with(|| Kernel::load().expect("the programs load (root is needed)"))
+    }
+
+    /// The same with a table of connections that has so many sets.
+    pub fn with_sets(sets: u32) -> Node {
+        Node::with(|| Kernel::load_with_sets(sets).expect("the programs load (root is needed)"))
+    }
+
+    fn with(load: impl FnOnce() -> Kernel) -> Node {
         let devices = Kernel::isolate(&["bpf-alice", "bpf-bob", "bpf-up"]);
         let mut node = Node {
-            kernel: Kernel::load().expect("the programs load (root is needed)"),
+            kernel: load(),
             alice: devices[0],
             bob: devices[1],
             uplink: devices[2],

@@ -14,5 +14,6 @@ mod policy;
 mod proxies;
 mod reject;
 mod services;
+mod table;
 mod ttl;
 mod turned;

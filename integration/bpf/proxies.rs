@@ -1,7 +1,7 @@
 //! What proxies send, and what comes back to them. Under BPF_PROG_TEST_RUN no socket can be given a packet: one that is
 //! a proxy's is dropped as "proxy not found", where a judge would have said something else.
 
-use sluice::datapath::abi::{self, CtEntry, CtKey, DnsPair};
+use sluice::datapath::abi::{self, DnsPair};
 use sluice::datapath::testrun::{Action, Context, Frame, Hook, L4, Outcome};
 use sluice::model::DropReason;
 
@@ -31,7 +31,7 @@ fn asked(family: Family) -> (Node, Frame) {
 fn the_reply_to_a_query_is_the_proxys_and_costs_no_entry() {
     for family in FAMILIES {
         let (mut node, _) = asked(family);
-        assert_eq!(node.kernel.entries::<CtKey, CtEntry>("sl_ct"), []);
+        assert_eq!(node.kernel.connections(), []);
         let reply = node.send(family, Who::Bob, Who::Alice, udp(53, 5000));
         assert_dropped(&reply, DropReason::ProxyNotFound);
         // Any port may have been drawn; the proxy knows.

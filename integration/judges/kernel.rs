@@ -312,9 +312,7 @@ impl Node {
     }
 
     fn forget_connections(&mut self) {
-        for (key, _) in self.kernel.entries::<abi::CtKey, abi::CtEntry>("sl_ct") {
-            self.kernel.remove::<_, abi::CtEntry>("sl_ct", key);
-        }
+        self.kernel.forget_connections();
     }
 
     /// The first of the source ports of one flow's packets: no connection has them.

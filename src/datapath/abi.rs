@@ -108,7 +108,7 @@ c_structs! {
         port_be: [u8; 2],
     }
 
-    /// `ct_key`: key of `sl_ct`.
+    /// `ct_key`.
     CtKey = 40 {
         lo_addr: Addr,
         hi_addr: Addr,
@@ -121,20 +121,40 @@ c_structs! {
     /// `ct_side`.
     CtSide = 16 { epoch: u32, policy_id: u16, endpoint_id: u16, ifindex: u32, identity: u32 }
 
-    /// `ct_entry`: value of `sl_ct`.
+    /// `ct_entry`.
     CtEntry = 104 {
         lo: CtSide,
         hi: CtSide,
-        last_seen: u32,
         flags: u16,
         svc_port: u16,
+        rule_set: u32,
         svc_addr: Addr,
         lo_mac: [u8; 6],
+        lo_pad: [u8; 2],
         hi_mac: [u8; 6],
-        rule_set: u32,
+        hi_pad: [u8; 2],
         packets: [u64; 2],
         bytes: [u64; 2],
     }
+
+    /// `ct_way`.
+    CtWay = 144 { key: CtKey, entry: CtEntry }
+
+    /// `ct_set`: element of `sl_ct`.
+    CtSet = 2432 {
+        lock: u32,
+        version: u32,
+        tags: [u16; CT_WAYS as usize],
+        pad: [u32; 6],
+        expires: [u32; CT_WAYS as usize],
+        ways: [CtWay; CT_WAYS as usize],
+    }
+
+    /// `ct_secret`: the one element of `sl_ct_secret`.
+    CtSecret = 88 { factors: [u64; CT_SECRETS as usize] }
+
+    /// `ct_record`: what `keep_connection()` is run on.
+    CtRecord = 152 { key: CtKey, entry: CtEntry, expires: u32, replace: u32 }
 
     /// `svc_key`: key of `sl_services`.
     ServiceKey = 20 { addr: Addr, port: u16, protocol: u8, pad: u8 }

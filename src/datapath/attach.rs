@@ -138,6 +138,11 @@ impl Attacher {
         Attacher { programs, pins, mechanism }
     }
 
+    /// What it attaches.
+    pub fn programs(&mut self) -> &mut Programs {
+        &mut self.programs
+    }
+
     pub fn mechanism(&self) -> Mechanism {
         self.mechanism
     }

@@ -7,24 +7,28 @@
 //!
 //! - **Another size** of a map of this ABI version (the configuration gives room for more connections, say). The old
 //!   pin is set aside as `<name>_before`. A table that would no longer fit is refused before anything is changed.
-//! - **Another ABI version.** Conntrack, masquerade and affinity go over when their layout is that of this version
-//!   ([`CONNTRACK_SINCE`]). Policies are written anew and have other epochs, so every connection is judged once more
+//! - **Another ABI version.** Conntrack, masquerade and affinity go over where this version knows their layout
+//!   ([`before_sets`] for connections). Policies are written anew and have other epochs, so every connection is judged once more
 //!   at its next packet, as what it is: the entry still says who opened it. What has another layout stays behind,
 //!   and is told ([`Carried`]): such connections are judged as if they began.
 
+mod before_sets;
+
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::DatapathError;
 use super::abi::*;
+use super::connections::{Connections, Keeper, Kept};
 use super::pins::Pins;
+use super::programs::Programs;
 use super::sys;
 use super::table::{KernelTable, Key, Value};
 use super::tables::{MapSpec, name};
 
-/// The first ABI version whose conntrack, masquerade and affinity maps have the layout of this one. To be raised when
-/// one of `ct_key`, `ct_entry`, `nat_key`, `nat_entry`, `affinity_key`, `affinity_entry` or the meaning of a flag in
-/// them changes.
-const CONNTRACK_SINCE: u32 = 1;
+/// The first ABI version whose masquerade and affinity maps have the layout of this one. To be raised when one of `nat_key`,
+/// `nat_entry`, `affinity_key`, `affinity_entry` changes.
+const NAT_SINCE: u32 = 1;
 
 /// Of no policy: [`super::policies`] counts up from 1.
 const FOREIGN_EPOCH: u32 = u32::MAX;
@@ -80,18 +84,18 @@ impl Carry {
         }
         for name in SIZED {
             let before = pins.before(name);
-            // An agent that was killed in the middle of this: first finish its work.
+            // An agent that was killed in the middle of this, once or twice: its work is finished, too.
+            let between = pins.map(&format!("{name}_between"));
             let unfinished = exists(&before)?;
             if differing.iter().any(|(spec, _)| spec.name == name) {
-                if unfinished {
-                    copy_sized(name, &before, &pins.map(name))?;
-                    Pins::unpin(&before)?;
+                let aside = if unfinished { &between } else { &before };
+                std::fs::rename(pins.map(name), aside).map_err(|e| failed("rename", aside, e))?;
+                carry.set_aside.push((name, aside.clone()));
+            }
+            for pin in [before, between] {
+                if exists(&pin)? {
+                    carry.resized.push((name, pin));
                 }
-                std::fs::rename(pins.map(name), &before).map_err(|e| failed("rename", &before, e))?;
-                carry.set_aside.push((name, before.clone()));
-                carry.resized.push((name, before));
-            } else if unfinished {
-                carry.resized.push((name, before));
             }
         }
         Ok(carry)
@@ -108,25 +112,28 @@ impl Carry {
     }
 
     /// Fills the new maps. The new programs are loaded, and run nowhere yet.
-    pub fn fill(&mut self, pins: &Pins) -> Result<(), DatapathError> {
+    pub fn fill(&mut self, pins: &Pins, programs: &mut Programs) -> Result<(), DatapathError> {
         for (name, before) in self.resized.clone() {
-            let outcome = copy_sized(name, &before, &pins.map(name))?;
+            let outcome = match name {
+                name::CT => copy_connections(&before, programs.keeper(), |entry| entry)?,
+                _ => copy_sized(name, &before, &pins.map(name))?,
+            };
             self.tell(name, before, Ok(outcome));
         }
-        self.take_versions(pins)
+        self.take_versions(pins, programs)
     }
 
     /// Brings what the old programs wrote since. The new programs run everywhere.
-    pub fn catch_up(&mut self, pins: &Pins) -> Result<(), DatapathError> {
-        for (name, before) in self.resized.iter().filter(|(name, _)| *name == name::CT) {
-            copy_sized(name, before, &pins.map(name))?;
+    pub fn catch_up(&mut self, pins: &Pins, programs: &mut Programs) -> Result<(), DatapathError> {
+        for (_, before) in self.resized.iter().filter(|(name, _)| *name == name::CT) {
+            copy_connections(before, programs.keeper(), |entry| entry)?;
         }
-        self.take_versions(pins)
+        self.take_versions(pins, programs)
     }
 
     /// The last word: nobody writes the old maps any more. Those of other versions go with their directories.
-    pub fn finish(&mut self, pins: &Pins) -> Result<(), DatapathError> {
-        self.catch_up(pins)?;
+    pub fn finish(&mut self, pins: &Pins, programs: &mut Programs) -> Result<(), DatapathError> {
+        self.catch_up(pins, programs)?;
         for (_, before) in self.resized.drain(..) {
             Pins::unpin(&before)?;
         }
@@ -148,21 +155,27 @@ impl Carry {
         }
     }
 
-    fn take_versions(&mut self, pins: &Pins) -> Result<(), DatapathError> {
+    fn take_versions(&mut self, pins: &Pins, programs: &mut Programs) -> Result<(), DatapathError> {
         for (version, dir) in self.versions.clone() {
             let pin = |name| dir.join("maps").join(name);
-            if (CONNTRACK_SINCE..=ABI_VERSION).contains(&version) {
-                let (ct, nat, affinity) = (pin(name::CT), pin(name::NAT), pin(name::AFFINITY));
-                let copied = copy::<CtKey, CtEntry>(name::CT, &ct, &pins.map(name::CT), judged_anew);
-                self.tell_version(name::CT, ct, copied)?;
-                let copied = copy::<NatKey, NatValue>(name::NAT, &nat, &pins.map(name::NAT), |_, v| *v);
+            let ct = pin(name::CT);
+            let connections = match version {
+                1..before_sets::NEXT => before_sets::copy(&ct, programs.keeper(), judged_anew),
+                before_sets::NEXT..=ABI_VERSION => copy_connections(&ct, programs.keeper(), judged_anew),
+                _ => {
+                    let reason = format!("ABI version {version} lays connections out in another way");
+                    self.tell(name::CT, ct, Err(reason));
+                    continue;
+                }
+            };
+            self.tell_version(name::CT, ct, connections)?;
+            if (NAT_SINCE..=ABI_VERSION).contains(&version) {
+                let (nat, affinity) = (pin(name::NAT), pin(name::AFFINITY));
+                let copied = copy::<NatKey, NatValue>(name::NAT, &nat, &pins.map(name::NAT));
                 self.tell_version(name::NAT, nat, copied)?;
                 let to = pins.map(name::AFFINITY);
-                let copied = copy::<AffinityKey, AffinityValue>(name::AFFINITY, &affinity, &to, |_, v| *v);
+                let copied = copy::<AffinityKey, AffinityValue>(name::AFFINITY, &affinity, &to);
                 self.tell_version(name::AFFINITY, affinity, copied)?;
-            } else {
-                let reason = format!("ABI version {version} lays connections out in another way");
-                self.tell(name::CT, pin(name::CT), Err(reason));
             }
         }
         Ok(())
@@ -208,27 +221,23 @@ fn check_room(pins: &Pins, spec: &MapSpec) -> Result<(), DatapathError> {
 
 fn copy_sized(name: &'static str, from: &Path, to: &Path) -> Result<usize, DatapathError> {
     match name {
-        name::POLICY => copy::<PolicyMapKey, PolicyMapEntry>(name, from, to, |_, v| *v),
-        name::IPCACHE_EXACT => copy::<Addr, IpcacheValue>(name, from, to, |_, v| *v),
-        name::CT => copy::<CtKey, CtEntry>(name, from, to, |_, v| *v),
+        name::POLICY => copy::<PolicyMapKey, PolicyMapEntry>(name, from, to),
+        name::IPCACHE_EXACT => copy::<Addr, IpcacheValue>(name, from, to),
         // Events that nobody read: the agent that would have is the one that starts now.
         _ => Ok(0),
     }
 }
 
+fn open(pin: &Path) -> Result<Option<OwnedFd>, DatapathError> {
+    sys::open_pin(pin).map_err(|e| failed("BPF_OBJ_GET", pin, e))
+}
+
 /// Inserts what is in `from` and not in `to`. No map at `from` is an empty one.
-fn copy<K: Key, V: Value>(
-    map: &'static str,
-    from: &Path,
-    to: &Path,
-    change: impl Fn(&K, &V) -> V,
-) -> Result<usize, DatapathError> {
-    let open = |pin: &Path| sys::open_pin(pin).map_err(|e| failed("BPF_OBJ_GET", pin, e));
+fn copy<K: Key, V: Value>(map: &'static str, from: &Path, to: &Path) -> Result<usize, DatapathError> {
     let Some(from) = open(from)? else { return Ok(0) };
     let Some(target) = open(to)? else { return Ok(0) };
     let mut elements = Vec::new();
-    KernelTable::open::<K, V>(map, from)?
-        .for_each(&mut |key, value| elements.push((*key, change(key, value))))?;
+    KernelTable::open::<K, V>(map, from)?.for_each(&mut |key, value| elements.push((*key, *value)))?;
     let mut inserted = 0;
     for (key, value) in &elements {
         inserted +=
@@ -237,12 +246,43 @@ fn copy<K: Key, V: Value>(
     Ok(inserted)
 }
 
+/// Inserts the connections of another table of sets.
+fn copy_connections(
+    from: &Path,
+    keeper: Keeper<'_>,
+    change: impl Fn(CtEntry) -> CtEntry,
+) -> Result<usize, DatapathError> {
+    let Some(from) = open(from)? else { return Ok(0) };
+    let mut found = Vec::new();
+    Connections::visit(from, &mut |kept| found.push(Kept { entry: change(kept.entry), ..*kept }))?;
+    insert(&found, keeper)
+}
+
+/// Those that have not expired.
+fn insert(connections: &[Kept], mut keeper: Keeper<'_>) -> Result<usize, DatapathError> {
+    let now = now()?;
+    let mut inserted = 0;
+    for kept in connections.iter().filter(|kept| kept.expires >= now) {
+        inserted += usize::from(keeper.insert(kept)?);
+    }
+    Ok(inserted)
+}
+
+fn now() -> Result<u32, DatapathError> {
+    let now = sys::monotonic_now().map_err(|source| DatapathError::Syscall {
+        operation: "clock_gettime",
+        object: "CLOCK_MONOTONIC".to_owned(),
+        source,
+    })?;
+    Ok(now.as_secs() as u32)
+}
+
 /// An entry that no policy of today vouches for.
-fn judged_anew(_: &CtKey, entry: &CtEntry) -> CtEntry {
+fn judged_anew(entry: CtEntry) -> CtEntry {
     let side = |side: CtSide| CtSide {
         // A side without a policy (a remote pod, the proxy's own connection) has nothing to judge.
         epoch: if side.policy_id == 0 { side.epoch } else { FOREIGN_EPOCH },
         ..side
     };
-    CtEntry { lo: side(entry.lo), hi: side(entry.hi), ..*entry }
+    CtEntry { lo: side(entry.lo), hi: side(entry.hi), ..entry }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use aya::EbpfLoader;
 
 use super::DatapathError;
+use super::abi::CLOCK_SHIFT;
 use super::sys;
 
 /// Seconds before its first overflow (of 32 bits) at which a kernel begins to count jiffies (`INITIAL_JIFFIES`).
@@ -21,8 +22,8 @@ const BEFORE_OVERFLOW: u64 = 300;
 struct Clock {
     /// Jiffies when the kernel started.
     zero: u64,
-    /// In a second.
-    hertz: u64,
+    /// Seconds of a jiffy, as a fraction of 2^[`CLOCK_SHIFT`], rounded up.
+    seconds: u64,
 }
 
 impl Clock {
@@ -31,12 +32,14 @@ impl Clock {
         let tick = u64::try_from(tick.as_nanos()).ok().filter(|tick| *tick > 0)?;
         // The kernel's TICK_NSEC is rounded, too.
         let hertz = (1_000_000_000 + tick / 2) / tick;
-        (hertz > 0).then(|| Clock { zero: (1 << 32) - BEFORE_OVERFLOW * hertz, hertz })
+        let seconds = (1_u64 << CLOCK_SHIFT).div_ceil(hertz.max(1));
+        (hertz > 0).then(|| Clock { zero: (1 << 32) - BEFORE_OVERFLOW * hertz, seconds })
     }
 
+    /// The twin of `now_seconds()` in `bpf/lib/helpers.h`.
     #[cfg(test)]
-    fn seconds(self, jiffies: u64) -> u32 {
-        ((jiffies - self.zero) / self.hertz) as u32
+    fn count(self, jiffies: u64) -> u32 {
+        (((jiffies - self.zero) * self.seconds) >> CLOCK_SHIFT) as u32
     }
 }
 
@@ -62,8 +65,8 @@ pub(super) fn tell(loader: &mut EbpfLoader<'_>) -> Result<(), DatapathError> {
         }
     };
     loader.override_global("sl_clock_zero", &clock.zero, true).override_global(
-        "sl_clock_hertz",
-        &clock.hertz,
+        "sl_clock_seconds",
+        &clock.seconds,
         true,
     );
     Ok(())
@@ -82,8 +85,8 @@ mod tests {
             // A year, and the overflow of 32 bits.
             for second in [0, 1, 299, 300, 301, 31_536_000] {
                 let jiffies = zero + second * u64::from(hertz);
-                assert_eq!(u64::from(clock.seconds(jiffies)), second, "{hertz} Hz");
-                assert_eq!(u64::from(clock.seconds(jiffies + u64::from(hertz) / 2)), second, "{hertz} Hz");
+                assert_eq!(u64::from(clock.count(jiffies)), second, "{hertz} Hz");
+                assert_eq!(u64::from(clock.count(jiffies + u64::from(hertz) / 2)), second, "{hertz} Hz");
             }
         }
         assert_eq!(Clock::of_tick(Duration::ZERO), None);

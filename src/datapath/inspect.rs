@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::DatapathError;
 use super::abi::convert::{direction_from_number, direction_number};
 use super::abi::*;
+use super::connections::{Connections, Kept, timeout};
 use super::events::Untold;
 use super::pins::Pins;
 use super::sys;
@@ -90,13 +91,9 @@ impl Inspector {
     /// Tracked connections.
     pub fn connections(&self, filter: &ConnectionFilter) -> Result<Vec<Connection>, DatapathError> {
         let mut rows = Vec::new();
-        let now = sys::monotonic_now().map_err(|source| DatapathError::Syscall {
-            operation: "clock_gettime",
-            object: "CLOCK_MONOTONIC".to_owned(),
-            source,
-        })?;
-        self.table::<CtKey, CtEntry>(name::CT)?.for_each(&mut |key, entry| {
-            let connection = connection(key, entry, now.as_secs());
+        let now = monotonic_seconds()?;
+        Connections::of_pins(&self.pins)?.for_each(&mut |kept| {
+            let connection = connection(kept, now);
             if filter.passes(&connection) {
                 rows.push(connection);
             }
@@ -263,9 +260,18 @@ impl Inspector {
             MapPressure::of(&*tables.endpoints)?,
             MapPressure::of(&*tables.services)?,
             MapPressure::of(&*tables.backends)?,
-            MapPressure::of(&*self.table::<CtKey, CtEntry>(name::CT)?)?,
+            self.connection_pressure()?,
             MapPressure::of(&*self.table::<NatKey, NatValue>(name::NAT)?)?,
         ])
+    }
+
+    /// Connections that have not expired: the others' places are free.
+    fn connection_pressure(&self) -> Result<MapPressure, DatapathError> {
+        let connections = Connections::of_pins(&self.pins)?;
+        let now = monotonic_seconds()?;
+        let mut entries = 0;
+        connections.for_each(&mut |kept| entries += u64::from(u64::from(kept.expires) >= now))?;
+        Ok(MapPressure { map: name::CT, entries, max_entries: connections.room() })
     }
 
     /// Bytes of kernel memory that maps of fixed size take (`max_entries` times key and value).
@@ -286,27 +292,17 @@ impl Inspector {
     }
 }
 
-/// The twin of `ct_timeout()` in `bpf/lib/conntrack.h`.
-fn timeout(protocol: Protocol, flags: u32) -> u32 {
-    let answered = |yes| if flags & CT_SEEN_REPLY != 0 { yes } else { CT_SECONDS_OPENING };
-    match protocol {
-        Protocol::Tcp => {
-            let finished = CT_FIN_LO | CT_FIN_HI;
-            if flags & CT_RST != 0 || flags & finished == finished {
-                CT_SECONDS_TCP_CLOSING
-            } else if flags & CT_SYN_ONLY != 0 {
-                CT_SECONDS_OPENING
-            } else {
-                CT_SECONDS_TCP
-            }
-        }
-        Protocol::Sctp => answered(CT_SECONDS_SCTP),
-        Protocol::Icmp | Protocol::Icmpv6 => CT_SECONDS_ICMP,
-        _ => answered(CT_SECONDS_ANSWERED),
-    }
+fn monotonic_seconds() -> Result<u64, DatapathError> {
+    let now = sys::monotonic_now().map_err(|source| DatapathError::Syscall {
+        operation: "clock_gettime",
+        object: "CLOCK_MONOTONIC".to_owned(),
+        source,
+    })?;
+    Ok(now.as_secs())
 }
 
-fn connection(key: &CtKey, entry: &CtEntry, now: u64) -> Connection {
+fn connection(kept: &Kept, now: u64) -> Connection {
+    let Kept { key, entry, expires } = kept;
     let flags = u32::from(entry.flags);
     let side = |addr: Addr, port, side: CtSide| ConnectionSide {
         address: addr.to_ip_or_unspecified(),
@@ -328,41 +324,7 @@ fn connection(key: &CtKey, entry: &CtEntry, now: u64) -> Connection {
         proxied: flags & CT_PROXY != 0,
         frontend: (flags & CT_REV_NAT != 0).then(|| (entry.svc_addr.to_ip_or_unspecified(), entry.svc_port)),
         rules: RuleSetId(entry.rule_set),
-        last_seen: entry.last_seen,
-        expired: now.saturating_sub(u64::from(entry.last_seen)) > u64::from(timeout(protocol, flags)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_entry_without_packets_expires_by_its_state() {
-        let expired = |protocol: u8, flags: u32, age: u64| {
-            let entry = CtEntry { flags: flags as u16, last_seen: 1000, ..Default::default() };
-            connection(&CtKey { protocol, ..Default::default() }, &entry, 1000 + age).expired
-        };
-        let lives = [
-            (6, CT_SYN_ONLY, 60),
-            (6, CT_SEEN_REPLY, 21600),
-            (6, CT_SEEN_REPLY | CT_FIN_LO, 21600),
-            (6, CT_SEEN_REPLY | CT_FIN_LO | CT_FIN_HI, 10),
-            (6, CT_RST, 10),
-            (17, 0, 60),
-            (17, CT_SEEN_REPLY, 180),
-            (132, 0, 60),
-            (132, CT_SEEN_REPLY, 3600),
-            (1, CT_SEEN_REPLY, 30),
-            (58, 0, 30),
-        ];
-        for (protocol, flags, seconds) in lives {
-            assert!(!expired(protocol, flags, seconds), "{protocol} {flags:#x}");
-            assert!(expired(protocol, flags, seconds + 1), "{protocol} {flags:#x}");
-        }
-        // A packet of this very moment, by another CPU's clock.
-        assert!(
-            !connection(&CtKey::default(), &CtEntry { last_seen: 1000, ..Default::default() }, 999).expired
-        );
+        last_seen: expires.saturating_sub(timeout(protocol, flags)),
+        expired: now > u64::from(*expires),
     }
 }

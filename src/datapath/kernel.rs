@@ -121,7 +121,7 @@ impl KernelDatapath {
         let mut attacher = Attacher::new(programs, pins.clone(), config.attach);
         attach_loopback(&mut attacher)?;
         attacher.replace_all()?;
-        carry.catch_up(&pins)?;
+        carry.catch_up(&pins, attacher.programs())?;
         let left = attacher.devices_with(Hook::FromNetwork).into_iter();
         let left = left.filter_map(|ifindex| Some((ifindex, device_name(ifindex).ok()?))).collect();
         let host_devices = HostDevices::new(config.host_traffic, left);
@@ -196,7 +196,7 @@ impl KernelDatapath {
         }
         self.node_devices = self.own_devices()?;
         self.judge_host_devices()?;
-        self.carry.finish(&self.pins)?;
+        self.carry.finish(&self.pins, self.attacher.programs())?;
         self.attacher.retire_other_versions()
     }
 

@@ -5,9 +5,11 @@ use aya::programs::{Program, SchedClassifier, SkLookup};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::DatapathError;
+use super::abi::CtSecret;
 use super::attach::Hook;
 use super::carry::Carry;
 use super::config::Capacity;
+use super::connections::{KEEPER, sets_for};
 use super::pins::Pins;
 use super::programs::Programs;
 use super::tables::{MapSpec, name, specs};
@@ -36,13 +38,13 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<(Programs, Carry), Datap
     let specs = specs(capacity);
     pins.create()?;
     let mut carry = Carry::plan(pins, &specs)?;
-    if let Some(programs) = Programs::find(pins, &specs) {
-        carry.fill(pins)?;
+    if let Some(mut programs) = Programs::find(pins, &specs) {
+        carry.fill(pins, &mut programs)?;
         return Ok((programs, carry));
     }
     let loaded = load_object(pins, capacity, &specs)
         .and_then(|ebpf| Programs::keep(ebpf, pins))
-        .and_then(|programs| carry.fill(pins).map(|()| programs));
+        .and_then(|mut programs| carry.fill(pins, &mut programs).map(|()| programs));
     match loaded {
         Ok(programs) => Ok((programs, carry)),
         Err(error) => {
@@ -53,22 +55,26 @@ pub fn load(pins: &Pins, capacity: &Capacity) -> Result<(Programs, Carry), Datap
 }
 
 fn load_object(pins: &Pins, capacity: &Capacity, specs: &[MapSpec]) -> Result<Ebpf, DatapathError> {
+    let secret = CtSecret::of_pins(pins)?;
+    let sets = sets_for(capacity.connections);
     let mut loader = EbpfLoader::new();
     // The object uses no kernel types: reading the kernel's BTF would cost time and memory.
     loader.btf(None);
     super::clock::tell(&mut loader)?;
+    secret.tell(&mut loader, &sets);
     for spec in specs {
         loader.map_pin_path(spec.name, pins.map(spec.name));
     }
     loader
         .map_max_entries(name::POLICY, capacity.policy_entries)
         .map_max_entries(name::IPCACHE_EXACT, capacity.ipcache)
-        .map_max_entries(name::CT, capacity.connections)
+        .map_max_entries(name::CT, sets)
         .map_max_entries(name::EVENTS, capacity.event_bytes);
     let mut ebpf = loader.load(OBJECT).map_err(|error: EbpfError| DatapathError::Load {
         program: "datapath.bpf.o".to_owned(),
         reason: chain(&error),
     })?;
+    secret.keep(pins)?;
     verify(&mut ebpf)?;
     // Checked after loading too: what was just made must be what we think we made.
     pins.check(specs)?;
@@ -95,7 +101,7 @@ fn verify(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
         .try_into()
         .map_err(|error| refused(lookup, chain(&error)))?;
     sockets.load().map_err(|error| refused(lookup, chain(&error)))?;
-    let ours = |name: &str| Hook::ALL.iter().any(|hook| hook.program() == name);
+    let ours = |name: &str| name == KEEPER || Hook::ALL.iter().any(|hook| hook.program() == name);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (ebpf.programs_mut())
             .filter(|(name, _)| ours(name))

@@ -3,7 +3,8 @@
 //! - [`kernel`]: [`KernelDatapath`], what the agent holds. [`memory`]: its twin without a kernel.
 //! - [`writer`], [`transition`], [`reconcile`]: in which order a change reaches the maps.
 //! - `policies`, `addresses`, `services`, `endpoints`: what each kind of change means in maps.
-//! - [`table`], [`tables`], `sys`: typed maps over bpf(2). [`abi`]: what they hold.
+//! - [`table`], [`tables`], `sys`: typed maps over bpf(2). [`abi`]: what they hold. [`connections`]: the table that is no map
+//!   of the kernel's.
 //! - `loader`, `pins`, [`attach`], [`carry`], `sockets`: programs and what outlives the agent. `host_devices`: which
 //!   devices of the node are judged.
 //! - [`events`], [`inspect`]: what the kernel tells. [`proxy`]: what proxies need of it.
@@ -16,6 +17,7 @@ pub mod attach;
 pub mod carry;
 mod clock;
 pub mod config;
+pub mod connections;
 mod endpoints;
 pub mod events;
 pub mod expedite;

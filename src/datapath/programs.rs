@@ -15,6 +15,7 @@ use aya::programs::{Program, ProgramError, ProgramInfo, SchedClassifier, SkLooku
 
 use super::DatapathError;
 use super::attach::Hook;
+use super::connections::{KEEPER, Keeper};
 use super::loader::{OBJECT, chain};
 use super::pins::Pins;
 use super::sockets;
@@ -28,6 +29,7 @@ const KERNEL_NAME: usize = 15;
 pub struct Programs {
     classifiers: BTreeMap<Hook, Classifier>,
     sockets: SkLookup,
+    keeper: SchedClassifier,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,7 @@ fn missing(program: &str) -> DatapathError {
 
 /// Names of all programs.
 fn names() -> impl Iterator<Item = &'static str> {
-    Hook::ALL.into_iter().map(Hook::program).chain([sockets::PROGRAM])
+    Hook::ALL.into_iter().map(Hook::program).chain([sockets::PROGRAM, KEEPER])
 }
 
 fn pin(pins: &Pins, program: &str) -> PathBuf {
@@ -90,7 +92,8 @@ impl Programs {
             .collect::<Result<_, _>>()?;
         let sockets = SkLookup::from_pin(pin(pins, sockets::PROGRAM))
             .map_err(|error| refused(sockets::PROGRAM, &error))?;
-        Ok(Programs { classifiers, sockets })
+        let keeper = SchedClassifier::from_pin(pin(pins, KEEPER)).map_err(|error| refused(KEEPER, &error))?;
+        Ok(Programs { classifiers, sockets, keeper })
     }
 
     /// Of the maps that are pinned, all programs together use these and no other of that name. (Scratch space and constants are
@@ -98,7 +101,7 @@ impl Programs {
     fn use_only(&self, maps: &BTreeSet<u32>, specs: &[MapSpec]) -> Result<bool, ProgramError> {
         let is_pinned = |name: &str| specs.iter().any(|spec| kernel_name(spec.name) == name);
         let infos = self.classifiers.values().map(|classifier| classifier.program.info());
-        for info in infos.chain([self.sockets.info()]) {
+        for info in infos.chain([self.sockets.info(), self.keeper.info()]) {
             let info: ProgramInfo = info?;
             // A kernel that does not tell (before 4.15) cannot run us.
             for id in info.map_ids()?.unwrap_or_default() {
@@ -125,6 +128,11 @@ impl Programs {
     /// The program that finds a proxy's socket.
     pub fn sockets(&mut self) -> &mut SkLookup {
         &mut self.sockets
+    }
+
+    /// What puts connections into the table.
+    pub fn keeper(&mut self) -> Keeper<'_> {
+        Keeper(&mut self.keeper)
     }
 }
 

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use super::DatapathError;
 use super::abi::*;
+use super::connections::Connections;
 use super::pins::Pins;
 use super::sys;
 use super::table::{KernelTable, Shared};
@@ -205,7 +206,7 @@ pub struct IdentityLookup {
     exact: Shared<Addr, IpcacheValue>,
     prefixes: Shared<LpmKey, IpcacheValue>,
     classes: Shared<LpmKey, u32>,
-    connections: Shared<CtKey, CtEntry>,
+    connections: Connections,
 }
 
 impl IdentityLookup {
@@ -219,7 +220,7 @@ impl IdentityLookup {
             exact: KernelTable::open(name::IPCACHE_EXACT, pins.open_map(name::IPCACHE_EXACT)?)?,
             prefixes: KernelTable::open(name::IPCACHE_LPM, pins.open_map(name::IPCACHE_LPM)?)?,
             classes: KernelTable::open(name::ADDR_CLASS, pins.open_map(name::ADDR_CLASS)?)?,
-            connections: KernelTable::open(name::CT, pins.open_map(name::CT)?)?,
+            connections: Connections::of_pins(&pins)?,
         })
     }
 

@@ -330,7 +330,6 @@ pub fn from_bytes<T: Pod>(bytes: &[u8]) -> Option<T> {
 }
 
 /// The bytes of a value.
-#[cfg(test)]
 pub fn as_bytes<T: Pod>(value: &T) -> &[u8] {
     // SAFETY: the abi structs that this is called with have no padding (asserted where they are
     // declared), so all bytes are initialized; the slice borrows `value`.

@@ -85,8 +85,9 @@ pub type Shared<K, V> = Arc<dyn Table<K, V>>;
 
 /// Below this number single calls are as fast as a batch.
 const BATCH_MIN: usize = 4;
-/// Elements read at a time.
+/// Elements read at a time, and bytes that they may take.
 const READ_CHUNK: usize = 4096;
+const READ_BYTES: usize = 1 << 20;
 /// `ENOTSUPP` of the kernel: the map type has no batch operations.
 const ENOTSUPP: i32 = 524;
 
@@ -236,7 +237,7 @@ impl<K: Key, V: Value> Table<K, V> for KernelTable {
 
 impl KernelTable {
     fn read<K: Key, V: Value>(&self, visit: &mut dyn FnMut(&K, &V)) -> Result<(), DatapathError> {
-        let mut chunk = READ_CHUNK;
+        let mut chunk = READ_CHUNK.min(READ_BYTES / (size_of::<K>() + size_of::<V>()).max(1)).max(1);
         let (mut keys, mut values) = (vec![K::default(); chunk], vec![V::default(); chunk]);
         let mut cursor = None;
         loop {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use super::DatapathError;
 use super::abi::*;
 use super::config::Capacity;
+use super::connections::sets_for;
 use super::table::{KernelTable, Key, MemoryTable, Observer, Shared, Value};
 
 /// Shape of a map, as this version of sluice creates it.
@@ -62,6 +63,7 @@ pub mod name {
     pub const SERVICES: &str = "sl_services";
     pub const BACKENDS: &str = "sl_backends";
     pub const CT: &str = "sl_ct";
+    pub const CT_SECRET: &str = "sl_ct_secret";
     pub const FRAGS: &str = "sl_frags";
     pub const NAT: &str = "sl_nat";
     pub const AFFINITY: &str = "sl_affinity";
@@ -90,7 +92,8 @@ pub fn specs(capacity: &Capacity) -> Vec<MapSpec> {
         spec::<u32, u64>(name::IDENTITIES, ARRAY, IDENTITY_WORDS),
         spec::<ServiceKey, ServiceValue>(name::SERVICES, HASH, MAX_SERVICES),
         spec::<BackendKey, BackendValue>(name::BACKENDS, HASH, MAX_BACKENDS),
-        spec::<CtKey, CtEntry>(name::CT, LRU_HASH, capacity.connections),
+        spec::<u32, CtSecret>(name::CT_SECRET, ARRAY, 1),
+        spec::<u32, CtSet>(name::CT, ARRAY, sets_for(capacity.connections)),
         spec::<FragKey, FragValue>(name::FRAGS, LRU_HASH, MAX_FRAGS),
         spec::<NatKey, NatValue>(name::NAT, LRU_HASH, MAX_NAT),
         spec::<AffinityKey, AffinityValue>(name::AFFINITY, LRU_HASH, MAX_AFFINITY),

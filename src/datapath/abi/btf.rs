@@ -215,6 +215,10 @@ mod tests {
             "ct_key" => CtKey,
             "ct_side" => CtSide,
             "ct_entry" => CtEntry,
+            "ct_way" => CtWay,
+            "ct_set" => CtSet,
+            "ct_secret" => CtSecret,
+            "ct_record" => CtRecord,
             "svc_key" => ServiceKey,
             "svc_entry" => ServiceValue,
             "backend_key" => BackendKey,
@@ -230,6 +234,6 @@ mod tests {
             "flow_event" => RawFlowEvent,
             "dns_pair" => DnsPair,
         );
-        assert_eq!(compared, 27);
+        assert_eq!(compared, 31);
     }
 }

@@ -5,6 +5,7 @@
 //! [`Kernel::isolate`] first, so that device numbers exist and nothing of the machine is touched.
 //! For tests and benchmarks; the agent does not use it.
 
+mod connections;
 mod frame;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 
 pub use self::frame::{Fragment, Frame, L4, Seen, TcpFlags, checksum, crc32c};
+use super::connections::sets_for;
 use super::loader::OBJECT;
 use super::tables::Tables;
 use super::{DatapathError, abi};
@@ -83,6 +85,9 @@ pub struct Context {
     pub arrived_by: u32,
 }
 
+/// Sets of the table of connections in tests.
+const SMALL_SETS: u32 = 1024;
+
 /// A loaded object with its own maps.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -131,14 +136,17 @@ impl Kernel {
 
     /// Makes the maps as large as the agent makes them. A program is verified when it is first used.
     pub fn load_whole() -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
-        Kernel::load_with(EbpfLoader::new())
+        Kernel::load_with(sets_for(abi::MAX_CT), &[])
     }
 
     /// The same with small maps: tests load the object many times.
     pub fn load() -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
-        let mut loader = EbpfLoader::new();
-        for (map, entries) in [
-            ("sl_ct", 65536),
+        Kernel::load_with_sets(SMALL_SETS)
+    }
+
+    /// The same with so many sets of connections.
+    pub fn load_with_sets(sets: u32) -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
+        let small = [
             ("sl_policy", 4096),
             ("sl_policy_info", 64),
             ("sl_services", 64),
@@ -150,14 +158,22 @@ impl Kernel {
             ("sl_affinity", 1024),
             ("sl_frags", 1024),
             ("sl_drops", 4096),
-        ] {
-            loader.map_max_entries(map, entries);
-        }
-        Kernel::load_with(loader)
+        ];
+        Kernel::load_with(sets, &small)
     }
 
-    fn load_with(mut loader: EbpfLoader<'_>) -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
+    fn load_with(
+        sets: u32,
+        sizes: &[(&'static str, u32)],
+    ) -> Result<Kernel, Box<dyn std::error::Error + Send + Sync>> {
+        let secret = abi::CtSecret::draw()?;
+        let mut loader = EbpfLoader::new();
         super::clock::tell(&mut loader)?;
+        secret.tell(&mut loader, &sets);
+        loader.map_max_entries("sl_ct", sets);
+        for (map, entries) in sizes {
+            loader.map_max_entries(map, *entries);
+        }
         let mut ebpf = loader.load(OBJECT)?;
         let events = RingBuf::try_from(ebpf.take_map("sl_events").expect("sl_events"))?;
         Ok(Kernel { ebpf, events, loaded: Vec::new() })
@@ -206,25 +222,7 @@ impl Kernel {
         repeat: u32,
     ) -> (u32, Vec<u8>, u32, Duration) {
         self.verify(hook);
-        let mut ctx = [0u8; SK_BUFF_BYTES];
-        ctx[SK_BUFF_MARK..][..4].copy_from_slice(&context.mark.to_ne_bytes());
-        ctx[SK_BUFF_INGRESS_IFINDEX..][..4].copy_from_slice(&context.arrived_by.to_ne_bytes());
-        ctx[SK_BUFF_IFINDEX..][..4].copy_from_slice(&context.ifindex.to_ne_bytes());
-        let mut ctx_out = [0u8; SK_BUFF_BYTES];
-        let mut out = vec![0u8; LARGEST_FRAME];
-        let result = program(&mut self.ebpf, hook)
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(&ctx),
-                ctx_out: Some(&mut ctx_out),
-                repeat,
-                ..TestRunOptions::default()
-            })
-            .expect("BPF_PROG_TEST_RUN");
-        out.truncate(result.data_size_out as usize);
-        let mark = u32::from_ne_bytes(ctx_out[SK_BUFF_MARK..][..4].try_into().expect("four bytes"));
-        (result.return_value, out, mark, result.duration)
+        test_run(program(&mut self.ebpf, hook), frame, context, repeat)
     }
 
     fn verify(&mut self, hook: Hook) {
@@ -302,6 +300,33 @@ impl Kernel {
     fn hash<K: Pod, V: Pod>(&mut self, map: &str) -> HashMap<&mut MapData, K, V> {
         HashMap::try_from(self.ebpf.map_mut(map).expect("map")).unwrap_or_else(|e| panic!("{map}: {e}"))
     }
+}
+
+fn test_run(
+    program: &SchedClassifier,
+    frame: &[u8],
+    context: Context,
+    repeat: u32,
+) -> (u32, Vec<u8>, u32, Duration) {
+    let mut ctx = [0u8; SK_BUFF_BYTES];
+    ctx[SK_BUFF_MARK..][..4].copy_from_slice(&context.mark.to_ne_bytes());
+    ctx[SK_BUFF_INGRESS_IFINDEX..][..4].copy_from_slice(&context.arrived_by.to_ne_bytes());
+    ctx[SK_BUFF_IFINDEX..][..4].copy_from_slice(&context.ifindex.to_ne_bytes());
+    let mut ctx_out = [0u8; SK_BUFF_BYTES];
+    let mut out = vec![0u8; LARGEST_FRAME];
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&ctx),
+            ctx_out: Some(&mut ctx_out),
+            repeat,
+            ..TestRunOptions::default()
+        })
+        .expect("BPF_PROG_TEST_RUN");
+    out.truncate(result.data_size_out as usize);
+    let mark = u32::from_ne_bytes(ctx_out[SK_BUFF_MARK..][..4].try_into().expect("four bytes"));
+    (result.return_value, out, mark, result.duration)
 }
 
 fn program(ebpf: &mut Ebpf, hook: Hook) -> &mut SchedClassifier {
