@@ -392,8 +392,9 @@ fn programs(bpffs: &Path) -> Vec<u32> {
     ids
 }
 
-/// Two on pods' devices, two on the node's, one on the tunnel's, one on loopback, and the look-up of sockets.
-const PROGRAMS: usize = 7;
+/// Two on pods' devices, two on the node's, one on the tunnel's, one on loopback, the look-up of sockets, and what keeps
+/// connections.
+const PROGRAMS: usize = 8;
 
 #[test]
 fn a_restart_uses_the_programs_that_are_there_and_another_size_does_not() {
