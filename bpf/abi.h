@@ -178,8 +178,8 @@ enum sluice_drop_reason {
 #define SLUICE_METRIC_FORWARDED 0 /* metrics key for what passed; others are drop reasons */
 #define SLUICE_MAX_METRIC 256
 
-/* sl_clock_seconds: seconds of a jiffy. The product with jiffies overflows after 34 years at 250 Hz, and it is wrong by a
- * second after 8. */
+/* sl_clock_seconds: seconds of a jiffy, times 2 to the power of this. What it is multiplied with overflows after 34 years, and
+ * is wrong by a second after three (where jiffies are milliseconds; after eight at 250 Hz). */
 #define SLUICE_CLOCK_SHIFT 34
 
 /* ---- addresses ------------------------------------------------------------------------------- */

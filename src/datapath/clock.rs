@@ -22,7 +22,7 @@ const BEFORE_OVERFLOW: u64 = 300;
 struct Clock {
     /// Jiffies when the kernel started.
     zero: u64,
-    /// Seconds of a jiffy, as a fraction of 2^[`CLOCK_SHIFT`], rounded up.
+    /// Seconds of a jiffy, as a fraction of 2^[`CLOCK_SHIFT`].
     seconds: u64,
 }
 
@@ -32,7 +32,7 @@ impl Clock {
         let tick = u64::try_from(tick.as_nanos()).ok().filter(|tick| *tick > 0)?;
         // The kernel's TICK_NSEC is rounded, too.
         let hertz = (1_000_000_000 + tick / 2) / tick;
-        let seconds = (1_u64 << CLOCK_SHIFT).div_ceil(hertz.max(1));
+        let seconds = ((1_u64 << CLOCK_SHIFT) + hertz / 2) / hertz.max(1);
         (hertz > 0).then(|| Clock { zero: (1 << 32) - BEFORE_OVERFLOW * hertz, seconds })
     }
 
@@ -82,11 +82,13 @@ mod tests {
             let clock = Clock::of_tick(Duration::from_nanos(tick)).unwrap();
             let zero = u64::from(0_u32.wrapping_sub(300 * hertz));
             assert_eq!(clock.zero, zero);
-            // A year, and the overflow of 32 bits.
-            for second in [0, 1, 299, 300, 301, 31_536_000] {
+            // The overflow of 32 bits, a year, and three.
+            for second in [0, 1, 299, 300, 301, 31_536_000, 94_608_000] {
                 let jiffies = zero + second * u64::from(hertz);
-                assert_eq!(u64::from(clock.count(jiffies)), second, "{hertz} Hz");
-                assert_eq!(u64::from(clock.count(jiffies + u64::from(hertz) / 2)), second, "{hertz} Hz");
+                let counted = u64::from(clock.count(jiffies + u64::from(hertz) / 2));
+                assert!(counted.abs_diff(second) <= 1, "{hertz} Hz: {counted} for {second}");
+                let next = clock.count(jiffies + u64::from(hertz) * 3 / 2);
+                assert_eq!(u64::from(next) - counted, 1, "{hertz} Hz");
             }
         }
         assert_eq!(Clock::of_tick(Duration::ZERO), None);
