@@ -128,6 +128,13 @@ impl EndpointSlice {
         let (endpoints, subset) = name.split_once(':')?;
         Some((endpoints, subset.parse().ok()?))
     }
+
+    /// The Endpoints that a slice was made of.
+    pub fn made_of(slice: &ObjectRef) -> Option<ObjectRef> {
+        let (name, _) =
+            EndpointSlice::subset_of(&slice.name).filter(|_| slice.kind == Kind::EndpointSlice)?;
+        Some(ObjectRef { kind: Kind::Endpoints, namespace: slice.namespace.clone(), name: name.into() })
+    }
 }
 
 /// One address and port behind a Service.

@@ -3,6 +3,8 @@
 //! The embedded agent and the server share this. The parser is injected ([`ManifestParser`]) because
 //! only the `k8s` room knows Kubernetes' types.
 
+mod subsets;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +16,7 @@ use super::connection::Store;
 use super::error::StoreError;
 use super::rows::{ObjectWrite, StoredObject};
 use crate::cluster::{Change, Resource};
-use crate::model::{EndpointSlice, Kind, Object, ObjectRef};
+use crate::model::{EndpointSlice, ObjectRef};
 
 /// Something that is wrong with a manifest, or worth saying about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +109,15 @@ pub struct Applied {
     pub changes: Vec<Change>,
     /// The manifests of the upserts among `changes`, in the same order.
     pub manifests: Vec<(ObjectRef, Arc<str>)>,
+}
+
+impl Applied {
+    /// Notes that an object goes, and gives it back.
+    fn delete(&mut self, object: ObjectRef) -> ObjectRef {
+        self.changes.push(Change::Delete(object.clone()));
+        self.results.push((object.clone(), Action::Deleted));
+        object
+    }
 }
 
 /// Why nothing was applied.
@@ -205,18 +216,23 @@ impl ObjectStore {
             changes: Vec::new(),
             manifests: Vec::new(),
         };
-        let mut renamed = Vec::new();
+        let mut deletes = Vec::new();
+        let surplus = self.surplus(&parsed.objects, &reader)?;
+        let shrunk: BTreeSet<ObjectRef> = surplus.iter().filter_map(EndpointSlice::made_of).collect();
+        // The text of slices that stay would go on showing those that go.
+        let is_shrunk =
+            |slice: &ObjectRef| EndpointSlice::made_of(slice).is_some_and(|of| shrunk.contains(&of));
         for object in parsed.objects {
             let reference = object.resource.reference();
             let action = match self.store.object(&reference)? {
                 None => Action::Created,
-                Some(stored) if same(&stored, &object, &mut reader) => Action::Unchanged,
+                Some(stored) if same(&stored, &object, &mut reader) && !is_shrunk(&reference) => {
+                    Action::Unchanged
+                }
                 Some(_) => Action::Configured,
             };
-            if let (Action::Created, Some(former)) = (action, self.former(&reference, &mut reader)?) {
-                applied.changes.push(Change::Delete(former.clone()));
-                applied.results.push((former.clone(), Action::Deleted));
-                renamed.push(former);
+            if action == Action::Created {
+                deletes.extend(self.former(&reference, &reader)?.map(|former| applied.delete(former)));
             }
             if action != Action::Unchanged {
                 applied.manifests.push((reference.clone(), object.manifest));
@@ -224,36 +240,13 @@ impl ObjectStore {
             }
             applied.results.push((reference, action));
         }
+        deletes.extend(surplus.into_iter().map(|surplus| applied.delete(surplus)));
         admit(&applied.changes).map_err(ApplyError::Rejected)?;
         if mode == ApplyMode::Commit {
-            let write = ObjectWrite { upserts: applied.manifests.clone(), deletes: renamed };
+            let write = ObjectWrite { upserts: applied.manifests.clone(), deletes };
             applied.revision = self.store.write_objects(write)?;
         }
         Ok(applied)
-    }
-
-    /// The stored object that is this one under the name that an earlier release gave it.
-    fn former(&self, new: &ObjectRef, reader: &mut Reader<'_>) -> Result<Option<ObjectRef>, StoreError> {
-        let Some(former) = former_name(new) else { return Ok(None) };
-        let stored = self.store.object(&former)?;
-        Ok(stored.filter(|stored| reader.has_renamed(stored)).map(|_| former))
-    }
-
-    /// The stored objects that a reference means: `v1` Endpoints are kept as slices.
-    fn kept_as(&self, reference: &ObjectRef) -> Result<Vec<ObjectRef>, StoreError> {
-        let mut kept = Vec::new();
-        if reference.kind != Kind::Endpoints {
-            kept.extend(self.store.object(reference)?.map(|stored| stored.reference));
-            return Ok(kept);
-        }
-        loop {
-            let name = EndpointSlice::subset_name(&reference.name, kept.len() + 1);
-            let slice = ObjectRef::new(Kind::EndpointSlice, &reference.namespace, &name);
-            match self.store.object(&slice)? {
-                Some(stored) => kept.push(stored.reference),
-                None => return Ok(kept),
-            }
-        }
     }
 
     /// Deletes an object; `None` when there is none of that name.
@@ -267,7 +260,7 @@ impl ObjectStore {
         admit: impl FnOnce(&[Change]) -> Result<(), Vec<Problem>>,
     ) -> Result<Option<Applied>, ApplyError> {
         let _serial = self.serial.lock();
-        let deletes = self.kept_as(reference)?;
+        let deletes = self.kept_as(reference, &Reader::new(&*self.parser))?;
         if deletes.is_empty() {
             return Ok(None);
         }
@@ -283,13 +276,6 @@ impl ObjectStore {
             manifests: Vec::new(),
         }))
     }
-}
-
-/// The name that an earlier release gave to a slice of `v1` Endpoints. Another slice could have it, too.
-fn former_name(slice: &ObjectRef) -> Option<ObjectRef> {
-    let (endpoints, subset) = EndpointSlice::subset_of(&slice.name)?;
-    let name = if subset == 1 { endpoints.to_owned() } else { format!("{endpoints}.{subset}") };
-    (slice.kind == Kind::EndpointSlice).then(|| ObjectRef { name: name.into(), ..slice.clone() })
 }
 
 /// A name that occurs twice in one text is a slip, never "the last one wins".
@@ -361,7 +347,7 @@ impl<'a> Reader<'a> {
         }
         let problems = match &self.parsed[manifest] {
             Ok(resources) => {
-                match resources.get(reference).cloned().or_else(|| renamed(resources, reference)) {
+                match resources.get(reference).cloned().or_else(|| subsets::renamed(resources, reference)) {
                     Some(resource) => return Ok(resource),
                     None => vec![Problem {
                         message: "the stored text does not hold this object".to_owned(),
@@ -373,23 +359,6 @@ impl<'a> Reader<'a> {
         };
         Err(LoadError::Unreadable { object: reference.clone(), problems })
     }
-
-    /// Whether the object's text holds it under another name than it is stored by.
-    fn has_renamed(&self, object: &StoredObject) -> bool {
-        self.parser.parse(&object.manifest).is_ok_and(|parsed| {
-            let mut names = parsed.objects.iter().map(|parsed| parsed.resource.reference());
-            names.clone().all(|name| name != object.reference)
-                && names.any(|name| former_name(&name).as_ref() == Some(&object.reference))
-        })
-    }
-}
-
-/// The object that an earlier release stored by this name, which it keeps until it is applied again.
-fn renamed(resources: &BTreeMap<ObjectRef, Resource>, reference: &ObjectRef) -> Option<Resource> {
-    let new = resources.keys().find(|new| former_name(new).as_ref() == Some(reference))?;
-    let Some(Resource::Object(Object::EndpointSlice(slice))) = resources.get(new) else { return None };
-    let slice = EndpointSlice { name: reference.name.to_string(), ..slice.clone() };
-    Some(Resource::Object(Object::EndpointSlice(slice)))
 }
 
 #[cfg(test)]

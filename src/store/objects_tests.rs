@@ -171,6 +171,40 @@ fn endpoints_of_a_slices_name_are_deleted_without_it() {
     assert!(objects.delete(&endpoints, |_| Ok(())).unwrap().is_none());
 }
 
+/// The slices of subsets that are gone stayed, and with them backends that nothing described any more.
+#[test]
+fn endpoints_with_fewer_subsets_than_before_leave_no_slices_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = slices(&directory);
+    apply(&objects, "a*11\nab*2\na").unwrap();
+    let fewer = apply(&objects, "a*1").unwrap();
+    assert_eq!(fewer.results.len(), 11);
+    assert_eq!(fewer.results[1], (slice("a:2"), Action::Deleted));
+    let deletes = fewer.changes.iter().filter(|change| matches!(change, Change::Delete(_))).count();
+    assert_eq!(deletes, 10, "the view hears of it, and an agent by the update");
+    assert_eq!(names(&objects), ["a", "a:1", "ab:1", "ab:2"]);
+
+    // What a release before this one left behind goes, though what is applied is no news.
+    let upserts = vec![(slice("a:3"), "a*3".into())];
+    objects.store().write_objects(ObjectWrite { upserts, deletes: Vec::new() }).unwrap();
+    assert_eq!(actions(&apply(&objects, "a*1").unwrap()), [Action::Configured, Action::Deleted]);
+    assert_eq!(names(&objects), ["a", "a:1", "ab:1", "ab:2"]);
+}
+
+#[test]
+fn endpoints_are_deleted_whole_where_a_slice_is_missing_or_has_the_name_of_an_earlier_release() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = slices(&directory);
+    apply(&objects, "a*3\nb.2").unwrap();
+    objects.delete(&slice("a:1"), |_| Ok(())).unwrap().unwrap();
+    let upserts = ["b", "b.3"].map(|name| (slice(name), "b*3".into())).into();
+    objects.store().write_objects(ObjectWrite { upserts, deletes: Vec::new() }).unwrap();
+    for name in ["a", "b"] {
+        objects.delete(&ObjectRef::new(Kind::Endpoints, "n", name), |_| Ok(())).unwrap().unwrap();
+    }
+    assert_eq!(names(&objects), ["b.2"], "a slice that has the name by right stays");
+}
+
 #[test]
 fn slices_that_an_earlier_release_named_are_read_and_go_when_they_are_applied_again() {
     let directory = tempfile::tempdir().unwrap();

@@ -105,6 +105,30 @@ impl Store {
         })
     }
 
+    /// Objects of a kind and namespace whose names begin with `prefix`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] of the read.
+    pub fn objects_named(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        prefix: &str,
+    ) -> Result<Vec<ObjectRef>, StoreError> {
+        let from = ObjectRef::new(kind, namespace, prefix);
+        self.read("read names of objects", move |tx| {
+            // The last character that there is stands behind every name that goes on after the prefix.
+            let mut select = tx.prepare_cached(
+                "SELECT name FROM object
+                 WHERE kind = ?1 AND namespace = ?2 AND name BETWEEN ?3 AND ?3 || char(1114111)",
+            )?;
+            let rows = select.query_map(key(&from), |row| row.get::<_, String>(0))?;
+            let found = rows.map(|name| Ok(ObjectRef { name: name?.into(), ..from.clone() }));
+            found.collect::<Result<Vec<ObjectRef>, JobError>>()
+        })
+    }
+
     /// What happened after `revision`. `None` when that is not known any more, or not yet: then only
     /// [`Store::objects`] helps.
     ///

@@ -96,6 +96,7 @@ impl Cluster {
     pub fn apply(&mut self, documents: &[Document]) {
         for document in documents {
             let reference = document.resource.reference();
+        self.forget_surplus(documents);
             let mut declared = Declared {
                 resource: document.resource.clone(),
                 order: self.next_order,
@@ -116,6 +117,16 @@ impl Cluster {
 
     /// Deletes an object; a namespace goes with everything in it.
     pub fn delete(&mut self, reference: &ObjectRef) -> Result<(), Absent> {
+    /// Endpoints that are applied again have the slices of their new subsets, and no others.
+    fn forget_surplus(&mut self, documents: &[Document]) {
+        let endpoints: BTreeSet<ObjectRef> = documents
+            .iter()
+            .filter_map(|document| EndpointSlice::made_of(&document.resource.reference()))
+            .collect();
+        self.declared
+            .retain(|known, _| EndpointSlice::made_of(known).is_none_or(|of| !endpoints.contains(&of)));
+    }
+
         let gone: Vec<ObjectRef> = self
             .resources
             .keys()
@@ -124,7 +135,7 @@ impl Cluster {
                 *other == reference
                     || (reference.kind == Kind::Namespace && other.namespace == reference.name)
                     // v1 Endpoints are kept as slices: one for each subset.
-                    || (reference.kind == Kind::Endpoints && is_slice_of(other, reference))
+                    || EndpointSlice::made_of(other).as_ref() == Some(reference)
             })
             .cloned()
             .collect();
@@ -366,12 +377,6 @@ fn keep(new: &mut Resource, old: &Resource) {
         }
         _ => {}
     }
-}
-
-fn is_slice_of(slice: &ObjectRef, endpoints: &ObjectRef) -> bool {
-    slice.kind == Kind::EndpointSlice
-        && slice.namespace == endpoints.namespace
-        && EndpointSlice::subset_of(&slice.name).is_some_and(|(name, _)| name == &*endpoints.name)
 }
 
 /// Nodes and namespaces before pods, pods before Services, policies last.
