@@ -112,6 +112,25 @@ fn a_port_name_that_a_rule_uses_is_part_of_the_identity() {
 }
 
 #[test]
+fn a_pod_that_comes_again_without_ports_has_none_of_those_before() {
+    let mut view = small_cluster();
+    let named = rule(Direction::Ingress, Action::Allow, vec![Peer::Pods(selector(&[]))], tcp("http"));
+    view.apply(vec![policy("p", &[], vec![named]), pod_with_port("a/one", "10.244.1.1", "http", 80)])
+        .unwrap();
+    let before = identity_of(&view, "10.244.1.1");
+    for changes in [
+        vec![pod("a/one", LOCAL, &["10.244.1.1"], &[("app", "x")])],
+        vec![pod_with_port("a/one", "10.244.1.1", "http", 80)],
+        vec![delete(Kind::Pod, "a", "one"), pod("a/one", LOCAL, &["10.244.1.1"], &[("app", "x")])],
+    ] {
+        let has_port = matches!(&changes[0], Change::Upsert(Resource::Object(Object::Pod(pod))) if !pod.ports.is_empty());
+        view.apply(changes).unwrap();
+        assert_eq!(labels_of(&view, "10.244.1.1").contains("named-port"), has_port);
+        assert_eq!(identity_of(&view, "10.244.1.1") == before, has_port);
+    }
+}
+
+#[test]
 fn namespace_labels_are_part_of_the_identity_and_follow_changes() {
     let mut view = small_cluster();
     view.apply(vec![pod("a/web", LOCAL, &["10.244.1.1"], WEB)]).unwrap();

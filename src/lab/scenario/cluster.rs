@@ -48,6 +48,8 @@ pub(super) struct Extra {
     pub(super) host_addresses: Vec<IpAddr>,
     /// The pod has run to its end.
     pub(super) finished: bool,
+    /// The pod's containers are written out, and with them all of its ports.
+    pub(super) lists_containers: bool,
 }
 
 /// See the module.
@@ -94,9 +96,9 @@ impl Cluster {
 
     /// Creates or replaces objects.
     pub fn apply(&mut self, documents: &[Document]) {
+        self.forget_surplus(documents);
         for document in documents {
             let reference = document.resource.reference();
-        self.forget_surplus(documents);
             let mut declared = Declared {
                 resource: document.resource.clone(),
                 order: self.next_order,
@@ -105,9 +107,9 @@ impl Cluster {
             self.next_order += 1;
             if let Some(old) = self.declared.get(&reference) {
                 declared.order = old.order;
-                keep(&mut declared.resource, &old.resource);
+                keep(&mut declared, &old.resource);
             } else if let Some(old) = self.resources.get(&reference) {
-                keep(&mut declared.resource, old);
+                keep(&mut declared, old);
             }
             self.deleted.remove(&reference);
             self.declared.insert(reference, declared);
@@ -115,8 +117,6 @@ impl Cluster {
         self.fill();
     }
 
-    /// Deletes an object; a namespace goes with everything in it.
-    pub fn delete(&mut self, reference: &ObjectRef) -> Result<(), Absent> {
     /// Endpoints that are applied again have the slices of their new subsets, and no others.
     fn forget_surplus(&mut self, documents: &[Document]) {
         let endpoints: BTreeSet<ObjectRef> = documents
@@ -127,6 +127,8 @@ impl Cluster {
             .retain(|known, _| EndpointSlice::made_of(known).is_none_or(|of| !endpoints.contains(&of)));
     }
 
+    /// Deletes an object; a namespace goes with everything in it.
+    pub fn delete(&mut self, reference: &ObjectRef) -> Result<(), Absent> {
         let gone: Vec<ObjectRef> = self
             .resources
             .keys()
@@ -352,8 +354,9 @@ pub fn gateway_site(node: &str) -> String {
 }
 
 /// Members that a replacement leaves open are those of the object before.
-fn keep(new: &mut Resource, old: &Resource) {
-    match (new, old) {
+fn keep(new: &mut Declared, old: &Resource) {
+    let Declared { resource, extra, .. } = new;
+    match (resource, old) {
         (Resource::Object(Object::Pod(new)), Resource::Object(Object::Pod(old))) => {
             if new.node.is_none() {
                 new.node.clone_from(&old.node);
@@ -361,7 +364,7 @@ fn keep(new: &mut Resource, old: &Resource) {
             if new.addresses.is_empty() && !new.host_network && new.node == old.node {
                 new.addresses.clone_from(&old.addresses);
             }
-            if new.ports.is_empty() {
+            if new.ports.is_empty() && !extra.lists_containers {
                 new.ports.clone_from(&old.ports);
             }
         }
@@ -425,6 +428,7 @@ impl Extra {
             host_addresses,
             finished: text(&["kind"]) == Some("Pod")
                 && matches!(text(&["status", "phase"]), Some("Succeeded" | "Failed")),
+            lists_containers: tree.get("spec").and_then(|spec| spec.get("containers")).is_some(),
         }
     }
 }

@@ -149,6 +149,15 @@ fn a_replaced_pod_is_the_same_pod_and_a_deleted_default_stays_deleted() {
         (&before.node, &before.addresses, &before.ports)
     );
     assert_eq!(cluster.changes_from(&resources).len(), 1);
+    let other = crate::k8s::parse(
+        "a",
+        "apiVersion: v1\nkind: Pod\nmetadata: {namespace: a, name: x}\nspec: {containers: [{name: c}]}\n",
+        &crate::k8s::ParseOptions::default(),
+    );
+    cluster.apply(&other.documents);
+    let after = cluster.pod("a", "x").unwrap();
+    assert_eq!(after.addresses, before.addresses);
+    assert_eq!(after.ports[0].port, 80, "its containers are written out, without the port that it had");
     let dns = ObjectRef::new(crate::model::Kind::Pod, "kube-system", "kube-dns");
     cluster.delete(&dns).unwrap();
     assert!(cluster.pod("kube-system", "kube-dns").is_none());
