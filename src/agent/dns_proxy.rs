@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use super::dns_judge::PolicyJudge;
 use super::names_client::NamesClient;
 use super::offline_names::OfflineNames;
+use super::outgoing::Ports;
 use super::proxy_host::{ProxyHost, raise_descriptor_limit};
 use super::records::Sender;
 use crate::datapath::abi::{MARK_PROXY_ASKS, MARK_PROXY_OUT};
@@ -21,7 +22,9 @@ use crate::datapath::learned::LearnedAddresses;
 use crate::datapath::proxy::{IdentityLookup, ListenerKind, ListenerPlace, Listeners};
 use crate::dnsproxy::proxy::{Options, Parts};
 use crate::dnsproxy::sockets::{listen_tcp, listen_udp};
-use crate::dnsproxy::{Decision, Proxy, QueryRecord, Records, Replies, TransparentSockets, Workers};
+use crate::dnsproxy::{
+    Decision, Outgoing, Proxy, QueryRecord, Records, Replies, TransparentSockets, Workers,
+};
 use crate::flow::L7;
 use crate::flow::record::{Record, RecordVerdict};
 use crate::fqdn::TtlBounds;
@@ -70,7 +73,8 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let judge = Arc::new(PolicyJudge::new(Arc::clone(&host.feed), identities.clone()));
     let names = NamesClient::start(&settings.run_dir, Arc::clone(&host.feed), offline, settings.ttl);
     let places = Listeners::open(&settings.bpffs)?;
-    let sockets = TransparentSockets::new(MARK_PROXY_OUT, replies(&places).await?).context("open sockets")?;
+    let sockets = TransparentSockets::new(MARK_PROXY_OUT, replies(&places).await?, outgoing());
+    let sockets = sockets.context("open sockets")?;
     let proxy = Proxy::new(
         settings.options,
         Parts {
@@ -163,6 +167,15 @@ async fn replies(places: &Listeners) -> anyhow::Result<Replies> {
 }
 
 type Tasks = tokio::task::JoinSet<std::io::Result<()>>;
+/// The proxy's leg has the client's address: a port of the client's own would be a connection of the client's own.
+fn outgoing() -> Outgoing {
+    let ports = Arc::new(Ports::new());
+    Box::new(move |client, server| {
+        let ports = Arc::clone(&ports);
+        Box::pin(async move { ports.connect(client, server).await })
+    })
+}
+
 
 /// Opens the listeners and puts them into their places, both families.
 fn listen(settings: &Settings, places: &Listeners, proxy: &Arc<Proxy>) -> anyhow::Result<(Workers, Tasks)> {
@@ -294,6 +307,23 @@ mod tests {
     use super::*;
 
     #[test]
+    /// The kernel drew one of the ports that the client's own kernel draws: now and then the client was on such a
+    /// connection to the server already, and the datapath took the two for one.
+    #[cfg(feature = "root-tests")]
+    #[tokio::test]
+    async fn connections_to_servers_leave_from_no_port_that_a_client_draws() {
+        let outgoing = outgoing();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            let server = listener.local_addr().unwrap();
+            for _ in 0..64 {
+                let stream = outgoing(server.ip(), server).await.unwrap();
+                let from = stream.local_addr().unwrap();
+                assert!((1024..32768).contains(&from.port()) && from.ip() == server.ip(), "{from}");
+            }
+        }
+    }
+
     fn codes_and_types_have_their_usual_names() {
         assert_eq!((&*rcode_name(Some(5)), &*rcode_name(Some(15))), ("REFUSED", "RESERVED"));
         assert_eq!(&*rcode_name(None), "none");

@@ -7,17 +7,15 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use futures::future::BoxFuture;
-use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::outgoing::Ports;
+use super::outgoing::{Ports, transparent};
 use super::proxies::ProxyProcess;
 use super::proxy_host::{ProxyHost, raise_descriptor_limit};
 use super::records::Sender;
 use crate::datapath::DatapathError;
-use crate::datapath::abi::MARK_PROXY_OUT;
 use crate::datapath::net::sysctl;
 use crate::datapath::proxy::{IdentityLookup, ListenerKind, ListenerPlace, Listeners};
 use crate::flow::record::Record;
@@ -131,24 +129,6 @@ fn resolve(address: IpAddr, found: Result<PeerView, DatapathError>) -> PeerView 
     })
 }
 
-/// Marked as a proxy's, and under any address.
-fn transparent(family: Family) -> io::Result<Socket> {
-    let domain = match family {
-        Family::IPv4 => Domain::IPV4,
-        Family::IPv6 => Domain::IPV6,
-    };
-    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
-    match family {
-        Family::IPv4 => socket.set_ip_transparent_v4(true)?,
-        Family::IPv6 => {
-            socket.set_only_v6(true)?;
-            socket.set_ip_transparent_v6(true)?;
-        }
-    }
-    socket.set_mark(MARK_PROXY_OUT)?;
-    Ok(socket)
-}
-
 /// On the loopback address: nobody reaches it but through the programs.
 fn listen(family: Family) -> io::Result<std::net::TcpListener> {
     let address: IpAddr = match family {
@@ -179,9 +159,6 @@ impl Network for Transparent {
     }
 
     fn connect(&self, ends: Ends) -> BoxFuture<'_, io::Result<TcpStream>> {
-        Box::pin(async move {
-            let socket = || transparent(Family::of(ends.client.ip()));
-            self.ports.connect(ends.client, ends.server, socket).await
-        })
+        Box::pin(self.ports.connect(ends.client.ip(), ends.server))
     }
 }

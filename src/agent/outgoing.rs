@@ -1,4 +1,4 @@
-//! The HTTP proxy's connections to servers: from the client's address, and a port that is drawn here.
+//! The proxies' connections to servers: from the client's address, and a port that is drawn here.
 //!
 //! The kernel would draw one that nobody else has, whatever the server: after some 14,000 connections of one client within
 //! a minute (closed ones keep their ports for that long) it searched for milliseconds, and at 28,000 open ones it had none
@@ -6,18 +6,22 @@
 //! connection is made.
 //!
 //! Contract: the ports lie below those that clients' kernels draw (`net.ipv4.ip_local_port_range`). The datapath
-//! knows a connection by its addresses and ports, and the proxy's leg has the client's: a port of the client's own
-//! would make one of two.
+//! knows a connection by its addresses and ports, and a proxy's leg has the client's: a port of the client's own
+//! would make one of two. Both proxies draw from the same ports; where they meet, the kernel's check has the second one
+//! draw again.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use socket2::Socket;
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
+
+use crate::datapath::abi::MARK_PROXY_OUT;
+use crate::model::Family;
 
 /// From above what services are reserved for to where Linux begins to draw.
 const PORTS: Range<u16> = 1024..32768;
@@ -42,13 +46,17 @@ impl Ports {
         PORTS.start + at as u16
     }
 
-    /// Connects to the server from the client's address.
+    /// Connects to the server from the client's address, as a proxy.
     ///
     /// # Errors
-    /// No port is free, and what `socket` and `connect(2)` say.
-    pub(super) async fn connect(
+    /// No port is free, and what `socket(2)` and `connect(2)` say.
+    pub(super) async fn connect(&self, client: IpAddr, server: SocketAddr) -> io::Result<TcpStream> {
+        self.connect_by(client, server, || transparent(Family::of(client))).await
+    }
+
+    async fn connect_by(
         &self,
-        client: SocketAddr,
+        client: IpAddr,
         server: SocketAddr,
         socket: impl Fn() -> io::Result<Socket>,
     ) -> io::Result<TcpStream> {
@@ -56,7 +64,7 @@ impl Ports {
         for _ in 0..TRIES {
             let socket = socket()?;
             socket.set_reuse_address(true)?;
-            let from = SocketAddr::new(client.ip(), self.next());
+            let from = SocketAddr::new(client, self.next());
             let connected = match socket.bind(&from.into()) {
                 Ok(()) => TcpSocket::from_std_stream(socket.into()).connect(server).await,
                 Err(error) => Err(error),
@@ -74,11 +82,28 @@ impl Ports {
     }
 }
 
+/// A socket that is marked as a proxy's, and may have any address.
+pub(super) fn transparent(family: Family) -> io::Result<Socket> {
+    let domain = match family {
+        Family::IPv4 => Domain::IPV4,
+        Family::IPv6 => Domain::IPV6,
+    };
+    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+    match family {
+        Family::IPv4 => socket.set_ip_transparent_v4(true)?,
+        Family::IPv6 => {
+            socket.set_only_v6(true)?;
+            socket.set_ip_transparent_v6(true)?;
+        }
+    }
+    socket.set_mark(MARK_PROXY_OUT)?;
+    Ok(socket)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use socket2::{Domain, Type};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -95,16 +120,16 @@ mod tests {
     async fn connections_to_two_servers_may_leave_from_one_port() {
         let ports = Ports(AtomicU32::new(30_000));
         let socket = || Socket::new(Domain::IPV4, Type::STREAM.nonblocking().cloexec(), None);
-        let client: SocketAddr = "127.0.0.1:40000".parse().unwrap();
+        let client = IpAddr::from([127, 0, 0, 1]);
         let mut kept = Vec::new();
         for _ in 0..2 {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             ports.0.store(30_000, Ordering::Relaxed);
-            let stream = ports.connect(client, listener.local_addr().unwrap(), socket).await.unwrap();
+            let stream = ports.connect_by(client, listener.local_addr().unwrap(), socket).await.unwrap();
             assert_eq!(stream.local_addr().unwrap().port(), PORTS.start + 30_000);
             // To the same server, the next one is taken.
             ports.0.store(30_000, Ordering::Relaxed);
-            let other = ports.connect(client, listener.local_addr().unwrap(), socket).await.unwrap();
+            let other = ports.connect_by(client, listener.local_addr().unwrap(), socket).await.unwrap();
             assert_ne!(other.local_addr().unwrap().port(), PORTS.start + 30_000);
             kept.push((listener, stream, other));
         }

@@ -36,5 +36,5 @@ mod tests;
 pub use counters::{Counters, CountersSnapshot};
 pub use outside::{Ask, Decision, Judge, Learner, QueryRecord, Reach, Records, Ruling};
 pub use proxy::{Options, Proxy};
-pub use sockets::{Replies, Sockets, TransparentSockets};
+pub use sockets::{Outgoing, Replies, Sockets, TransparentSockets};
 pub use worker::Workers;

@@ -4,7 +4,8 @@
 //! address, and a port that was drawn. Both leave by raw sockets ([`raw`](super::raw)): no socket of ours has a server's
 //! address, which may be this node's own, with a DNS server that listens there. Needs `CAP_NET_ADMIN`
 //! (`IP_TRANSPARENT`) and `CAP_NET_RAW`, and the datapath, which leads the packets of both legs here: queries to the
-//! listeners, replies to the sockets of [`Replies`].
+//! listeners, replies to the sockets of [`Replies`]. Connections to servers leave from ports that are drawn elsewhere
+//! ([`Outgoing`]), for the HTTP proxy's have the addresses of the same clients.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::batch::Inbox;
 use super::outside::Wait;
@@ -67,13 +68,15 @@ pub struct Replies {
     pub listeners: [UdpSocket; 2],
 }
 
+/// Connects to a server from a client's address.
+pub type Outgoing = Box<dyn Fn(IpAddr, SocketAddr) -> Wait<'static, io::Result<TcpStream>> + Send + Sync>;
+
 /// See the module.
 pub struct TransparentSockets {
-    /// Packet mark of what else the proxy sends, by which the datapath knows it.
-    mark: u32,
     queries: RawSockets,
     answers: RawSockets,
     replies: Replies,
+    outgoing: Outgoing,
     errors: [Socket; 2],
 }
 
@@ -85,19 +88,21 @@ impl std::fmt::Debug for Replies {
 
 impl std::fmt::Debug for TransparentSockets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TransparentSockets").field("mark", &self.mark).finish_non_exhaustive()
+        f.debug_struct("TransparentSockets").field("replies", &self.replies).finish_non_exhaustive()
     }
 }
 
 impl TransparentSockets {
+    /// `mark` is on what the proxy sends beside queries: the datapath knows it by that.
+    ///
     /// # Errors
     /// No `CAP_NET_RAW`, or a kernel without IPv6.
-    pub fn new(mark: u32, replies: Replies) -> io::Result<TransparentSockets> {
+    pub fn new(mark: u32, replies: Replies, outgoing: Outgoing) -> io::Result<TransparentSockets> {
         Ok(TransparentSockets {
-            mark,
             queries: RawSockets::new(replies.mark, Fragments::Never)?,
             answers: RawSockets::new(mark, Fragments::OnTheWay)?,
             replies,
+            outgoing,
             errors: [unreachable::listen(Domain::IPV4)?, unreachable::listen(Domain::IPV6)?],
         })
     }
@@ -117,13 +122,6 @@ impl TransparentSockets {
             }
             Err(error) => Err(error),
         }
-    }
-
-    fn bound(&self, kind: Type, protocol: Protocol, address: SocketAddr) -> io::Result<Socket> {
-        let socket = transparent(kind, protocol, address)?;
-        set_mark(&socket, self.mark)?;
-        socket.bind(&SockAddr::from(address))?;
-        Ok(socket)
     }
 }
 
@@ -149,10 +147,7 @@ impl Sockets for TransparentSockets {
     }
 
     fn upstream_tcp(&self, client: IpAddr, server: SocketAddr) -> Wait<'_, io::Result<TcpStream>> {
-        Box::pin(async move {
-            let socket = self.bound(Type::STREAM, Protocol::TCP, SocketAddr::new(client, 0))?;
-            TcpSocket::from_std_stream(socket.into()).connect(server).await
-        })
+        (self.outgoing)(client, server)
     }
 
     fn answer(&self, answers: &[Datagram<'_>], unsent: &mut dyn FnMut(usize, io::Error)) {
@@ -171,10 +166,6 @@ fn transparent(kind: Type, protocol: Protocol, address: SocketAddr) -> io::Resul
         socket.set_only_v6(true)?;
     }
     Ok(socket)
-}
-
-fn set_mark(socket: &Socket, mark: u32) -> io::Result<()> {
-    Ok(setsockopt(socket, sockopt::Mark, &mark)?)
 }
 
 /// Has datagrams bring along the address that they were sent to.
@@ -201,7 +192,7 @@ pub fn listen_udp(address: SocketAddr) -> io::Result<UdpSocket> {
 /// The listener for redirected connections of one family. What it accepts bears the mark, too.
 pub fn listen_tcp(address: SocketAddr, mark: u32) -> io::Result<TcpListener> {
     let socket = transparent(Type::STREAM, Protocol::TCP, address)?;
-    set_mark(&socket, mark)?;
+    setsockopt(&socket, sockopt::Mark, &mark)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
