@@ -5,6 +5,7 @@
 //! is wrong; 3 the agent or server cannot be reached; 4 not permitted.
 
 mod agent;
+mod choices;
 mod connect;
 mod dns_proxy;
 mod endpoint;

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::choices::empty_rule_lists;
 use super::connect::{block_on, encode};
 use super::print::{self, Output};
 use super::{CliError, CliResult, Exit, logs, token};
@@ -104,14 +105,6 @@ enum NodeCommand {
     /// Release a node's name: its certificate is refused from now on, and another machine may join
     /// under the name
     Remove { name: String },
-}
-
-fn empty_rule_lists(text: &str) -> Result<EmptyRuleLists, String> {
-    match text {
-        "deny" => Ok(EmptyRuleLists::Deny),
-        "ignore" => Ok(EmptyRuleLists::Ignore),
-        _ => Err("expected deny or ignore".to_owned()),
-    }
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {

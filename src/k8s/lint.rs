@@ -11,6 +11,7 @@ use super::Manifest;
 use super::problem::{Position, Problem};
 use crate::cluster::Resource;
 use crate::model::{Label, LabelSource, Labels, Object, ObjectRef};
+use crate::policy::engine::Enforcement;
 use crate::policy::lint::{Code, KnownObjects, lint};
 
 /// One trap, with its place.
@@ -49,9 +50,9 @@ fn from_reader(problem: &Problem) -> Option<Trap> {
     })
 }
 
-/// Every trap of the policies in a text, in the order of the text. The pods of the text are taken for all of the cluster when
+/// Every trap of the policies in a text that an agent with this enforcement has, in the order of the text. The pods of the text are taken for all of the cluster when
 /// it holds any; a Service's address is what it is, whatever else the text holds.
-pub fn traps(manifest: &Manifest) -> Vec<Trap> {
+pub fn traps(manifest: &Manifest, enforcement: Enforcement) -> Vec<Trap> {
     let mut policies = Vec::new();
     let mut documents = BTreeMap::new();
     for document in &manifest.documents {
@@ -61,7 +62,7 @@ pub fn traps(manifest: &Manifest) -> Vec<Trap> {
         }
     }
     let objects = known(manifest);
-    let found = lint(&policies, Some(&objects)).into_iter().map(|finding| {
+    let found = lint(&policies, enforcement, Some(&objects)).into_iter().map(|finding| {
         let position = documents.get(&finding.object).map(|document| document.locate(&finding.path));
         Trap {
             position: position.unwrap_or_default(),
@@ -133,7 +134,10 @@ mod tests {
 
     fn codes(text: &str) -> Vec<(u32, &'static str)> {
         let manifest = parse("policy.yaml", text, &ParseOptions::default());
-        traps(&manifest).iter().map(|trap| (trap.position.line, trap.code.as_str())).collect()
+        traps(&manifest, Enforcement::Default)
+            .iter()
+            .map(|trap| (trap.position.line, trap.code.as_str()))
+            .collect()
     }
 
     #[test]

@@ -64,7 +64,7 @@ fn spec_of(fields: &Fields<'_>, position: &Position) -> Scenario {
     }
     let options = fields.get("options").and_then(|options| options.object(options_of)).unwrap_or_default();
     let steps = match fields.require("steps").and_then(|steps| steps.list()) {
-        Some(list) => steps::read(&list, &externals, position),
+        Some(list) => steps::read(&list, &externals, &options, position),
         None => Vec::new(),
     };
     Scenario {

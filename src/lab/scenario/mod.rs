@@ -27,7 +27,7 @@ pub use target::{Destination, Endpoint, Place};
 
 use super::topology::{Alias, ListenPort};
 use crate::cluster::delta::DenyResponse;
-use crate::k8s::{EmptyRuleLists, Origin, Position};
+use crate::k8s::{EmptyRuleLists, Origin, ParseOptions, Position};
 use crate::model::{Direction, Family, ObjectRef};
 use crate::policy::engine::{AllowLocalhost, CidrMatch, Enforcement};
 
@@ -272,8 +272,16 @@ pub struct Apply {
     /// Where the text begins in the file.
     pub origin: Origin,
     pub expect: ApplyExpect,
-    /// Codes that the linter gives for these objects, and no others.
-    pub lint: Option<Vec<String>>,
+    pub lint: Option<ExpectedTraps>,
+}
+
+/// `lint`: codes that the linter gives for the objects of an `apply`, and no others.
+#[derive(Clone, Debug)]
+pub struct ExpectedTraps {
+    pub codes: Vec<String>,
+    /// How the scenario has objects read and enforced: traps depend on that.
+    pub parse: ParseOptions,
+    pub enforcement: Enforcement,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

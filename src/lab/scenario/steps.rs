@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::document::{duration_of, external_change};
+use super::file::parse_options;
 use super::target::{PortRule, destination, dns_name, endpoint};
 use super::{
     Action, Apply, ApplyExpect, Because, By, Component, Connect, Destination, DnsTransport, Endpoint, Expect,
-    Expected, External, Http, Lookup, Place, ServerName, Step, StepProtocol,
+    Expected, ExpectedTraps, External, Http, Lookup, Options, Place, ServerName, Step, StepProtocol,
 };
 use crate::k8s::cursor::{Cursor, Fields};
 use crate::k8s::tree::Value;
@@ -17,6 +18,7 @@ use crate::model::{Direction, Kind, ObjectRef};
 struct Known<'a> {
     externals: BTreeSet<&'a str>,
     connections: BTreeSet<String>,
+    options: &'a Options,
 }
 
 impl Known<'_> {
@@ -27,9 +29,14 @@ impl Known<'_> {
     }
 }
 
-pub(super) fn read(list: &[Cursor<'_>], externals: &[External], document: &Position) -> Vec<Step> {
+pub(super) fn read(
+    list: &[Cursor<'_>],
+    externals: &[External],
+    options: &Options,
+    document: &Position,
+) -> Vec<Step> {
     let externals = externals.iter().map(|external| external.name.as_str()).collect();
-    let mut known = Known { externals, connections: BTreeSet::new() };
+    let mut known = Known { externals, connections: BTreeSet::new(), options };
     list.iter()
         .filter_map(|cursor| cursor.object(|fields| step(fields, &mut known, document)).flatten())
         .collect()
@@ -51,7 +58,7 @@ fn action(fields: &Fields<'_>, known: &mut Known<'_>, document: &Position) -> Op
         ["from"] => connect(fields, known).map(Action::Connect),
         ["open"] => fields.get("open").and_then(|open| open.object(|open| opened(open, known)).flatten()),
         ["send"] => send(fields, known),
-        ["apply"] => apply(fields, document).map(Action::Apply),
+        ["apply"] => apply(fields, known.options, document).map(Action::Apply),
         ["delete"] => fields.get("delete").and_then(|field| field.object(deleted).flatten()),
         ["external"] => {
             let field = fields.get("external")?;
@@ -242,16 +249,17 @@ fn question(fields: &Fields<'_>, known: &Known<'_>) -> Option<Question> {
     Some((name?, record, transport?, server))
 }
 
-fn apply(fields: &Fields<'_>, document: &Position) -> Option<Apply> {
+fn apply(fields: &Fields<'_>, options: &Options, document: &Position) -> Option<Apply> {
     let field = fields.get("apply")?;
     let Value::Text(text) = &field.node.value else { return field.expected("a block of YAML documents") };
     let expect = fields.get("expect").map_or(Some(ApplyExpect::Applied), |expect| {
         expect.one_of(&[("invalid", ApplyExpect::Invalid), ("applied", ApplyExpect::Applied)])
     });
-    let lint = fields
-        .get("lint")
-        .and_then(|lint| lint.list())
-        .map(|codes| codes.iter().filter_map(|code| code.string().map(str::to_owned)).collect());
+    let lint = fields.get("lint").and_then(|lint| lint.list()).map(|codes| ExpectedTraps {
+        codes: codes.iter().filter_map(|code| code.string().map(str::to_owned)).collect(),
+        parse: parse_options(options),
+        enforcement: options.enforcement,
+    });
     let origin = Origin {
         file: document.file.clone(),
         lines_before: text.content_line.saturating_sub(1),

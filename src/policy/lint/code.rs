@@ -71,7 +71,7 @@ codes! {
         "A deny rule covers all that this rule allows: it can never have an effect, because deny wins.",
         "narrow the deny, or rely on default deny in its place";
     EmptyList = "SL005", Warning,
-        "An explicit empty rule list turns default deny on here; Cilium ignores it and isolates nothing.",
+        "An explicit empty rule list turns default deny on here, unless empty-rule-lists is ignore; Cilium ignores it and isolates nothing.",
         "write one empty rule, `- {}`, which isolates everywhere";
     SelectsNothing = "SL006", Warning,
         "The selector matches no pod and no namespace that is known.",

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::{Code, Finding, Linter, Site, covers};
+use super::{Code, DefaultDeny, Finding, Linter, Site, covers};
 use crate::model::{Direction, PortRange, Protocol};
 use crate::policy::l7::{DnsPattern, L7Rules};
 use crate::policy::rule::{Action, CidrSet, Entity, Peer, Peers, PortMatch, Ports, Rule, Subject, Tier};
@@ -18,7 +18,7 @@ pub(super) fn check(linter: &Linter<'_>, site: &Site<'_>, findings: &mut Vec<Fin
     let allows = || bearing.iter().flat_map(|other| other.rules(EGRESS, Action::Allow));
     let own = || site.rules(EGRESS, Action::Allow);
     let path = format!("{}.egress", site.path());
-    if site.spec.default_deny_egress {
+    if linter.default_deny(site, EGRESS) != DefaultDeny::Off {
         if !allows().any(allows_dns) {
             findings.push(Finding::new(Code::NoDns, site.object, &path, ""));
         }

@@ -5,6 +5,10 @@
 //! Traps that only the text shows (an empty list, a number where a string is meant) are reported
 //! by the reader with the same codes, through [`Finding::new`].
 //!
+//! What a policy does depends on how the agent enforces it ([`Enforcement`]): where default deny is always on, a spec that
+//! turns it on changes nothing, and one that does not is no less in need of DNS. Where nothing is enforced, policies are
+//! read as they would be by default.
+//!
 //! Policies are compared by what is written in them: a spec is taken to bear on another one's pods
 //! when its selector asks for no more ([`covers`]). So a finding is never a matter of which pods
 //! happen to run, except for [`Code::SelectsNothing`] and [`Code::ServiceAddress`], which need to
@@ -21,6 +25,7 @@ mod tests;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::engine::Enforcement;
 use super::rule::{Action, Policy, Rule, Spec, Subject, Tier};
 use crate::model::{Direction, Kind, Labels, ObjectRef};
 
@@ -75,8 +80,12 @@ pub struct KnownObjects {
 
 /// Finds the traps in these policies. `objects: None`: nothing is known about the cluster, and
 /// what would depend on it is left out. Sorted by object, path and code.
-pub fn lint(policies: &[Arc<Policy>], objects: Option<&KnownObjects>) -> Vec<Finding> {
-    let linter = Linter { policies };
+pub fn lint(
+    policies: &[Arc<Policy>],
+    enforcement: Enforcement,
+    objects: Option<&KnownObjects>,
+) -> Vec<Finding> {
+    let linter = Linter { policies, enforcement };
     let mut findings = Vec::new();
     for site in linter.sites() {
         egress::check(&linter, &site, &mut findings);
@@ -90,6 +99,17 @@ pub fn lint(policies: &[Arc<Policy>], objects: Option<&KnownObjects>) -> Vec<Fin
 
 struct Linter<'a> {
     policies: &'a [Arc<Policy>],
+    enforcement: Enforcement,
+}
+
+/// Why a direction of a spec's pods is under default deny.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DefaultDeny {
+    Off,
+    /// The spec turns it on.
+    BySpec,
+    /// The agent does, whatever policies say.
+    Always,
 }
 
 /// A spec with where it stands.
@@ -119,6 +139,14 @@ impl<'a> Site<'a> {
 }
 
 impl<'a> Linter<'a> {
+    fn default_deny(&self, site: &Site<'_>, direction: Direction) -> DefaultDeny {
+        match (self.enforcement, site.spec.default_deny(direction)) {
+            (Enforcement::Always, _) => DefaultDeny::Always,
+            (Enforcement::Default | Enforcement::Never, true) => DefaultDeny::BySpec,
+            (Enforcement::Default | Enforcement::Never, false) => DefaultDeny::Off,
+        }
+    }
+
     fn sites(&self) -> impl Iterator<Item = Site<'a>> + use<'a> {
         self.policies.iter().flat_map(|policy| {
             policy.specs.iter().enumerate().map(|(index, spec)| Site {

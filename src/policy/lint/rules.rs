@@ -1,6 +1,6 @@
 //! Traps that rules make for each other: shadowed, widened, accidental and pointless ones.
 
-use super::{Code, Finding, Linter, Site, covers, subject_covers};
+use super::{Code, DefaultDeny, Finding, Linter, Site, covers, subject_covers};
 use crate::model::Direction;
 use crate::policy::l7::L7Rules;
 use crate::policy::rule::{Action, Entity, Peer, Peers, Ports, Rule, Tier};
@@ -11,8 +11,10 @@ pub(super) fn check(linter: &Linter<'_>, site: &Site<'_>, findings: &mut Vec<Fin
     }
     let bearing = linter.bearing_on(site);
     for direction in Direction::BOTH {
-        deny_only(site, direction, findings);
-        narrows_nothing(site, direction, findings);
+        if linter.default_deny(site, direction) == DefaultDeny::BySpec {
+            deny_only(site, direction, findings);
+            narrows_nothing(site, direction, findings);
+        }
         for rule in site.rules(direction, Action::Allow) {
             shadowed(site, rule, &bearing, findings);
             widened(linter, site, rule, findings);
@@ -24,7 +26,7 @@ pub(super) fn check(linter: &Linter<'_>, site: &Site<'_>, findings: &mut Vec<Fin
 fn deny_only(site: &Site<'_>, direction: Direction, findings: &mut Vec<Finding>) {
     let mut denies = site.rules(direction, Action::Deny);
     let Some(first) = denies.next().filter(|_| site.is_cilium()) else { return };
-    if site.spec.default_deny(direction) && site.rules(direction, Action::Allow).next().is_none() {
+    if site.rules(direction, Action::Allow).next().is_none() {
         let detail = format!("enableDefaultDeny: {{{direction}: false}}");
         findings.push(Finding::new(Code::DenyOnly, site.object, &first.path, detail));
     }
@@ -37,7 +39,7 @@ fn narrows_nothing(site: &Site<'_>, direction: Direction, findings: &mut Vec<Fin
     };
     let denies = site.rules(direction, Action::Deny).next().is_some();
     let all = site.rules(direction, Action::Allow).find(|rule| everyone(rule) && rule.ports == Ports::Any);
-    if let Some(rule) = all.filter(|_| !denies && site.spec.default_deny(direction)) {
+    if let Some(rule) = all.filter(|_| !denies) {
         findings.push(Finding::new(Code::NarrowsNothing, site.object, &rule.path, ""));
     }
 }

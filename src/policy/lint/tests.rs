@@ -69,7 +69,7 @@ fn policy(name: &str, rules: Vec<Rule>) -> Arc<Policy> {
 }
 
 fn codes(policies: &[Arc<Policy>]) -> Vec<&'static str> {
-    lint(policies, None).iter().map(|finding| finding.code.as_str()).collect()
+    lint(policies, Enforcement::Default, None).iter().map(|finding| finding.code.as_str()).collect()
 }
 
 #[test]
@@ -158,14 +158,18 @@ fn a_deny_with_an_exception_does_not_shadow_what_it_excepts() {
 fn selectors_that_match_no_known_pod_are_named() {
     let policies =
         [policy("p", vec![rule(INGRESS, Action::Allow, pods("app", "ghost"), &[(Protocol::Tcp, 80)])])];
-    assert_eq!(lint(&policies, None), []);
+    assert_eq!(lint(&policies, Enforcement::Default, None), []);
     let labels: Labels = [Label::k8s("app", "a")].into_iter().collect();
     let known = KnownObjects { pods: Some(vec![labels]), ..KnownObjects::default() };
-    let found = lint(&policies, Some(&known));
+    let found = lint(&policies, Enforcement::Default, Some(&known));
     assert_eq!((found.len(), found[0].code, &*found[0].path), (1, Code::SelectsNothing, "spec.rule"));
     let empty = KnownObjects { pods: Some(Vec::new()), ..KnownObjects::default() };
-    assert_eq!(lint(&policies, Some(&empty)).len(), 2, "the subject, too");
-    assert_eq!(lint(&policies, Some(&KnownObjects::default())), [], "without the pods nothing is said");
+    assert_eq!(lint(&policies, Enforcement::Default, Some(&empty)).len(), 2, "the subject, too");
+    assert_eq!(
+        lint(&policies, Enforcement::Default, Some(&KnownObjects::default())),
+        [],
+        "without the pods nothing is said"
+    );
 }
 
 #[test]
@@ -185,8 +189,11 @@ fn a_cluster_ip_is_never_seen_by_policy() {
         cluster_ips: vec![("10.96.0.1".parse().unwrap(), "default/kubernetes".into())],
         ..KnownObjects::default()
     };
-    let found =
-        |text| lint(&[to(text)], Some(&known)).iter().any(|finding| finding.code == Code::ServiceAddress);
+    let found = |text| {
+        lint(&[to(text)], Enforcement::Default, Some(&known))
+            .iter()
+            .any(|finding| finding.code == Code::ServiceAddress)
+    };
     assert!(found("10.96.0.1/32") && !found("10.96.0.2/32") && !found("10.96.0.0/12"));
 }
 
@@ -265,4 +272,23 @@ fn a_finding_says_where_what_and_how() {
     let text = finding.to_string();
     assert!(text.starts_with("warning: SL009 CiliumNetworkPolicy n/p: spec.x: "), "{text}");
     assert!(text.ends_with("Suggestion: put the number in quotes."), "{text}");
+}
+
+/// The agent's `--policy-enforcement` was not looked at.
+#[test]
+fn what_default_deny_by_a_policy_comes_to_depends_on_the_enforcement() {
+    let found = |policies: &[Arc<Policy>], enforcement| -> Vec<&str> {
+        lint(policies, enforcement, None).iter().map(|finding| finding.code.as_str()).collect()
+    };
+    let wide = [policy("wide", vec![rule(INGRESS, Action::Allow, Peers::Any, &[])])];
+    assert_eq!(found(&wide, Enforcement::Default), ["SL007"]);
+    assert_eq!(found(&wide, Enforcement::Always), ["SL001"], "it opens what is closed, and lookups fail");
+    let denies = [policy("denies", vec![rule(EGRESS, Action::Deny, entity(Entity::World), &[]), dns()])];
+    let denies = [Arc::new(Policy {
+        specs: vec![Spec { default_deny_egress: false, ..denies[0].specs[0].clone() }],
+        ..(*denies[0]).clone()
+    })];
+    assert_eq!(found(&denies, Enforcement::Default), [""; 0]);
+    assert_eq!(found(&denies, Enforcement::Always), ["SL017"]);
+    assert_eq!(found(&wide, Enforcement::Never), ["SL007"], "as it would be by default");
 }
