@@ -8,7 +8,6 @@ use tokio::sync::broadcast;
 use super::core::{Core, CoreHandle};
 use super::history::Recorder;
 use super::hub::Hub;
-use super::l7misfits::FeedMisfit;
 use super::observer::Notes;
 use crate::api::backend::{Answer, ApplyMode, Backend, ExplainQuery, KernelTable, Refusal};
 use crate::api::hubble::convert::Naming;
@@ -93,8 +92,8 @@ impl Core {
             ApplyMode::Commit => objects::ApplyMode::Commit,
             ApplyMode::DryRun => objects::ApplyMode::DryRun,
         };
-        let mut admitted = None;
-        let applied = objects.apply(text, store_mode, |changes| {
+        let (mut admitted, mut warnings) = (None, Vec::new());
+        let mut applied = objects.apply(text, store_mode, |changes| {
             let problem = |message: String| Problem { message, ..Problem::default() };
             let refuse = |refusal: Refusal| vec![problem(refusal.to_string())];
             let replaced = Core::replaced(&objects, changes).map_err(refuse)?;
@@ -109,8 +108,12 @@ impl Core {
                 .apply(changes.to_vec())
                 .map_err(|errors| errors.iter().map(refused).collect::<Vec<_>>())?;
             admitted = Some((delta, replaced, inverse));
+            warnings = Problem::of_crowds(&mut self.view, changes, objects.parser(), text);
             Ok(())
         });
+        if let Ok(applied) = &mut applied {
+            applied.warnings.append(&mut warnings);
+        }
         let Some((delta, replaced, inverse)) = admitted else {
             self.telemetry.changes_refused += 1;
             return Err(refuse_unadmitted(applied));
@@ -122,14 +125,7 @@ impl Core {
                 self.note_owners(super::directory::touched(&applied.changes));
                 self.tell(Notes::of(&applied.changes, applied.revision));
                 self.realize(delta, applied.revision);
-                let mut told = answer(applied);
-                let bear = |misfit: &&FeedMisfit| {
-                    told.results.iter().any(|result| misfit.objects.contains(&result.object))
-                };
-                let misfits: Vec<String> =
-                    self.misfits().iter().filter(bear).map(|misfit| misfit.text.clone()).collect();
-                told.warnings.extend(misfits);
-                Ok(told)
+                Ok(answer(applied))
             }
             // Judged, but not to stay (a dry run), or judged and not stored: the view goes back.
             other => {

@@ -21,7 +21,6 @@ use super::history::Recorder;
 use super::hub::Hub;
 use super::kernel::Kernel;
 use super::l7feed::FeedWriter;
-use super::l7misfits::FeedMisfit;
 use super::observer::Notes;
 use super::proxies::ProxyProcess;
 use super::telemetry::Telemetry;
@@ -330,7 +329,7 @@ impl Core {
     }
 
     /// Where the proxies admit nothing, because rules are too large together.
-    pub fn misfits(&self) -> &[FeedMisfit] {
+    pub fn misfits(&self) -> &[String] {
         self.feed.as_ref().map(FeedWriter::misfits).unwrap_or_default()
     }
 

@@ -27,7 +27,7 @@ use arc_swap::ArcSwap;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use parking_lot::Mutex;
 
-use super::l7misfits::{FeedMisfit, misfits};
+use super::l7misfits::misfits;
 use crate::cluster::View;
 use crate::model::IdentityKind;
 use crate::policy::l7::snapshot::{Endpoint, Scope, SecretValue, Sides, Snapshot};
@@ -46,7 +46,7 @@ pub struct FeedWriter {
     next: Option<Snapshot>,
     /// The files of the latest documents: as long as they are open, none of theirs has the number of another one.
     files: VecDeque<std::fs::File>,
-    misfits: Vec<FeedMisfit>,
+    misfits: Vec<String>,
 }
 
 /// Documents that have inode numbers of their own.
@@ -121,8 +121,8 @@ impl FeedWriter {
         Ok(())
     }
 
-    /// Of the document that was written last.
-    pub fn misfits(&self) -> &[FeedMisfit] {
+    /// Where nothing passes by the document that was written last, because rules are too large together.
+    pub fn misfits(&self) -> &[String] {
         &self.misfits
     }
 }

@@ -3,33 +3,24 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::ObjectRef;
 use crate::policy::l7::fit;
 use crate::policy::l7::snapshot::Snapshot;
 
-/// Rules of several objects that are too large together: the proxies admit nothing where they meet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FeedMisfit {
-    pub objects: BTreeSet<ObjectRef>,
-    /// Where, why, and by which objects.
-    pub text: String,
-}
-
-/// Of everything that the document holds.
-pub(super) fn misfits(snapshot: &Snapshot) -> Vec<FeedMisfit> {
+/// Where, why, and by which rules; of everything that the document holds.
+pub(super) fn misfits(snapshot: &Snapshot) -> Vec<String> {
     let found = fit::misfits(&snapshot.sides).into_iter().map(|misfit| {
         let pods = snapshot.endpoints.values().filter(|endpoint| endpoint.identity == misfit.subject);
         let pods: BTreeSet<&str> = pods.map(|endpoint| &*endpoint.pod).collect();
-        let objects: Vec<String> = misfit.objects.iter().map(ObjectRef::to_string).collect();
-        let text = format!(
+        let rules: Vec<String> =
+            misfit.rules.iter().map(|(object, path)| format!("{object} {path}")).collect();
+        format!(
             "{} of {}, port {}: nothing passes, because {} ({})",
             misfit.direction,
             pods.into_iter().next().unwrap_or("a pod"),
             misfit.port.first,
             misfit.problem,
-            objects.join(", ")
-        );
-        FeedMisfit { objects: misfit.objects, text }
+            rules.join(", ")
+        )
     });
     found.collect()
 }

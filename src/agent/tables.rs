@@ -119,7 +119,7 @@ impl Core {
             .filter(|(_, entries, most)| entries * 10 > most * 9)
             .map(|(name, entries, most)| format!("map {name} holds {entries} of {most}"))
             .collect();
-        let misfits: Vec<String> = self.misfits().iter().map(|misfit| misfit.text.clone()).collect();
+        let misfits = self.misfits();
         let list = |items: &[String]| (!items.is_empty()).then(|| items.join("; "));
         let ui = self.ui.as_ref().map(|ui| match ui {
             Ok(url) => component("web ui", &None, url.clone(), 0),
@@ -141,7 +141,7 @@ impl Core {
                 "the node's own are known".into(),
                 self.devices_failures,
             ),
-            component("l7 rules", &list(&misfits), "the proxies can use all".into(), misfits.len() as u64),
+            component("l7 rules", &list(misfits), "the proxies can use all".into(), misfits.len() as u64),
             component("store", &store_trouble, "healthy".into(), health.errors.values().sum()),
             self.history_component(),
         ];

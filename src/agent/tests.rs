@@ -11,7 +11,7 @@ use super::proxies::ProxyProcess;
 use super::{manifests, sources, view_options};
 use crate::api::backend::{ApplyMode, Backend as _, ExplainQuery, Refusal};
 use crate::api::types::{DeviceOrigin, EndpointRequest};
-use crate::cluster::{View, ViewOptions};
+use crate::cluster::{Change, View, ViewOptions};
 use crate::config::{AgentConfig, AgentSettings};
 use crate::datapath::ProxyState;
 use crate::datapath::net::own::OwnDevice;
@@ -337,12 +337,31 @@ async fn policies_whose_rules_are_too_large_together_are_told_of() {
     assert_eq!(state().await, ("ok".to_owned(), 0));
     let applied = rig.backend.apply(policy("two"), ApplyMode::Commit).await.unwrap();
     let [warning] = &applied.warnings[..] else { panic!("{:?}", applied.warnings) };
-    for words in
-        ["ingress of shop/web, port 80: nothing passes", "too large together", "shop/one", "shop/two"]
-    {
+    for words in [
+        "CiliumNetworkPolicy shop/two: spec.ingress[0]",
+        ": ingress, port 80: nothing passes",
+        "too large together",
+        "together with CiliumNetworkPolicy shop/one",
+    ] {
         assert!(warning.contains(words), "{warning}");
     }
+    assert!(warning.chars().next().is_some_and(|first| first.is_ascii_digit()), "with its place: {warning}");
     assert_eq!(state().await, ("degraded".to_owned(), 1));
+    let dry = rig.backend.apply(policy("two") + "# again\n", ApplyMode::DryRun).await.unwrap();
+    assert_eq!(dry.warnings, [""; 0], "it is what is there");
+    let dry = rig.backend.apply(policy("three"), ApplyMode::DryRun).await.unwrap();
+    assert_eq!(dry.warnings.len(), 1, "{:?}", dry.warnings);
+    // As an update of a server brings it.
+    let changes = |name: &str| {
+        let manifest = crate::k8s::parse("", &policy(name), &crate::k8s::ParseOptions::default());
+        vec![Change::Upsert(manifest.documents.into_iter().next().unwrap().resource)]
+    };
+    let three = changes("three");
+    let revision = rig.backend.status().await.unwrap().revision.desired;
+    rig.backend.delete(ObjectRef::new(Kind::CiliumNetworkPolicy, "shop", "two")).await.unwrap();
+    assert_eq!(state().await, ("ok".to_owned(), 0));
+    rig.backend.core.call(move |core| core.transact(three, revision + 2)).await.unwrap().unwrap();
+    assert_eq!(state().await, ("degraded".to_owned(), 1), "status says it wherever the policy was applied");
     rig.backend.delete(ObjectRef::new(Kind::CiliumNetworkPolicy, "shop", "one")).await.unwrap();
     assert_eq!(state().await, ("ok".to_owned(), 0));
 }

@@ -4,6 +4,7 @@
 //! not what the cluster holds. After every transaction the deltas so far, applied in order, make
 //! the same state as [`View::full`].
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,11 @@ use crate::identity::reserved::{ApiServer, fixed_records, node_record, world};
 use crate::ipcache::Source;
 use crate::model::{Family, Identity, IdentityRecord, Kind, Labels, ObjectRef};
 use crate::policy::engine::Engine;
+use crate::policy::l7::fit::{self, Misfit};
 use crate::policy::map_state::SubjectDelta;
+
+/// To look at one takes as long as to compile a proxy's largest set of rules.
+const MOST_CROWDS: usize = 16;
 
 /// One node's view of the cluster; see the module.
 #[derive(Debug)]
@@ -345,6 +350,18 @@ impl View {
 
     /// Answers that were not learned because their addresses did not fit.
     pub fn refused_answers(&self) -> u64 {
+    /// Where rules of these policies are too large for the proxies together with those of others, on whichever node the
+    /// pods are.
+    pub fn l7_misfits(&mut self, policies: &[ObjectRef]) -> Vec<Misfit> {
+        let crowds = self.engine.http_crowds(policies).into_iter().take(MOST_CROWDS).collect::<BTreeSet<_>>();
+        if crowds.is_empty() {
+            return Vec::new();
+        }
+        let mut found = fit::misfits(&self.engine.l7_rules_at(&crowds));
+        found.retain(|misfit| misfit.rules.iter().any(|(object, _)| policies.contains(object)));
+        found
+    }
+
         self.refused_answers
     }
 

@@ -130,16 +130,20 @@ impl State {
                 ApplyError::Rejected(problems)
             }
         })?;
-        let mut taken_in = false;
-        let outcome = run(&mut |changes| {
+        let (mut taken_in, mut warnings) = (false, Vec::new());
+        let mut outcome = run(&mut |changes| {
             if changes.is_empty() {
                 return Ok(());
             }
             let refused = |error: &_| Problem::of_view(error, self.objects.parser(), text);
             view.apply(changes.to_vec()).map_err(|errors| errors.iter().map(refused).collect::<Vec<_>>())?;
             taken_in = true;
+            warnings = Problem::of_crowds(view, changes, self.objects.parser(), text);
             Ok(())
         });
+        if let Ok(Some(applied)) = &mut outcome {
+            applied.warnings.append(&mut warnings);
+        }
         let stored = outcome.as_ref().ok().and_then(Option::as_ref).filter(|_| mode == ApplyMode::Commit);
         if taken_in && stored.is_none() {
             inner.view = None;

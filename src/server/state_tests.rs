@@ -183,6 +183,28 @@ fn a_dry_run_changes_nothing_that_a_later_apply_could_notice() {
     assert_eq!(state.subscribe(None).unwrap().0.upserts.len(), 2);
 }
 
+/// The agents alone knew, after the fact: whoever applied the policy heard nothing.
+#[test]
+fn policies_whose_rules_are_too_large_together_are_told_of_where_they_are_applied() {
+    let world = World::new();
+    let state = world.open();
+    apply(&state, "namespace shop\npod shop/a 10.0.0.1 web\n");
+    assert_eq!(apply(&state, "policy shop/one 100\n").warnings, []);
+    assert_eq!(apply(&state, "policy shop/small 5\n").warnings, []);
+    let dry = state.apply("policy shop/two 100\n", ApplyMode::DryRun).unwrap();
+    let applied = apply(&state, "policy shop/two 100\n");
+    assert_eq!(dry.warnings, applied.warnings);
+    let [warning] = &applied.warnings[..] else { panic!("{:?}", applied.warnings) };
+    let two = ObjectRef::new(Kind::CiliumNetworkPolicy, "shop", "two");
+    assert_eq!(warning.object, Some(two.to_string()));
+    assert_eq!(warning.path.as_deref(), Some("spec.ingress[0]"));
+    for words in ["ingress, port 80: nothing passes", "too large together", "CiliumNetworkPolicy shop/one"] {
+        assert!(warning.message.contains(words), "{warning}");
+    }
+    state.delete(&two).unwrap();
+    assert_eq!(apply(&state, "policy shop/small 6\n").warnings, []);
+}
+
 #[test]
 fn a_full_disk_leaves_store_and_view_in_step() {
     let world = World::new();

@@ -25,11 +25,19 @@ use support::{Lines, pod_labels};
 pub(super) mod support {
     //! A manifest language for tests: one object a line.
 
+    use std::sync::Arc;
+
     use crate::cluster::Resource;
-    use crate::model::{Label, Labels, Namespace, Object, Pod};
+    use crate::model::{
+        Direction, Kind, Label, Labels, Namespace, Object, ObjectRef, Pod, PortRange, Protocol,
+    };
+    use crate::policy::l7::{HttpRule, L7Rules};
+    use crate::policy::rule::{Action, Peers, Policy, PortMatch, Ports, Rule, Spec, Subject, Tier};
+    use crate::policy::selector::LabelSelector;
     use crate::store::objects::{ManifestParser, Parsed, ParsedObject, Problem};
 
-    /// `namespace NAME`, `pod NS/NAME ADDRESS APP`; `# text` belongs to the object after it.
+    /// `namespace NAME`, `pod NS/NAME ADDRESS APP`, `policy NS/NAME COUNT` (so many large paths that every pod may be asked
+    /// for); `# text` belongs to the object after it.
     pub struct Lines;
 
     impl ManifestParser for Lines {
@@ -38,13 +46,14 @@ pub(super) mod support {
             let mut problems = Vec::new();
             let mut comment = String::new();
             for (line, number) in text.lines().zip(1..) {
-                let object = match line.split_whitespace().collect::<Vec<_>>()[..] {
+                let resource = match line.split_whitespace().collect::<Vec<_>>()[..] {
                     ["#", ..] => {
                         comment = format!("{line}\n");
                         continue;
                     }
-                    ["namespace", name] => Object::Namespace(namespace(name)),
-                    ["pod", path, address, app] => Object::Pod(pod(path, address, app)),
+                    ["namespace", name] => Resource::Object(Object::Namespace(namespace(name))),
+                    ["pod", path, address, app] => Resource::Object(Object::Pod(pod(path, address, app))),
+                    ["policy", path, count] => Resource::Policy(policy(path, count.parse().unwrap())),
                     _ => {
                         let message = format!("not understood: {line}");
                         problems.push(Problem { line: Some(number), message, ..Problem::default() });
@@ -52,7 +61,7 @@ pub(super) mod support {
                     }
                 };
                 let manifest = format!("{}{line}\n", std::mem::take(&mut comment)).into();
-                parsed.objects.push(ParsedObject { manifest, resource: Resource::Object(object) });
+                parsed.objects.push(ParsedObject { manifest, resource });
             }
             if problems.is_empty() { Ok(parsed) } else { Err(problems) }
         }
@@ -76,6 +85,28 @@ pub(super) mod support {
             controller: None,
             ports: Vec::new(),
         }
+    }
+
+    fn policy(path: &str, count: usize) -> Policy {
+        let (namespace, name) = path.split_once('/').unwrap();
+        let expression = |n| format!("/{name}.*a[a-z]{{750}}[a-z]{{750}}N{n}");
+        let path = |n| HttpRule { path: Some(expression(n).into()), ..HttpRule::default() };
+        let rule = Rule {
+            direction: Direction::Ingress,
+            action: Action::Allow,
+            peers: Peers::Any,
+            ports: Ports::OneOf(vec![PortMatch::Range(Protocol::Tcp, PortRange::single(80).unwrap())]),
+            l7: Some(Arc::new(L7Rules::Http((0..count).map(path).collect()))),
+            path: "spec.ingress[0]".into(),
+        };
+        let spec = Spec {
+            subject: Subject::Pods(Some(LabelSelector::new(Vec::new()))),
+            tier: Tier::Normal,
+            default_deny_ingress: true,
+            default_deny_egress: false,
+            rules: vec![rule],
+        };
+        Policy { object: ObjectRef::new(Kind::CiliumNetworkPolicy, namespace, name), specs: vec![spec] }
     }
 
     /// The identity labels of such a pod in cluster `test`.

@@ -7,11 +7,13 @@ use hashbrown::HashMap;
 
 use super::Engine;
 use super::column::icmp;
+use super::matching::subject_matches;
 use super::options::Enforcement;
-use super::repository::{RuleId, SlotKind};
+use super::repository::{RuleId, SlotKind, SpecId};
 use super::subject::{Side as EngineSide, SubjectState};
-use crate::model::{Direction, Identity};
+use crate::model::{Direction, Identity, ObjectRef};
 use crate::policy::l7::L7Rules;
+use crate::policy::l7::fit::may_be_too_large;
 use crate::policy::l7::snapshot::{PeerSet, PortSpan, RuleTier, Side, SideRule, Sides};
 use crate::policy::named_port::NamedPort;
 use crate::policy::rule::{PortMatch, Ports};
@@ -42,6 +44,9 @@ impl Tables {
     }
 }
 
+/// Specs of which an identity is tried with each.
+const FEW: usize = 16;
+
 /// Ports of a rule with the peers at which they are those: a name is another number elsewhere.
 type Reach = (PeerReach, Vec<PortSpan>);
 
@@ -54,8 +59,57 @@ impl Engine {
     /// Every side that a proxy may have to judge, as of the last settlement. Sides that have no entries
     /// (the subject is unknown, enforcement is off) are left out: the kernel redirects nothing there.
     pub fn l7_sides(&self) -> Sides {
+        self.sides_of(self.subjects.iter())
+    }
+
+    /// The rules that [`Engine::l7_sides`] would list where endpoints with these identities are; what policy comes to
+    /// there beside them is not worked out. Not inside a transaction: what it changes, it takes back.
+    pub fn l7_rules_at(&mut self, identities: &BTreeSet<Identity>) -> Sides {
+        self.begin();
+        identities.iter().for_each(|identity| self.add_subject(*identity));
+        let sides = self.sides_of(self.subjects.iter().filter(|(id, _)| identities.contains(id)));
+        self.rollback();
+        sides
+    }
+
+    /// One identity for each set of specs with HTTP rules that govern it together, one of these policies' among them, if they
+    /// have so many expressions that they may be too large for one proxy.
+    pub fn http_crowds(&self, policies: &[ObjectRef]) -> BTreeSet<Identity> {
+        let lists = |spec: &SpecId| {
+            let rules = self.repository.spec(*spec).spec().rules.iter();
+            rules.filter_map(|rule| rule.l7.as_deref()).filter(|l7| matches!(l7, L7Rules::Http(_)))
+        };
+        let known = policies.iter().filter_map(|policy| self.repository.policies.get(policy));
+        let changed: BTreeSet<SpecId> = known
+            .flat_map(|policy| policy.specs.iter().copied())
+            .filter(|spec| lists(spec).next().is_some())
+            .collect();
+        let all = self.repository.policies.values().flat_map(|policy| &policy.specs);
+        if changed.is_empty() || !may_be_too_large(all.flat_map(lists)) {
+            return BTreeSet::new();
+        }
+        let mut crowds: BTreeMap<Vec<SpecId>, Identity> = BTreeMap::new();
+        for record in self.identities() {
+            let matches =
+                |spec: &SpecId| subject_matches(&self.repository.spec(*spec).spec().subject, record);
+            // To find all that govern it costs more than to look at a few.
+            if changed.len() <= FEW && !changed.iter().any(matches) {
+                continue;
+            }
+            let mut specs = self.repository.selecting(record);
+            if specs.iter().any(|spec| changed.contains(spec)) {
+                specs.retain(|spec| lists(spec).next().is_some());
+                specs.sort_unstable();
+                crowds.entry(specs).or_insert(record.id);
+            }
+        }
+        crowds.retain(|specs, _| may_be_too_large(specs.iter().flat_map(lists)));
+        crowds.into_values().collect()
+    }
+
+    fn sides_of<'s>(&'s self, subjects: impl Iterator<Item = (&'s Identity, &'s SubjectState)>) -> Sides {
         let mut tables = Tables::default();
-        for (subject, state) in self.subjects.iter().filter(|(_, state)| state.alive && state.known) {
+        for (subject, state) in subjects.filter(|(_, state)| state.alive && state.known) {
             for direction in Direction::BOTH {
                 let side = self.l7_side(*subject, direction, state, &mut tables);
                 tables.sides.all.extend(side);

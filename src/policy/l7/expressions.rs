@@ -24,6 +24,8 @@ use super::re2;
 const EXPRESSION_LIMIT: usize = 128 << 10;
 /// Most memory in bytes that compiling a set takes.
 const SET_LIMIT: usize = 16 << 20;
+/// So many expressions, each within its limit, cannot be too large together.
+pub(super) const ALWAYS_FIT: usize = SET_LIMIT / EXPRESSION_LIMIT - 1;
 /// Largest table of an automaton that is built whole, in bytes. What is larger is built lazily, as texts need it.
 const TABLE_LIMIT: usize = 2 << 20;
 
@@ -133,9 +135,8 @@ impl ExpressionsBuilder {
             .filter(|expression| !is_literal(expression))
             .filter_map(|expression| Some(anchored(&re2::translate(expression).ok()?)))
             .collect();
-        // So few cannot be too large.
         let count = patterns.len();
-        if (count + 1) * EXPRESSION_LIMIT <= SET_LIMIT {
+        if count <= ALWAYS_FIT {
             return Ok(());
         }
         compile_set(&patterns).map(drop).map_err(|_| SetError::TooLarge { count })

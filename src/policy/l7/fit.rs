@@ -1,11 +1,13 @@
 //! Rules of several objects that are too large for one set.
 //!
-//! Contract: each object's own lists fit ([`http::check_size`], asked when a policy is read). What comes together at one
+//! Contract: each list by itself fits ([`http::check_size`], asked when a policy is read). What comes together at one
 //! port for one peer is known here; where it does not fit, a proxy admits nothing there. Nothing but what is named by some
 //! rule is looked at, and only where there are so many expressions that they could be too large.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
+use super::expressions::ALWAYS_FIT;
 use super::snapshot::{PeerSet, PortSpan, Side, SideRule, Sides};
 use super::{HttpRule, L7Rules, http};
 use crate::model::{Direction, Identity, ObjectRef};
@@ -16,9 +18,19 @@ pub struct Misfit {
     pub subject: Identity,
     pub direction: Direction,
     pub port: PortSpan,
-    /// Objects whose rules come together there.
-    pub objects: BTreeSet<ObjectRef>,
+    /// Rules that come together there: their objects, with field paths.
+    pub rules: BTreeSet<(ObjectRef, Arc<str>)>,
     pub problem: String,
+}
+
+/// Whether these rules need a look: there are so many expressions that they could be too large for one set.
+pub fn may_be_too_large<'r>(rules: impl IntoIterator<Item = &'r L7Rules>) -> bool {
+    let expressions = |rule: &HttpRule| [&rule.method, &rule.path, &rule.host].into_iter().flatten().count();
+    let of_list = |rules: &L7Rules| match rules {
+        L7Rules::Http(rules) => rules.iter().map(expressions).sum(),
+        L7Rules::Dns(_) | L7Rules::Tls(_) => 0,
+    };
+    rules.into_iter().map(of_list).sum::<usize>() > ALWAYS_FIT
 }
 
 /// All misfits, in the order of sides and ports; one for each port.
@@ -82,7 +94,7 @@ fn misfit(
         };
         let met: Vec<&(usize, &SideRule)> = rules.iter().filter(|(_, rule)| meets(rule)).collect();
         let problem = check(met.iter().map(|(l7, _)| *l7).collect())?;
-        let objects = met.iter().map(|(_, rule)| rule.rule.object.clone()).collect();
-        Some(Misfit { subject: side.subject, direction: side.direction, port, objects, problem })
+        let rules = met.iter().map(|(_, rule)| (rule.rule.object.clone(), rule.path.clone())).collect();
+        Some(Misfit { subject: side.subject, direction: side.direction, port, rules, problem })
     })
 }
