@@ -35,6 +35,7 @@ mod names_link;
 mod node_devices;
 mod observer;
 mod offline_names;
+mod opened_alone;
 mod outgoing;
 mod pace;
 mod proxies;

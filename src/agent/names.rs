@@ -42,6 +42,9 @@ pub struct Question {
     /// Who is given the answer.
     #[serde(default)]
     pub clients: Vec<IpAddr>,
+    /// Addresses that the proxy has put into the kernel itself: there, they are to be what the agent knows of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub opened: Vec<IpAddr>,
 }
 
 /// What became of a [`Question`].
@@ -61,7 +64,7 @@ impl Question {
         let millis = |ttl: &Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let addresses = learned.addresses.iter().map(|(address, ttl)| (*address, millis(ttl)));
         let (name, addresses) = (learned.name.to_string(), addresses.collect());
-        Question { id, name, addresses, clients: clients.clone() }
+        Question { id, name, addresses, clients: clients.clone(), opened: Vec::new() }
     }
 
     fn given(&self) -> Given {
@@ -155,9 +158,13 @@ async fn converse(
             questions.push(serde_json::from_str(&line)?);
         }
         let answers: Vec<Given> = questions.iter().map(Question::given).collect();
-        let Ok(outcome) = core.call(move |core| core.learn_names(&answers)).await else {
-            return Ok(());
-        };
+        let opened: Vec<IpAddr> = questions.iter().flat_map(|question| &question.opened).copied().collect();
+        let learned = core.call(move |core| {
+            let outcome = core.learn_names(&answers);
+            core.restate(&opened);
+            outcome
+        });
+        let Ok(outcome) = learned.await else { return Ok(()) };
         let mut told = Vec::new();
         for (question, ready) in questions.iter().zip(outcome.ready) {
             let evictions = outcome.evictions;
@@ -222,6 +229,14 @@ impl Core {
             ready: ready.collect(),
             evictions: stats.evicted + stats.evicted_names + self.view.refused_answers(),
             changes,
+        }
+    }
+
+    /// Has the kernel know of these addresses what the view does, whoever has changed them there.
+    pub fn restate(&mut self, addresses: &[IpAddr]) {
+        if !addresses.is_empty() {
+            let delta = self.view.restate(addresses);
+            self.realize(delta, self.desired);
         }
     }
 

@@ -3,7 +3,7 @@
 //! Contract: [`Learner::learn`] returns in bounded time. A name that no `toFQDNs` rule names is not waited for.
 //! An answer that was told before ([`AgentLine::known`]) needs no word; that it makes its addresses stay open longer, or
 //! that another client asked, is told later. Without an agent, or with one that says nothing ([`AgentLine`]), the address
-//! is put into the kernel here, and noted for the agent to learn.
+//! is put into the kernel here, and noted for the agent to learn, and to close.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -168,7 +168,11 @@ impl Learner for NamesClient {
                 }
                 None => {
                     self.counts.alone.fetch_add(1, Ordering::Relaxed);
-                    self.offline.learn(&wanted.snapshot, &learned)
+                    match self.agent.note_opened(&learned) {
+                        true => self.offline.learn(&wanted.snapshot, &learned),
+                        // Nobody would close them.
+                        false => Reach::Closed,
+                    }
                 }
             };
             if reach == Reach::Ready {

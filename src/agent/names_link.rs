@@ -3,7 +3,8 @@
 //! Contract: [`AgentLine::ask`] returns in bounded time ([`Patience`]). Once an agent has let that time pass, or does not take what is
 //! written to it, nobody waits for it any more until it has said something: it costs one answer its patience, not
 //! every answer. The connection is given up then, for nobody knows what the agent has read, and another is tried now
-//! and then. An agent that is new or speaks again is told everything that is fresh.
+//! and then. An agent that is new or speaks again is told everything that is fresh, and what was opened without it
+//! ([`OpenedAlone`]).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use tokio::time::{Instant, timeout};
 
 use super::known_names::KnownNames;
 use super::names::{Question, SOCKET, Told};
+use super::opened_alone::{Opened, OpenedAlone};
 use crate::dnsproxy::Reach;
 use crate::fqdn::{Given, Learned, TtlBounds};
 
@@ -58,11 +60,20 @@ struct Ask {
     given: Given,
     /// Absent: nobody waits.
     answer: Option<oneshot::Sender<Reach>>,
+    opened: Option<Opened>,
+}
+
+impl Ask {
+    /// Nobody waits.
+    fn tell(given: Given) -> Ask {
+        Ask { given, answer: None, opened: None }
+    }
 }
 
 struct Asked {
     name: Arc<str>,
     answer: Option<oneshot::Sender<Reach>>,
+    opened: Option<Opened>,
 }
 
 /// See the module.
@@ -75,6 +86,7 @@ pub struct AgentLine {
 #[derive(Debug)]
 struct Shared {
     known: KnownNames,
+    opened: OpenedAlone,
     /// Grows whenever what was told may not hold any more: patterns, the agent, or its limits changed.
     generation: AtomicU64,
     /// The agent that is there says nothing.
@@ -107,6 +119,7 @@ impl AgentLine {
         let (asks, queue) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {
             known: KnownNames::new(ttl),
+            opened: OpenedAlone::new(ttl),
             generation: AtomicU64::new(1),
             is_silent: AtomicBool::new(false),
         });
@@ -139,7 +152,12 @@ impl AgentLine {
 
     /// Tells the agent, and waits for nothing. `false`: there is too much to tell.
     pub fn tell(&self, given: Given) -> bool {
-        self.asks.try_send(Ask { given, answer: None }).is_ok()
+        self.asks.try_send(Ask::tell(given)).is_ok()
+    }
+
+    /// These addresses are about to be opened without the agent, which is told later. `false`: they may not be.
+    pub fn note_opened(&self, learned: &Learned) -> bool {
+        self.shared.opened.note(learned, std::time::Instant::now())
     }
 
     /// What the agent says. `None`: there is none, or it says nothing.
@@ -149,7 +167,7 @@ impl AgentLine {
         }
         let (answer, wait) = oneshot::channel();
         let asked = async {
-            self.asks.send(Ask { given, answer: Some(answer) }).await.ok()?;
+            self.asks.send(Ask { given, answer: Some(answer), opened: None }).await.ok()?;
             // An agent that is gone drops the other end.
             wait.await.ok()
         };
@@ -199,7 +217,7 @@ impl Link {
                 let now = std::time::Instant::now();
                 self.shared.known.due(now, now, MOST_DUE)
             };
-            batch.extend(due.into_iter().map(|given| Ask { given, answer: None }));
+            batch.extend(due.into_iter().map(Ask::tell));
             if !batch.is_empty() {
                 self.send(&mut batch).await;
             }
@@ -229,10 +247,12 @@ impl Link {
     async fn send(&mut self, batch: &mut Vec<Ask>) {
         let Some(Open { write, waiting, .. }) = &mut self.open else { return batch.clear() };
         let mut text = Vec::new();
-        for Ask { given, answer } in batch.drain(..) {
+        for Ask { given, answer, opened } in batch.drain(..) {
             self.last += 1;
-            waiting.lock().insert(self.last, Asked { name: given.learned.name.clone(), answer });
-            if serde_json::to_writer(&mut text, &Question::new(self.last, &given)).is_ok() {
+            let mut question = Question::new(self.last, &given);
+            question.opened = opened.as_ref().map(|opened| opened.addresses.clone()).unwrap_or_default();
+            waiting.lock().insert(self.last, Asked { name: given.learned.name, answer, opened });
+            if serde_json::to_writer(&mut text, &question).is_ok() {
                 text.push(b'\n');
             }
         }
@@ -253,6 +273,7 @@ impl Link {
         }
         let Ok(stream) = UnixStream::connect(&self.socket).await else {
             // The next one is another agent.
+            self.shared.opened.nobody_is_there(std::time::Instant::now());
             self.shared.is_silent.store(false, Ordering::Release);
             return false;
         };
@@ -261,17 +282,23 @@ impl Link {
         tokio::spawn(hear(read, Arc::clone(&waiting), Arc::clone(&self.shared)));
         let speaks_by = is_silent.then(|| Instant::now() + self.patience.answer);
         self.open = Some(Open { write, waiting, speaks_by });
-        let mut fresh = self.shared.known.fresh(std::time::Instant::now());
+        let now = std::time::Instant::now();
+        let mut news: Vec<Ask> = self.shared.known.fresh(now).into_iter().map(Ask::tell).collect();
         self.shared.doubt();
+        let opened = self.shared.opened.all(now).into_iter();
+        news.extend(opened.map(|opened| Ask { opened: Some(opened.clone()), ..Ask::tell(opened.given) }));
         if is_silent {
             // It is to say something, whether or not there is anything to tell.
-            fresh.insert(0, nothing());
+            news.insert(0, Ask::tell(nothing()));
         }
-        for some in fresh.chunks(BATCH) {
-            let mut batch = some.iter().map(|given| Ask { given: given.clone(), answer: None }).collect();
+        let mut news = news.into_iter();
+        loop {
+            let mut batch: Vec<Ask> = news.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                return self.open.is_some();
+            }
             self.send(&mut batch).await;
         }
-        self.open.is_some()
     }
 }
 
@@ -291,7 +318,8 @@ async fn hear(read: OwnedReadHalf, waiting: Waiting, shared: Arc<Shared>) {
             shared.doubt();
         }
         // Words over a connection that was given up count for nothing.
-        let Some(Asked { name, answer }) = waiting.lock().remove(&told.id) else { continue };
+        let Some(Asked { name, answer, opened }) = waiting.lock().remove(&told.id) else { continue };
+        opened.iter().for_each(|opened| shared.opened.heard(opened));
         if shared.is_silent.swap(false, Ordering::AcqRel) {
             tracing::info!("the agent answers again");
         }
@@ -320,11 +348,16 @@ mod tests {
 
     /// Answers everything that is asked over one connection.
     async fn answer_all(stream: UnixStream) {
+        answer_all_and_note(stream, Arc::default()).await;
+    }
+
+    async fn answer_all_and_note(stream: UnixStream, noted: Arc<Mutex<Vec<Question>>>) {
         let (read, mut write) = stream.into_split();
         let mut lines = BufReader::new(read).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            let Question { id, .. } = serde_json::from_str(&line).unwrap();
-            let told = Told { id, ready: true, evictions: 0 };
+            let question: Question = serde_json::from_str(&line).unwrap();
+            let told = Told { id: question.id, ready: true, evictions: 0 };
+            noted.lock().push(question);
             write.write_all((serde_json::to_string(&told).unwrap() + "\n").as_bytes()).await.unwrap();
         }
     }
@@ -371,6 +404,37 @@ mod tests {
         assert!(begin.elapsed() < 10 * SHORT.answer, "nobody waits again");
         wake(agent);
         until_it_speaks(&line).await;
+    }
+
+    /// Only what was fresh was told: what had ended by then stayed open in the kernel until the next agent.
+    #[tokio::test]
+    async fn an_agent_that_speaks_again_hears_of_what_was_opened_without_it_though_it_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let (agent, line) = line(&directory);
+        let address = ([192, 0, 2, 7].into(), Duration::from_millis(1));
+        let brief = Learned { name: "brief.example".into(), addresses: vec![address] };
+        assert_eq!(line.ask(given("brief.example".into())).await, None);
+        assert!(line.note_opened(&brief));
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&heard);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = agent.accept().await {
+                let noted = Arc::clone(&noted);
+                tokio::spawn(answer_all_and_note(stream, noted));
+            }
+        });
+        until_it_speaks(&line).await;
+        let is_settled = || line.shared.opened.all(std::time::Instant::now()).is_empty();
+        let settled = async {
+            while !is_settled() {
+                tokio::time::sleep(TICK).await;
+            }
+        };
+        timeout(Duration::from_secs(30), settled).await.expect("it is told");
+        let heard = heard.lock();
+        let told: Vec<_> = heard.iter().filter(|question: &&Question| !question.opened.is_empty()).collect();
+        assert_eq!(told.len(), 1);
+        assert_eq!((&told[0].addresses[..], &told[0].opened[..]), (&[][..], &[address.0][..]));
     }
 
     /// The line hung with the agent, for as long as the agent did not read.

@@ -317,6 +317,13 @@ impl View {
         Delta { revision: self.revision, policies, identities, ..self.published.full() }
     }
 
+    /// What is known of single addresses, as a delta: for a datapath in which somebody else has changed them.
+    pub fn restate(&self, addresses: &[IpAddr]) -> Delta {
+        let entry = |prefix: IpNet| (prefix, self.published.ipcache.get(prefix).copied());
+        let ipcache = addresses.iter().map(|address| entry(IpNet::from(*address))).collect();
+        Delta { revision: self.revision, cause: Cause::Names, ipcache, ..Delta::default() }
+    }
+
     fn full_policy(&self, subject: Identity) -> SubjectDelta {
         SubjectDelta {
             subject,
@@ -343,13 +350,6 @@ impl View {
         &self.engine
     }
 
-    /// Names, their addresses and counters.
-    pub fn names(&self) -> &NameManager {
-        &self.derived.names
-    }
-
-    /// Answers that were not learned because their addresses did not fit.
-    pub fn refused_answers(&self) -> u64 {
     /// Where rules of these policies are too large for the proxies together with those of others, on whichever node the
     /// pods are.
     pub fn l7_misfits(&mut self, policies: &[ObjectRef]) -> Vec<Misfit> {
@@ -362,6 +362,13 @@ impl View {
         found
     }
 
+    /// Names, their addresses and counters.
+    pub fn names(&self) -> &NameManager {
+        &self.derived.names
+    }
+
+    /// Answers that were not learned because their addresses did not fit.
+    pub fn refused_answers(&self) -> u64 {
         self.refused_answers
     }
 

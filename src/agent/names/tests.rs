@@ -64,6 +64,22 @@ fn in_kernel(rig: &Rig, address: &str) -> Option<u32> {
     last.1.map(|entry| entry.identity.0)
 }
 
+/// The agent closes what it learned. Of this it had not heard, so it stayed open.
+#[tokio::test]
+async fn what_the_proxy_opened_while_the_agent_hung_is_what_the_agent_knows_of_it() {
+    let rig = prepared(rig()).await;
+    let mut ended = question(1, "a.example", "192.0.2.1", Duration::ZERO);
+    let mut fresh = question(2, "b.example", "192.0.2.2", Duration::from_secs(60));
+    ended.opened = ended.addresses.drain(..).map(|(address, _)| address).collect();
+    fresh.opened = vec![fresh.addresses[0].0];
+    tell(&rig, &[ended, fresh]).await;
+    let seen = rig.kernel.0.lock();
+    let last = seen.applied.last().unwrap();
+    let told: Vec<_> =
+        last.ipcache.iter().map(|(prefix, entry)| (prefix.to_string(), entry.is_some())).collect();
+    assert_eq!(told, [("192.0.2.1/32".to_owned(), false), ("192.0.2.2/32".to_owned(), true)]);
+}
+
 #[tokio::test]
 async fn the_kernel_has_an_address_before_the_proxy_is_told() {
     let rig = prepared(rig()).await;
