@@ -3,7 +3,8 @@
 //! Contract: a query is judged for the client's egress if the client is a local pod, and for the server's ingress
 //! if the server is one. Both sides must release it; who is unknown is refused. What policy says about a client and
 //! a server is worked out once and holds for [`FRESH`], or until the feed has a new snapshot: names are looked up
-//! for each query.
+//! for each query. What is worked out, and what is refused, is so by the document that is there, not by the last one that
+//! was read: the kernel may bring a query here by rules that are newer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
-use super::l7feed::Feed;
-use crate::datapath::proxy::IdentityLookup;
+use super::l7feed::{Feed, Newest};
+use crate::datapath::DatapathError;
 use crate::dnsproxy::{Ask, Decision, Judge, Ruling};
 use crate::model::{Direction, Identity, Protocol};
 use crate::policy::decision::Outcome;
@@ -32,11 +33,20 @@ const MOST: usize = 8192;
 type Pair = (IpAddr, SocketAddr, Protocol);
 
 /// See the module.
-#[derive(Debug)]
 pub struct PolicyJudge {
     feed: Feed,
-    identities: IdentityLookup,
+    newest: Arc<Newest>,
+    resolve: Box<Resolve>,
     pairs: Mutex<HashMap<Pair, Known>>,
+}
+
+/// Who has an address.
+type Resolve = dyn Fn(IpAddr) -> Result<PeerView, DatapathError> + Send + Sync;
+
+impl std::fmt::Debug for PolicyJudge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PolicyJudge").field("pairs", &self.pairs.lock().len()).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -55,30 +65,34 @@ struct PairPolicy {
 }
 
 impl PolicyJudge {
-    pub fn new(feed: Feed, identities: IdentityLookup) -> PolicyJudge {
-        PolicyJudge { feed, identities, pairs: Mutex::default() }
+    pub fn new(
+        newest: Arc<Newest>,
+        resolve: impl Fn(IpAddr) -> Result<PeerView, DatapathError> + Send + Sync + 'static,
+    ) -> PolicyJudge {
+        PolicyJudge { feed: newest.feed(), newest, resolve: Box::new(resolve), pairs: Mutex::default() }
     }
 
     fn policy(&self, ask: &Ask<'_>) -> Arc<PairPolicy> {
         let pair = (ask.client.ip(), ask.server, ask.protocol);
-        let (now, snapshot) = (ask.at, self.feed.load());
+        let (now, read) = (ask.at, self.feed.load());
         let known = {
             let pairs = self.pairs.lock();
-            let known = pairs.get(&pair).filter(|known| Arc::ptr_eq(&known.policy.snapshot, &snapshot));
+            let known = pairs.get(&pair).filter(|known| Arc::ptr_eq(&known.policy.snapshot, &read));
             known.map(|known| (known.until > now, Arc::clone(&known.policy)))
         };
         if let Some((true, policy)) = known {
             return policy;
         }
+        let snapshot = self.newest.load();
         let peers = [ask.client.ip(), ask.server.ip()].map(|address| {
-            self.identities.resolve(address).unwrap_or_else(|error| {
+            (self.resolve)(address).unwrap_or_else(|error| {
                 tracing::error!(%error, %address, "the kernel does not say who this is");
                 PeerView { identity: Identity::UNKNOWN, address_class: None }
             })
         });
         let policy = match known {
-            Some((_, policy)) if policy.peers == peers => policy,
-            _ => Arc::new(PairPolicy::new(Arc::clone(&snapshot), ask, peers)),
+            Some((_, policy)) if policy.peers == peers && Arc::ptr_eq(&policy.snapshot, &snapshot) => policy,
+            _ => Arc::new(PairPolicy::new(snapshot, ask, peers)),
         };
         let mut pairs = self.pairs.lock();
         if pairs.len() >= MOST {
@@ -94,6 +108,11 @@ impl PolicyJudge {
 
 impl Judge for PolicyJudge {
     fn judge(&self, ask: &Ask<'_>) -> Ruling {
+        let policy = self.policy(ask);
+        let ruling = policy.judge(ask.name);
+        if ruling.decision == Decision::Release || Arc::ptr_eq(&policy.snapshot, &self.newest.load()) {
+            return ruling;
+        }
         self.policy(ask).judge(ask.name)
     }
 }
@@ -206,6 +225,8 @@ mod tests {
     use super::*;
     use crate::model::{Kind, ObjectRef};
     use crate::policy::l7::DnsPattern;
+    use crate::policy::l7::snapshot::{Endpoint, PeerSet, PortSpan, RuleTier, Side, SideRule, Sides};
+    use crate::policy::map_state::{Precedence, SlotAction};
 
     fn rule(index: u32) -> RuleRef {
         let object = ObjectRef::new(Kind::CiliumNetworkPolicy, "shop", "names");
@@ -240,6 +261,67 @@ mod tests {
         );
         assert_eq!(*side.judge("a.example").1, [rule(0), rule(1)]);
         assert_eq!(side.judge("x.org").1.len(), 3);
+    }
+
+    fn allows(pattern: &str) -> Snapshot {
+        let port = PortSpan { protocol: Protocol::Udp.number(), first: 53, last: 53 };
+        let side = Side {
+            subject: Identity(300),
+            direction: Direction::Egress,
+            default_deny: true,
+            localhost: false,
+            ports: vec![port],
+            rules: vec![SideRule {
+                rule: rule(0),
+                path: "spec.egress[0]".into(),
+                tier: RuleTier::Normal,
+                action: SlotAction::Redirect(ProxyKind::Dns),
+                precedence: Precedence(1),
+                peers: PeerSet::Any,
+                ports: vec![port],
+                l7: Some(0),
+            }],
+        };
+        let pattern = DnsPattern::parse_pattern(pattern).unwrap();
+        let pod = Endpoint { pod: "shop/web".into(), identity: Identity(300), before: Vec::new() };
+        Snapshot {
+            endpoints: [("10.0.0.1".parse().unwrap(), pod)].into(),
+            sides: Sides {
+                all: vec![side],
+                peers: Vec::new(),
+                l7: vec![Arc::new(L7Rules::Dns(vec![pattern]))],
+            },
+            ..Snapshot::default()
+        }
+    }
+
+    /// The kernel brought it by new rules, and it was refused by the old ones, or by none, until the watch told of the new
+    /// document.
+    #[test]
+    fn a_query_is_refused_by_the_rules_that_brought_it_here_and_not_by_older_ones() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("l7.json");
+        let write = |snapshot: &Snapshot| {
+            // By another name first: it is another file.
+            std::fs::write(directory.path().join("new"), serde_json::to_vec(snapshot).unwrap()).unwrap();
+            std::fs::rename(directory.path().join("new"), &path).unwrap();
+        };
+        write(&Snapshot::default());
+        let newest = Arc::new(Newest::open(path.clone()).unwrap());
+        let peer = PeerView { identity: Identity(301), address_class: None };
+        let judge = PolicyJudge::new(newest, move |_| Ok(peer));
+        let decision = |name| {
+            let client = "10.0.0.1:5000".parse().unwrap();
+            let (server, protocol, at) = ("10.0.0.2:53".parse().unwrap(), Protocol::Udp, Instant::now());
+            judge.judge(&Ask { client, server, protocol, name, at }).decision
+        };
+        assert_eq!(decision("a.example"), Decision::Refuse, "nobody knows why it is here");
+        write(&allows("*.example"));
+        assert_eq!(decision("a.example"), Decision::Release);
+        assert_eq!(decision("a.other"), Decision::Refuse);
+        write(&allows("*.other"));
+        assert_eq!(decision("a.other"), Decision::Release);
+        assert_eq!(decision("a.example"), Decision::Refuse);
     }
 
     #[test]

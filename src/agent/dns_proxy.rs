@@ -70,7 +70,8 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let identities = IdentityLookup::open(&settings.bpffs)?;
     let addresses = LearnedAddresses::open(&settings.bpffs)?;
     let offline = OfflineNames::new(&settings.run_dir, addresses, settings.ttl);
-    let judge = Arc::new(PolicyJudge::new(Arc::clone(&host.feed), identities.clone()));
+    let lookup = identities.clone();
+    let judge = PolicyJudge::new(Arc::clone(&host.newest), move |address| lookup.resolve(address));
     let names = NamesClient::start(&settings.run_dir, Arc::clone(&host.feed), offline, settings.ttl);
     let places = Listeners::open(&settings.bpffs)?;
     let sockets = TransparentSockets::new(MARK_PROXY_OUT, replies(&places).await?, outgoing());
@@ -78,7 +79,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     let proxy = Proxy::new(
         settings.options,
         Parts {
-            judge,
+            judge: Arc::new(judge),
             learner: names.clone(),
             records: Arc::new(FlowRecords { sender: Arc::clone(&host.records), identities }),
             sockets: Arc::new(sockets),
@@ -166,7 +167,6 @@ async fn replies(places: &Listeners) -> anyhow::Result<Replies> {
     }
 }
 
-type Tasks = tokio::task::JoinSet<std::io::Result<()>>;
 /// The proxy's leg has the client's address: a port of the client's own would be a connection of the client's own.
 fn outgoing() -> Outgoing {
     let ports = Arc::new(Ports::new());
@@ -176,6 +176,7 @@ fn outgoing() -> Outgoing {
     })
 }
 
+type Tasks = tokio::task::JoinSet<std::io::Result<()>>;
 
 /// Opens the listeners and puts them into their places, both families.
 fn listen(settings: &Settings, places: &Listeners, proxy: &Arc<Proxy>) -> anyhow::Result<(Workers, Tasks)> {
@@ -306,7 +307,6 @@ fn rcode_name(code: Option<u8>) -> Arc<str> {
 mod tests {
     use super::*;
 
-    #[test]
     /// The kernel drew one of the ports that the client's own kernel draws: now and then the client was on such a
     /// connection to the server already, and the datapath took the two for one.
     #[cfg(feature = "root-tests")]
@@ -324,6 +324,7 @@ mod tests {
         }
     }
 
+    #[test]
     fn codes_and_types_have_their_usual_names() {
         assert_eq!((&*rcode_name(Some(5)), &*rcode_name(Some(15))), ("REFUSED", "RESERVED"));
         assert_eq!(&*rcode_name(None), "none");

@@ -224,7 +224,8 @@ struct Version {
 }
 
 impl Newest {
-    fn open(path: PathBuf) -> anyhow::Result<Newest> {
+    /// Nobody watches: news are read by [`Newest::load`] alone.
+    pub(super) fn open(path: PathBuf) -> anyhow::Result<Newest> {
         // In this order: what is replaced in between is read again.
         let version = version(&path);
         let feed = Arc::new(ArcSwap::from_pointee(read(&path)?));
