@@ -21,6 +21,9 @@ const MOST: usize = 65_536;
 const MOST_CLIENTS: usize = 8;
 /// An answer is not released on the strength of what ends sooner than this.
 const MARGIN: Duration = Duration::from_millis(400);
+/// How often it is looked whether something has ended that makes room: that is a look at everything, under the lock that
+/// every answer needs.
+const SWEEP: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
 struct Address {
@@ -92,6 +95,8 @@ struct Entry {
 struct Names {
     entries: HashMap<Arc<str>, Entry>,
     owed: BTreeSet<(Instant, Arc<str>)>,
+    /// When it was looked last for what has ended.
+    swept: Option<Instant>,
 }
 
 /// See the module.
@@ -110,7 +115,7 @@ impl KnownNames {
     /// Every address of the answer is open and will stay so for as long as the answer says.
     pub fn covers(&self, learned: &Learned, client: IpAddr, generation: u64, now: Instant) -> Cover {
         let mut names = self.names.lock();
-        let Names { entries, owed } = &mut *names;
+        let Names { entries, owed, .. } = &mut *names;
         let Some(entry) = entries.get_mut(&learned.name).filter(|entry| entry.generation == generation)
         else {
             return Cover::No;
@@ -166,10 +171,13 @@ impl KnownNames {
     /// The answer was told for these clients, and its addresses are open.
     pub fn told(&self, learned: &Learned, clients: &Clients, generation: u64, now: Instant) {
         let mut names = self.names.lock();
-        let Names { entries, owed } = &mut *names;
+        let Names { entries, owed, swept } = &mut *names;
         if entries.len() >= MOST && !entries.contains_key(&learned.name) {
-            entries.retain(|_, entry| entry.addresses.iter().any(|address| address.end > now));
-            owed.retain(|(_, name)| entries.contains_key(name));
+            if swept.is_none_or(|last| now >= last + SWEEP) {
+                *swept = Some(now);
+                entries.retain(|_, entry| entry.addresses.iter().any(|address| address.end > now));
+                owed.retain(|(_, name)| entries.contains_key(name));
+            }
             if entries.len() >= MOST {
                 return;
             }
@@ -202,7 +210,7 @@ impl KnownNames {
     /// What is due by `limit`, up to `most` answers: from here on it counts as told.
     pub fn due(&self, limit: Instant, now: Instant, most: usize) -> Vec<Given> {
         let mut names = self.names.lock();
-        let Names { entries, owed } = &mut *names;
+        let Names { entries, owed, .. } = &mut *names;
         let mut answers = Vec::new();
         while answers.len() < most
             && let Some((_, name)) = owed.first().cloned().filter(|(due, _)| *due <= limit)
@@ -333,6 +341,9 @@ mod tests {
             known.told(&answer(&format!("n{n}"), 60, &["192.0.2.1"]), &pod(), 1, now);
         }
         assert_eq!(known.names.lock().entries.len(), MOST);
+        // One pod that looked up as many names had all others wait for a look at them, at each of their answers.
+        known.told(&answer("soon", 60, &["192.0.2.1"]), &pod(), 1, now + SWEEP / 2);
+        assert_eq!(known.names.lock().swept, Some(now));
         known.told(&answer("later", 60, &["192.0.2.1"]), &pod(), 1, now + Duration::from_secs(61));
         assert_eq!(known.names.lock().entries.len(), 1, "what has ended made room");
     }
