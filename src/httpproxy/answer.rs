@@ -110,6 +110,17 @@ impl Session {
     /// Answers a request that has been recorded, and closes.
     pub(super) async fn give_up(&mut self, status: &str) -> Step {
         let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        self.say_last(&answer).await
+    }
+
+    /// The same for one that had passed, and that new rules refuse.
+    pub(super) async fn deny_late(&mut self, is_head: bool) -> Step {
+        let head = "HTTP/1.1 403 Forbidden\r\nContent-Length: 15\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n";
+        let text = if is_head { "" } else { "Access denied\r\n" };
+        self.say_last(&[head, text].concat()).await
+    }
+
+    async fn say_last(&mut self, answer: &str) -> Step {
         match within(LINGER, self.client.write_all(answer.as_bytes())).await {
             Ok(()) => Step::Close,
             Err(_) => Step::Gone,

@@ -10,6 +10,7 @@ use super::Context;
 use super::body::Body;
 use super::head::{self, Parsed, Scan};
 use super::io::Inbox;
+use super::policy::Verdict;
 use super::splice;
 use super::waits::{Lost, Waits};
 use crate::policy::l7::message::Fault;
@@ -29,6 +30,8 @@ pub(super) enum Failure {
     Client,
     /// The server went away before it answered.
     Closed,
+    /// New rules do not let it pass.
+    Refused(Box<Verdict>),
 }
 
 /// Why a body was not forwarded whole.
@@ -40,6 +43,8 @@ pub(super) enum Halt {
     SinkLate,
     /// It takes no more.
     SinkGone,
+    /// New rules do not let the request pass.
+    Refused(Box<Verdict>),
 }
 
 impl From<Lost> for Halt {
@@ -47,6 +52,7 @@ impl From<Lost> for Halt {
         match lost {
             Lost::Late => Halt::SourceLate,
             Lost::SinkGone => Halt::SinkGone,
+            Lost::Refused(verdict) => Halt::Refused(verdict),
         }
     }
 }
@@ -57,6 +63,7 @@ impl From<Lost> for Failure {
         match lost {
             Lost::Late => Failure::ServerLate,
             Lost::SinkGone => Failure::Client,
+            Lost::Refused(verdict) => Failure::Refused(verdict),
         }
     }
 }
@@ -70,6 +77,7 @@ impl Halt {
             Halt::SourceGone => Some(Failure::Client),
             Halt::SinkLate => Some(Failure::ServerLate),
             Halt::SinkGone => None,
+            Halt::Refused(verdict) => Some(Failure::Refused(verdict)),
         }
     }
 
@@ -79,6 +87,7 @@ impl Halt {
             Halt::SourceLate => Failure::ServerLate,
             Halt::SourceGone => Failure::Closed,
             Halt::SinkLate | Halt::SinkGone => Failure::Client,
+            Halt::Refused(verdict) => Failure::Refused(verdict),
         }
     }
 }

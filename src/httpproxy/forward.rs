@@ -13,6 +13,7 @@ use super::http1::{Passed, Session, Step};
 use super::io::Inbox;
 use super::policy::Verdict;
 use super::request::host;
+use super::standing::Standing;
 use super::tunnel::End;
 use super::waits::{Pace, Sending, Waits};
 use crate::flow::record::RecordVerdict;
@@ -64,7 +65,7 @@ impl Session {
             self.report(path.as_deref(), &verdict, RecordVerdict::Failed, 503, begun);
             return self.answer("503 Service Unavailable", None, "no connection to the server\r\n").await;
         }
-        let Session { inbox, request, server, cx, client, alarm, download_alarm, .. } = self;
+        let Session { inbox, request, server, cx, client, alarm, download_alarm, judged, ends, .. } = self;
         let Some(server) = server else { return Step::Gone };
         let data = inbox.data();
         let head = &data[..length];
@@ -103,22 +104,24 @@ impl Session {
             let is_late = error.kind() == io::ErrorKind::TimedOut;
             let answered = Err(if is_late { Failure::ServerLate } else { Failure::Closed });
             self.seen(seen, &verdict, &exchange, &answered);
-            return self.finish(answered, false, false, None).await;
+            return self.finish(answered, &exchange, false, None).await;
         }
-        inbox.consume(length + with_head);
+        // The head stays where it is, to be judged again: nothing is behind it while a body is under way.
+        let standing = Standing { cx, ends: *ends, judged: judged.as_ref(), head, request, path: matched };
+        let mut coming = Inbox::default();
 
         let (mut client_read, mut client_write) = client.split();
         let (mut server_read, mut server_write) = server.stream.split();
         let sending = if body.is_done() { Sending::Done } else { Sending::Underway };
         let pace = Pace::new(begun.into(), sending);
-        let mut waits = Waits::new(download_alarm, &pace, limit);
+        let mut waits = Waits::new(download_alarm, &pace, limit).under(&standing);
         let download =
             exchange.answer(&mut server_read, &mut server.inbox, &mut client_write, &mut waits, cx);
         let answered = match sending {
             Sending::Done => download.await,
             Sending::Underway => {
-                let mut waits = Waits::new(alarm, &pace, limit);
-                let upload = relay(&mut body, inbox, &mut client_read, &mut server_write, &mut waits);
+                let mut waits = Waits::new(alarm, &pace, limit).under(&standing);
+                let upload = relay(&mut body, &mut coming, &mut client_read, &mut server_write, &mut waits);
                 tokio::pin!(download, upload);
                 let mut uploading = true;
                 loop {
@@ -135,9 +138,13 @@ impl Session {
                 }
             }
         };
+        match sending {
+            Sending::Done => inbox.consume(length + with_head),
+            Sending::Underway => *inbox = coming,
+        }
         self.seen(seen, &verdict, &exchange, &answered);
         let goes_on = keep_alive && body.is_done() && !exchange.closes;
-        self.finish(answered, exchange.started, goes_on, passed).await
+        self.finish(answered, &exchange, goes_on, passed).await
     }
 
     /// Records what came of a request.
@@ -151,6 +158,8 @@ impl Session {
         let Some(Seen { method, path, host, version }) = seen else { return };
         let (outcome, status) = match (answered, exchange.started) {
             (Ok(_), _) => (RecordVerdict::Forwarded, exchange.status),
+            (Err(Failure::Refused(_)), true) => (RecordVerdict::Denied, exchange.status),
+            (Err(Failure::Refused(_)), false) => (RecordVerdict::Denied, 403),
             (Err(_), true) => (RecordVerdict::Failed, exchange.status),
             (Err(Failure::Malformed(_)), false) => (RecordVerdict::Failed, 400),
             // Nobody was there any more to be told one.
@@ -162,6 +171,8 @@ impl Session {
         let latency = if exchange.latency.is_zero() { exchange.begun.elapsed() } else { exchange.latency };
         let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         let judged = self.cx.judged(self.ends, &mut self.judged);
+        // Of the rules that ended it, if some did.
+        let verdict = if let Err(Failure::Refused(newer)) = answered { newer } else { verdict };
         let mismatches = verdict.mismatches();
         let l7 = L7::Http { method, path, host, status, latency_us, version, mismatches };
         self.cx.record(self.ends, judged, verdict, outcome, l7);
@@ -171,7 +182,7 @@ impl Session {
     async fn finish(
         &mut self,
         answered: Result<Answered, Failure>,
-        started: bool,
+        exchange: &Exchange,
         goes_on: bool,
         passed: Option<Passed>,
     ) -> Step {
@@ -189,9 +200,10 @@ impl Session {
                 if goes_on && server_keeps { Step::Next } else { Step::Close }
             }
             // A cut answer must not look like a whole one.
-            Err(failure) if started => {
+            Err(failure) if exchange.started => {
                 match failure {
                     Failure::ClientLate | Failure::ServerLate => self.cx.counters.timeouts.one(),
+                    Failure::Refused(_) => self.cx.counters.requests_cut.one(),
                     _ => self.cx.counters.upstream_failures.one(),
                 }
                 Step::Reset
@@ -211,6 +223,12 @@ impl Session {
                 self.cx.counters.timeouts.one();
                 self.server = None;
                 self.give_up("504 Gateway Timeout").await
+            }
+            Err(Failure::Refused(verdict)) => {
+                self.cx.counters.requests_cut.one();
+                self.cx.counters.refused(&verdict);
+                self.server = None;
+                self.deny_late(exchange.is_head).await
             }
             Err(Failure::Client) => Step::Gone,
             Err(Failure::Closed) => {

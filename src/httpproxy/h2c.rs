@@ -3,9 +3,12 @@
 //! What the other side has not taken is not asked for: a window is given back when its bytes have been sent on.
 //! A stream that its client resets is reset towards the server, too. A server that closes its connection, or
 //! announces that it will, gets the next request on a new one. WebSocket over HTTP/2 (RFC 8441) is not offered.
+//! Streams that are open when the rules change are judged again, and those that no longer pass are refused, or reset
+//! where their answers have begun ([`super::standing`]).
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
@@ -24,6 +27,7 @@ use super::io::{Alarm, Inbox, Rewound, within};
 use super::judge::Judged;
 use super::pipe::{Ended, pipe};
 use super::policy::Verdict;
+use super::standing::Asked;
 use super::streams::Streams;
 use super::upkeep::{Due, Upkeep};
 use super::waits::{Pace, Sending, Waits};
@@ -41,6 +45,8 @@ struct Shared {
     ends: Ends,
     cx: Arc<Context>,
     judged: Mutex<Option<Judged>>,
+    /// Moves when the rules have changed: what is open has to be judged again.
+    rules: AtomicU64,
     server: tokio::sync::Mutex<Server>,
 }
 
@@ -80,9 +86,17 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
         }
     };
     let mut draining = cx.draining.clone();
+    let mut changes = cx.changes.clone();
+    changes.mark_unchanged();
     let limits = cx.limits;
     let counters = Arc::clone(&cx.counters);
-    let shared = Arc::new(Shared { ends, cx, judged: Mutex::new(None), server: Default::default() });
+    let shared = Arc::new(Shared {
+        ends,
+        cx,
+        judged: Mutex::new(None),
+        rules: AtomicU64::new(0),
+        server: Default::default(),
+    });
     let mut streams = Streams::default();
     let mut upkeep = Upkeep::new(watch);
     loop {
@@ -111,6 +125,7 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
         let next = tokio::select! {
             next = next => next,
             _ = draining.wait_for(|draining| *draining), if !is_told_to_go => Next::Drain,
+            Ok(()) = changes.changed() => Next::Rules,
         };
         match next {
             Next::End(error) => {
@@ -118,6 +133,11 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
                     tracing::debug!(%error, "an HTTP/2 connection failed");
                 }
                 return;
+            }
+            Next::Rules => {
+                shared.rules.fetch_add(1, Ordering::Relaxed);
+                streams.wake();
+                continue;
             }
             Next::Drain => {}
             Next::Due(Due::Idle) => counters.timeouts.one(),
@@ -147,6 +167,8 @@ fn not_begun(ends: Ends, cx: &Context, status: u16) {
 enum Next {
     End(Option<h2::Error>),
     Due(Due),
+    /// There are new ones.
+    Rules,
     /// The process is to end.
     Drain,
 }
@@ -187,7 +209,8 @@ impl Shared {
                 return None;
             }
         }
-        let verdict = self.judge(&call);
+        let rules = self.rules.load(Ordering::Relaxed);
+        let (verdict, asked) = self.ask(&call);
         if !verdict.passes || call.method == Method::CONNECT {
             self.cx.counters.refused(&verdict);
             self.report(&call, &verdict, RecordVerdict::Denied, 403);
@@ -199,10 +222,9 @@ impl Shared {
             self.refuse(&call, &mut respond, StatusCode::BAD_REQUEST);
             return None;
         };
-        Some(
-            Exchange { shared: Arc::clone(self), call, verdict, respond, is_answered: false }
-                .run(request, body),
-        )
+        let standing = Standing { shared: Arc::clone(self), asked: asked?, rules };
+        let exchange = Exchange { shared: Arc::clone(self), call, verdict, respond, answered: None };
+        Some(exchange.run(standing, request, body))
     }
 
     /// Of a request that no rule is asked about.
@@ -211,7 +233,8 @@ impl Shared {
         answer(respond, status, &[], "");
     }
 
-    fn judge(&self, call: &Call) -> Verdict {
+    /// What the rules say; and what they were asked, of a request that passes.
+    fn ask(&self, call: &Call) -> (Verdict, Option<Asked>) {
         let headers = call.fields();
         let request = Request {
             method: call.method.as_str(),
@@ -219,8 +242,14 @@ impl Shared {
             host: &call.authority,
             headers: &headers,
         };
+        let verdict = self.judge(&request);
+        let asked = verdict.passes.then(|| Asked::of(&request));
+        (verdict, asked)
+    }
+
+    fn judge(&self, request: &Request<'_>) -> Verdict {
         let mut kept = self.judged.lock();
-        self.cx.judged(self.ends, &mut kept).policy.request(&request)
+        self.cx.judged(self.ends, &mut kept).policy.request(request)
     }
 
     async fn connect(&self) -> std::io::Result<SendRequest<Bytes>> {
@@ -297,30 +326,97 @@ impl Shared {
     }
 }
 
+/// What a stream is open by.
+struct Standing {
+    shared: Arc<Shared>,
+    asked: Asked,
+    /// The rules that were asked last.
+    rules: u64,
+}
+
+impl Standing {
+    /// The verdict of new rules, if they refuse the request.
+    fn refusal(&mut self) -> Option<Verdict> {
+        let rules = self.shared.rules.load(Ordering::Relaxed);
+        if rules == self.rules {
+            return None;
+        }
+        self.rules = rules;
+        let verdict = self.asked.ask(|request| self.shared.judge(request));
+        (!verdict.passes).then_some(verdict)
+    }
+}
+
 /// A request that passed, and what is known of it until its stream ends.
 struct Exchange {
     shared: Arc<Shared>,
     call: Call,
     verdict: Verdict,
     respond: SendResponse<Bytes>,
-    /// The client has got an answer, whoever's.
-    is_answered: bool,
+    /// The status that the client has got, whoever's.
+    answered: Option<StatusCode>,
 }
 
 impl Exchange {
     #[expect(clippy::manual_async_fn, reason = "it would keep each argument twice")]
     fn run(
         mut self,
+        mut standing: Standing,
         request: http::Request<()>,
         body: RecvStream,
     ) -> impl Future<Output = ()> + Send + 'static {
         async move {
+            let ended = {
+                let mut exchange = pin!(self.exchange(request, body));
+                poll_fn(|cx| match standing.refusal() {
+                    Some(verdict) => Poll::Ready(Err(verdict)),
+                    None => exchange.as_mut().poll(cx).map(Ok),
+                })
+                .await
+            };
+            // Towards both sides the stream is reset when its handles are dropped.
+            match ended {
+                Ok(Ended::Done) => {}
+                Ok(Ended::Late) => {
+                    self.shared.cx.counters.timeouts.one();
+                    if self.answered.is_none() {
+                        self.answer_instead(StatusCode::REQUEST_TIMEOUT);
+                    }
+                }
+                Err(verdict) => self.cut(&verdict),
+            }
+        }
+    }
+
+    /// New rules do not let it pass.
+    fn cut(&mut self, verdict: &Verdict) {
+        self.shared.cx.counters.requests_cut.one();
+        let status = self.answered.unwrap_or(StatusCode::FORBIDDEN);
+        self.shared.report(&self.call, verdict, RecordVerdict::Denied, status.as_u16());
+        if self.answered.is_none() {
+            self.shared.cx.counters.refused(verdict);
+            self.call.deny(&mut self.respond);
+        }
+    }
+
+    /// Both ways.
+    #[expect(clippy::manual_async_fn, reason = "it would keep each argument twice")]
+    fn exchange(
+        &mut self,
+        request: http::Request<()>,
+        body: RecvStream,
+    ) -> impl Future<Output = Ended> + Send + '_ {
+        async move {
             let mut server = match self.shared.ready().await {
                 Ok(server) => server,
-                Err(status) => return self.failed(status),
+                Err(status) => {
+                    self.failed(status);
+                    return Ended::Done;
+                }
             };
             let Ok((response, send)) = server.send_request(request, body.is_end_stream()) else {
-                return self.failed(StatusCode::BAD_GATEWAY);
+                self.failed(StatusCode::BAD_GATEWAY);
+                return Ended::Done;
             };
             // Most requests have no body.
             let sending = if body.is_end_stream() { Sending::Done } else { Sending::Underway };
@@ -332,29 +428,20 @@ impl Exchange {
                     async move { pipe(body, send, &mut Waits::new(&mut Alarm::new(), pace, limit)).await },
                 )
             });
-            let ended = {
-                let mut download = pin!(self.download(response, &pace));
-                poll_fn(|cx| {
-                    if let Some(running) = &mut upload
-                        && let Poll::Ready(ended) = running.as_mut().poll(cx)
-                    {
-                        upload = None;
-                        pace.sent();
-                        if ended == Ended::Late {
-                            return Poll::Ready(ended);
-                        }
+            let mut download = pin!(self.download(response, &pace));
+            poll_fn(|cx| {
+                if let Some(running) = &mut upload
+                    && let Poll::Ready(ended) = running.as_mut().poll(cx)
+                {
+                    upload = None;
+                    pace.sent();
+                    if ended == Ended::Late {
+                        return Poll::Ready(ended);
                     }
-                    download.as_mut().poll(cx)
-                })
-                .await
-            };
-            // Towards both sides the stream is reset when its handles are dropped.
-            if ended == Ended::Late {
-                self.shared.cx.counters.timeouts.one();
-                if !self.is_answered {
-                    self.answer_instead(StatusCode::REQUEST_TIMEOUT);
                 }
-            }
+                download.as_mut().poll(cx)
+            })
+            .await
         }
     }
 
@@ -364,7 +451,7 @@ impl Exchange {
     }
 
     fn answer_instead(&mut self, status: StatusCode) {
-        self.is_answered = true;
+        self.answered = Some(status);
         self.shared.report(&self.call, &self.verdict, RecordVerdict::Failed, status.as_u16());
         self.call.fail(&mut self.respond, status);
     }
@@ -374,7 +461,6 @@ impl Exchange {
         let mut alarm = Alarm::new();
         let mut waits = Waits::new(&mut alarm, pace, self.shared.cx.limits.body_timeout);
         let answer = self.response(response, &mut waits).await;
-        self.is_answered = true;
         let (parts, body) = match answer {
             Answer::Response(response) => response.into_parts(),
             Answer::Failed(None) => {
@@ -398,6 +484,7 @@ impl Exchange {
                 return Ended::Done;
             }
         };
+        self.answered = Some(parts.status);
         self.shared.cx.counters.forwarded.one();
         self.shared.report(&self.call, &self.verdict, RecordVerdict::Forwarded, parts.status.as_u16());
         let mut head = Response::new(());

@@ -4,7 +4,8 @@
 //! address is where the client wanted to go. Each request (or ClientHello) is judged by the newest rules
 //! ([`judge`], [`policy`]); what passes is forwarded byte for byte as it came, on a connection that has the
 //! client's address, except for the path, which is forwarded as it was matched. A refused request is answered
-//! `403 Access denied` and its connection goes on.
+//! `403 Access denied` and its connection goes on. What is under way when the rules change is judged again
+//! ([`standing`]).
 //!
 //! - [`serve`]: accepting, draining; [`crew`]: the threads. [`http1`], [`h2c`], [`tls`]: the protocols.
 //!   [`tunnel`]: bytes as they are.
@@ -34,6 +35,7 @@ mod presence;
 mod request;
 pub mod serve;
 mod splice;
+mod standing;
 mod streams;
 mod tls;
 mod tunnel;
@@ -170,6 +172,8 @@ counters! {
     tunnels,
     /// Tunnels that new rules ended.
     tunnels_cut,
+    /// Requests that had passed, and that new rules ended before their answers had.
+    requests_cut,
     connections_refused,
     /// Connections that were refused because their client had as many as it may have.
     clients_at_limit,

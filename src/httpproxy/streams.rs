@@ -62,6 +62,11 @@ impl Streams {
         self.running.len()
     }
 
+    /// Has all of them run once more, also those for which nothing has happened.
+    pub(super) fn wake(&mut self) {
+        self.running = std::mem::take(&mut self.running).into_iter().collect();
+    }
+
     /// Lets every stream run that can; ready when none is left.
     pub(super) fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Some(done) = ready!(self.running.poll_next_unpin(cx)) {
@@ -106,6 +111,27 @@ mod tests {
         tell.send(()).unwrap();
         assert!(poll_fn(|cx| streams.poll_quiet(cx)).now_or_never().is_some());
         assert_eq!((streams.len(), places()), (0, 2));
+    }
+
+    #[test]
+    fn a_stream_that_waits_for_nothing_runs_when_all_are_woken_and_hears_what_it_waits_for_after_that() {
+        let mut streams = none_kept();
+        let runs = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (tell, mut told) = oneshot::channel::<()>();
+        let counted = runs.clone();
+        streams.begin(poll_fn(move |cx| {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            told.poll_unpin(cx).map(drop)
+        }));
+        for expected in [1, 1, 2] {
+            if expected == 2 {
+                streams.wake();
+            }
+            assert!(poll_fn(|cx| streams.poll_quiet(cx)).now_or_never().is_none());
+            assert_eq!(runs.load(std::sync::atomic::Ordering::Relaxed), expected);
+        }
+        tell.send(()).unwrap();
+        assert!(poll_fn(|cx| streams.poll_quiet(cx)).now_or_never().is_some());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod http1;
 mod http2;
 mod http2_raw;
 mod http2_timing;
+mod rule_changes;
 mod smuggling;
 mod timing;
 mod tls;
@@ -25,7 +26,8 @@ use super::judge::{Judge, Judged};
 use super::policy::{ConnectionPolicy, SidePolicy};
 use super::serve::{self, Protocol};
 use super::{Context, Counters, Ends, Limits, Network, RecordedPath, Recorder};
-use crate::flow::record::Record;
+use crate::flow::L7;
+use crate::flow::record::{Record, RecordVerdict};
 use crate::model::{Identity, Kind, ObjectRef};
 use crate::policy::decision::Outcome;
 use crate::policy::engine::L7Policy;
@@ -180,6 +182,22 @@ impl Rig {
         drop(judge);
         self.rules_changed.send_modify(|count| *count += 1);
     }
+}
+
+/// Verdicts and status codes of all requests so far, of which there are so many.
+async fn outcomes(rig: &Rig, count: usize) -> Vec<(RecordVerdict, u16)> {
+    patiently(async {
+        while rig.records.lock().len() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let records = rig.records.lock();
+    let outcome = |record: &Record| match &record.l7 {
+        L7::Http { status, .. } => (record.verdict, *status),
+        other => panic!("{other:?}"),
+    };
+    records.iter().map(outcome).collect()
 }
 
 async fn patiently<T>(work: impl Future<Output = T>) -> T {

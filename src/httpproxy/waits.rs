@@ -7,6 +7,8 @@
 //! Who goes away (HTTP/1) ends the waits for what it was to get: nobody else would notice before there is something to
 //! be sent.
 //!
+//! So do rules that change against the request ([`super::standing`]).
+//!
 //! A wait that was over at once has taken no time: only the end of one that really waited is a move.
 
 use std::future::Future;
@@ -18,7 +20,9 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::io::Alarm;
+use super::policy::Verdict;
 use super::presence;
+use super::standing::{Look, Standing};
 
 /// When an exchange last moved. Both directions run in one task, which is all that the atomics are for: the task may
 /// be sent to another thread, but nothing of it runs on two.
@@ -68,16 +72,18 @@ impl Pace {
     }
 }
 
-/// A wait for one side looks so late whether the other one is still there. Most are over sooner, and cost nothing
-/// for it.
+/// A wait for one side looks so late whether the other one is still there, and whether the rules have changed. Most
+/// are over sooner, and cost nothing for it.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Why a wait did not bring what it was for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Lost {
     Late,
     /// Who was to get it has gone meanwhile.
     SinkGone,
+    /// New rules do not let the request pass.
+    Refused(Box<Verdict>),
 }
 
 /// Waits of one direction, one after the other.
@@ -86,12 +92,19 @@ pub(super) struct Waits<'a> {
     alarm: &'a mut Alarm,
     pace: &'a Pace,
     limit: Duration,
+    /// Over HTTP/2 the connection looks for all of its streams.
+    look: Option<Look<'a>>,
 }
 
 impl<'a> Waits<'a> {
     /// `limit`: how long nothing may move.
     pub(super) fn new(alarm: &'a mut Alarm, pace: &'a Pace, limit: Duration) -> Waits<'a> {
-        Waits { alarm, pace, limit }
+        Waits { alarm, pace, limit, look: None }
+    }
+
+    /// The same, for as long as the request passes.
+    pub(super) fn under(self, standing: &'a Standing<'a>) -> Waits<'a> {
+        Waits { look: Some(Look::new(standing)), ..self }
     }
 
     pub(super) fn pace(&self) -> &'a Pace {
@@ -129,6 +142,10 @@ impl<'a> Waits<'a> {
         sink: &TcpStream,
         work: impl Future<Output = T>,
     ) -> Result<T, Lost> {
+        // A body that never pauses has no long waits.
+        if let Some(verdict) = self.look.as_mut().and_then(Look::refusal) {
+            return Err(Lost::Refused(verdict));
+        }
         let (pace, limit) = (self.pace, self.limit);
         let mut has_waited = false;
         let due = |wait| {
@@ -176,15 +193,24 @@ impl<'a> Waits<'a> {
             return Ok(done);
         }
         presence::probe(sink);
+        let Waits { alarm, look, .. } = self;
         // Seldom, and large: not a part of what every connection keeps.
         let watched = Box::pin(async {
             tokio::select! {
                 biased;
                 done = work => Ok(done),
                 () = presence::failed(sink) => Err(Lost::SinkGone),
+                verdict = refused(look) => Err(Lost::Refused(verdict)),
             }
         });
-        self.alarm.until(|wait| due(begun.unwrap_or(wait)), watched).await.unwrap_or(Err(Lost::Late))
+        alarm.until(|wait| due(begun.unwrap_or(wait)), watched).await.unwrap_or(Err(Lost::Late))
+    }
+}
+
+async fn refused(look: &mut Option<Look<'_>>) -> Box<Verdict> {
+    match look {
+        Some(look) => look.refused().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,7 +3,6 @@
 use ::http::Request;
 
 use super::*;
-use crate::flow::L7;
 use crate::policy::l7::{HeaderMatch, HeaderValue, Mismatch};
 
 fn with_header(value: HeaderValue, mismatch: Mismatch) -> L7Policy {

@@ -1,8 +1,6 @@
 //! HTTP/1.0 and 1.1.
 
 use super::*;
-use crate::flow::L7;
-use crate::flow::record::RecordVerdict;
 
 const GET: &str = "GET /ok HTTP/1.1\r\nhOsT: a\r\nX-B: 1\r\nx-A: 2\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 Fine\r\nContent-LENGTH: 2\r\nx-Z: 1\r\n\r\nok";

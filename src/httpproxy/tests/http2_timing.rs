@@ -18,17 +18,20 @@ fn patient() -> Limits {
 }
 
 /// A request whose body is open, at both of its ends.
-struct Open {
-    answer: ResponseFuture,
-    up: SendStream<Bytes>,
-    received: RecvStream,
-    respond: SendResponse<Bytes>,
+pub(super) struct Open {
+    pub(super) answer: ResponseFuture,
+    pub(super) up: SendStream<Bytes>,
+    pub(super) received: RecvStream,
+    pub(super) respond: SendResponse<Bytes>,
 }
 
 async fn open(rig: &Rig) -> Open {
+    open_with(rig, Request::post("http://a/ok").body(()).unwrap()).await
+}
+
+pub(super) async fn open_with(rig: &Rig, request: Request<()>) -> Open {
     let (mut client, connection) = h2::client::handshake(rig.client().await).await.unwrap();
     tokio::spawn(async move { connection.await.ok() });
-    let request = Request::post("http://a/ok").body(()).unwrap();
     let (answer, up) = client.send_request(request, false).unwrap();
     let mut server = h2::server::handshake(rig.server().await).await.unwrap();
     let (request, respond) = patiently(server.accept()).await.unwrap().unwrap();
@@ -40,7 +43,7 @@ async fn open(rig: &Rig) -> Open {
 }
 
 /// One frame, from one side to the other.
-async fn passes(from: &mut SendStream<Bytes>, to: &mut RecvStream) {
+pub(super) async fn passes(from: &mut SendStream<Bytes>, to: &mut RecvStream) {
     from.send_data(Bytes::from_static(b"x"), false).unwrap();
     let data = patiently(to.data()).await.unwrap().unwrap();
     to.flow_control().release_capacity(data.len()).unwrap();

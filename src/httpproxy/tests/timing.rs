@@ -1,8 +1,6 @@
 //! Who may take how long, over HTTP/1.
 
 use super::*;
-use crate::flow::L7;
-use crate::flow::record::RecordVerdict;
 
 const GET: &str = "GET /ok HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -16,22 +14,6 @@ fn patient() -> Limits {
 
 async fn rig(limits: Limits) -> Rig {
     Rig::with(http(&[(".*", "/ok")]), Protocol::Http, limits).await
-}
-
-/// Verdicts and status codes of all requests so far, of which there are so many.
-async fn outcomes(rig: &Rig, count: usize) -> Vec<(RecordVerdict, u16)> {
-    patiently(async {
-        while rig.records.lock().len() < count {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-    let records = rig.records.lock();
-    let outcome = |record: &Record| match &record.l7 {
-        L7::Http { status, .. } => (record.verdict, *status),
-        other => panic!("{other:?}"),
-    };
-    records.iter().map(outcome).collect()
 }
 
 #[tokio::test]

@@ -1,8 +1,6 @@
 //! Server names.
 
 use super::*;
-use crate::flow::L7;
-use crate::flow::record::RecordVerdict;
 
 fn hello(name: &'static str) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
