@@ -12,7 +12,7 @@ use super::head::{self, Parsed, Scan};
 use super::io::Inbox;
 use super::policy::Verdict;
 use super::splice;
-use super::waits::{Lost, Waits};
+use super::waits::{Lost, MOST_INTERIM, Waits};
 use crate::policy::l7::message::Fault;
 
 /// Why an exchange was not finished.
@@ -122,6 +122,7 @@ impl Exchange {
         let limits = &cx.limits;
         let mut scan = Scan::default();
         let mut head_due = None;
+        let mut interim = 0;
         loop {
             let head = match head::response(inbox.data(), &mut scan, limits.header_count, self.is_head) {
                 Parsed::Complete(head) if head.len <= limits.header_bytes => head,
@@ -150,6 +151,10 @@ impl Exchange {
                 }
             };
             let is_interim = head.status / 100 == 1;
+            interim += usize::from(is_interim);
+            if interim > MOST_INTERIM {
+                return Err(Failure::Server("the server sends interim answers without end"));
+            }
             if head.status == 101 && !self.upgrade {
                 return Err(Failure::Server("the server switched protocols unasked"));
             }

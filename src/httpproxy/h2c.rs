@@ -30,7 +30,7 @@ use super::policy::Verdict;
 use super::standing::Asked;
 use super::streams::Streams;
 use super::upkeep::{Due, Upkeep};
-use super::waits::{Pace, Sending, Waits};
+use super::waits::{MOST_INTERIM, Pace, Sending, Waits};
 use super::{Context, Ends, Limits};
 use crate::flow::record::RecordVerdict;
 use crate::flow::{HttpVersion, L7};
@@ -501,8 +501,14 @@ impl Exchange {
         let limit = self.shared.cx.limits.response_timeout;
         let respond = &mut self.respond;
         let pace = waits.pace();
+        let mut count = 0;
         let answered = poll_fn(|cx| {
             while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+                count += 1;
+                if count > MOST_INTERIM {
+                    tracing::debug!("the server sends interim answers without end");
+                    return Poll::Ready(Answer::Failed(None));
+                }
                 respond.send_informational(interim).ok();
                 pace.moved();
             }

@@ -2,7 +2,8 @@
 //!
 //! Contract: an exchange is given up when nothing of it has moved for `body_timeout`, in neither direction. A long upload
 //! whose answer comes at its end, a watch that only the server writes to and a download under a silent request
-//! side all go on. The server's time to answer begins when it has the request, not before.
+//! side all go on. The server's time to answer begins when it has the request, not before; interim answers prolong it
+//! [`MOST_INTERIM`] times.
 //!
 //! Who goes away (HTTP/1) ends the waits for what it was to get: nobody else would notice before there is something to
 //! be sent.
@@ -23,6 +24,11 @@ use super::io::Alarm;
 use super::policy::Verdict;
 use super::presence;
 use super::standing::{Look, Standing};
+
+/// Interim answers (1xx) to one request: each is a move, so that a server could keep its request for ever with them. Most come
+/// once (100, 103), some now and then (102, an upload's progress). The clients that count them take fewer or as many
+/// (Go 5, CPython 100, neon 128), so that none misses an answer because of us.
+pub(super) const MOST_INTERIM: usize = 128;
 
 /// When an exchange last moved. Both directions run in one task, which is all that the atomics are for: the task may
 /// be sent to another thread, but nothing of it runs on two.

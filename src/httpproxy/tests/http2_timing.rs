@@ -112,3 +112,23 @@ async fn a_server_that_does_not_answer_a_whole_request_is_late() {
     open.up.send_data(Bytes::new(), true).unwrap();
     assert_eq!(patiently(open.answer).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
 }
+
+#[tokio::test]
+async fn a_server_whose_interim_answers_have_no_end_is_given_up() {
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, patient()).await;
+    let mut open = open(&rig).await;
+    let endless = async {
+        let interim = || Response::builder().status(102).body(()).unwrap();
+        while open.respond.send_informational(interim()).is_ok() {
+            tokio::task::yield_now().await;
+        }
+        std::future::pending().await
+    };
+    let answer = tokio::select! {
+        answer = patiently(open.answer) => answer.unwrap(),
+        () = endless => unreachable!(),
+    };
+    assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
+    assert_eq!(outcomes(&rig, 1).await, [(RecordVerdict::Failed, 502)]);
+    assert_eq!(rig.counters.upstream_failures.get(), 1);
+}

@@ -1,6 +1,7 @@
 //! Who may take how long, over HTTP/1.
 
 use super::*;
+use crate::httpproxy::waits::MOST_INTERIM;
 
 const GET: &str = "GET /ok HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -165,6 +166,26 @@ async fn a_head_of_the_server_that_drips_is_given_up() {
         () = drip => {}
     }
     assert_eq!(rig.counters.timeouts.get(), 1);
+}
+
+#[tokio::test]
+async fn a_server_whose_interim_answers_have_no_end_is_given_up() {
+    let rig = rig(patient()).await;
+    let interim = "HTTP/1.1 102 Processing\r\n\r\n";
+    let mut client = rig.client().await;
+    send(&mut client, GET).await;
+    let mut server = rig.server().await;
+    expect(&mut server, GET).await;
+    send(&mut server, &format!("{}{OK}", interim.repeat(MOST_INTERIM))).await;
+    expect(&mut client, &format!("{}{OK}", interim.repeat(MOST_INTERIM))).await;
+    send(&mut client, GET).await;
+    expect(&mut server, GET).await;
+    let endless = async { while server.write_all(interim.as_bytes()).await.is_ok() {} };
+    let (answer, ()) = patiently(async { tokio::join!(rest(&mut client), endless) }).await;
+    let last = answer.strip_prefix(&interim.repeat(MOST_INTERIM)).expect("as many as there may be");
+    assert!(last.starts_with("HTTP/1.1 502 "), "{last:?}");
+    assert_eq!(outcomes(&rig, 2).await, [(RecordVerdict::Forwarded, 200), (RecordVerdict::Failed, 502)]);
+    assert_eq!(rig.counters.upstream_failures.get(), 1);
 }
 
 #[tokio::test]
