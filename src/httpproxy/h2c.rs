@@ -1,6 +1,8 @@
 //! HTTP/2 with prior knowledge (RFC 9113), gRPC included: each stream is a request of its own.
 //!
-//! What the other side has not taken is not asked for: a window is given back when its bytes have been sent on.
+//! What the other side has not taken is not asked for: a window is given back when its bytes have been sent on. A side that
+//! gives no room for `body_timeout` while nothing else of the exchange moves ends its stream; one that takes nothing
+//! of what the connection has for it ends the connection.
 //! A stream that its client resets is reset towards the server, too. A server that closes its connection, or
 //! announces that it will, gets the next request on a new one. WebSocket over HTTP/2 (RFC 8441) is not offered.
 //! Streams that are open when the rules change are judged again, and those that no longer pass are refused, or reset
@@ -27,6 +29,7 @@ use super::io::{Alarm, Inbox, Rewound, within};
 use super::judge::Judged;
 use super::pipe::{Ended, pipe};
 use super::policy::Verdict;
+use super::presence;
 use super::standing::Asked;
 use super::streams::Streams;
 use super::upkeep::{Due, Upkeep};
@@ -48,6 +51,8 @@ struct Shared {
     /// Moves when the rules have changed: what is open has to be judged again.
     rules: AtomicU64,
     server: tokio::sync::Mutex<Server>,
+    /// How often there was no connection to be had.
+    unreachable: AtomicU64,
 }
 
 /// The connection to the server, made for the first request that passes.
@@ -71,6 +76,8 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
         .max_header_list_size(most_header_bytes(&cx.limits))
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
+    // What streams have handed on waits for nobody but the connection.
+    presence::bound(&stream, cx.limits.body_timeout);
     let (stream, watch) = Framed::new(Rewound { inbox, stream });
     let handshake = builder.handshake::<_, Bytes>(stream);
     let mut connection = match tokio::time::timeout(cx.limits.header_timeout, handshake).await {
@@ -96,6 +103,7 @@ pub(super) async fn serve(stream: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
         judged: Mutex::new(None),
         rules: AtomicU64::new(0),
         server: Default::default(),
+        unreachable: AtomicU64::new(0),
     });
     let mut streams = Streams::default();
     let mut upkeep = Upkeep::new(watch);
@@ -256,6 +264,7 @@ impl Shared {
         let limits = &self.cx.limits;
         let stream = within(limits.connect_timeout, self.cx.network.connect(self.ends)).await?;
         stream.set_nodelay(true).ok();
+        presence::bound(&stream, limits.body_timeout);
         let mut builder = h2::client::Builder::new();
         builder
             .enable_push(false)
@@ -272,18 +281,24 @@ impl Shared {
         Ok(send)
     }
 
-    /// The connection that there is, or a new one if that takes no more requests.
+    /// The connection that there is, or a new one if that takes no more requests. Streams that wait while one tries share
+    /// its luck: one after the other, each with a timeout of its own, the last ones would wait for many.
     async fn ready(&self) -> Result<SendRequest<Bytes>, StatusCode> {
         let mut last = 0;
         loop {
             let (send, number) = {
+                let unreachable = self.unreachable.load(Ordering::Relaxed);
                 let mut server = self.server.lock().await;
                 match &server.send {
                     // Another stream may have replaced the one that failed already.
                     Some(send) if server.number != last => (send.clone(), server.number),
+                    _ if self.unreachable.load(Ordering::Relaxed) != unreachable => {
+                        return Err(StatusCode::SERVICE_UNAVAILABLE);
+                    }
                     _ => {
                         // Seldom; inside, it would make each stream larger.
                         let made = Box::pin(self.connect()).await.map_err(|error| {
+                            self.unreachable.fetch_add(1, Ordering::Relaxed);
                             tracing::debug!(%error, server = %self.ends.server, "no connection to the server");
                             StatusCode::SERVICE_UNAVAILABLE
                         })?;
@@ -377,13 +392,20 @@ impl Exchange {
             // Towards both sides the stream is reset when its handles are dropped.
             match ended {
                 Ok(Ended::Done) => {}
-                Ok(Ended::Late) => {
-                    self.shared.cx.counters.timeouts.one();
-                    if self.answered.is_none() {
-                        self.answer_instead(StatusCode::REQUEST_TIMEOUT);
-                    }
-                }
+                Ok(Ended::SourceLate) => self.late(StatusCode::REQUEST_TIMEOUT),
+                Ok(Ended::SinkLate) => self.late(StatusCode::GATEWAY_TIMEOUT),
                 Err(verdict) => self.cut(&verdict),
+            }
+        }
+    }
+
+    /// Nothing moves. `status`: what the client is told if its answer has not begun.
+    fn late(&mut self, status: StatusCode) {
+        self.shared.cx.counters.timeouts.one();
+        match self.answered {
+            None => self.answer_instead(status),
+            Some(told) => {
+                self.shared.report(&self.call, &self.verdict, RecordVerdict::Failed, told.as_u16());
             }
         }
     }
@@ -435,7 +457,7 @@ impl Exchange {
                 {
                     upload = None;
                     pace.sent();
-                    if ended == Ended::Late {
+                    if ended != Ended::Done {
                         return Poll::Ready(ended);
                     }
                 }

@@ -14,8 +14,10 @@ use super::waits::Waits;
 pub(super) enum Ended {
     /// Sent on whole, or one side failed and the other one was told.
     Done,
-    /// Nothing of the exchange has moved for too long.
-    Late,
+    /// Nothing of the exchange has moved for too long, and the sender is the one that was waited for.
+    SourceLate,
+    /// The same of the receiver: it gives no room.
+    SinkLate,
 }
 
 /// Sends a body on, trailers included; a failure on either side resets the other one.
@@ -41,14 +43,14 @@ pub(super) async fn pipe(mut from: RecvStream, mut to: SendStream<Bytes>, waits:
                 tracing::debug!(?reason, "the receiver of a body has reset its stream");
                 return Ended::Done;
             }
-            None => return Ended::Late,
+            None => return Ended::SourceLate,
         };
         while !data.is_empty() {
             to.reserve_capacity(data.len());
             let room = match waits.step(poll_fn(|cx| to.poll_capacity(cx))).await {
                 Some(Some(Ok(room))) => room,
                 Some(_) => return Ended::Done,
-                None => return Ended::Late,
+                None => return Ended::SinkLate,
             };
             let piece = data.split_to(room.min(data.len()));
             let count = piece.len();
@@ -66,7 +68,7 @@ pub(super) async fn pipe(mut from: RecvStream, mut to: SendStream<Bytes>, waits:
         Some(Ok(Some(trailers))) => drop(to.send_trailers(trailers)),
         Some(Ok(None)) => drop(to.send_data(Bytes::new(), true)),
         Some(Err(error)) => to.send_reset(error.reason().unwrap_or(Reason::INTERNAL_ERROR)),
-        None => return Ended::Late,
+        None => return Ended::SourceLate,
     }
     Ended::Done
 }

@@ -13,6 +13,7 @@ mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -41,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The server is fixed; the client's address is what it is.
 struct Loopback {
     server: SocketAddr,
+    /// Whoever connects hears nothing.
+    is_away: Arc<AtomicBool>,
 }
 
 impl Network for Loopback {
@@ -49,6 +52,9 @@ impl Network for Loopback {
     }
 
     fn connect(&self, ends: Ends) -> BoxFuture<'_, std::io::Result<TcpStream>> {
+        if self.is_away.load(Ordering::Relaxed) {
+            return Box::pin(std::future::pending());
+        }
         Box::pin(TcpStream::connect(ends.server))
     }
 }
@@ -118,6 +124,7 @@ impl Recorder for Kept {
 struct Rig {
     address: SocketAddr,
     upstream: TcpListener,
+    is_away: Arc<AtomicBool>,
     judge: Arc<Fixed>,
     records: Arc<Mutex<Vec<Record>>>,
     counters: Arc<Counters>,
@@ -149,11 +156,15 @@ impl Rig {
         let judge = Arc::new(Fixed(Mutex::new((1, egress)), Arc::new(ingress)));
         let records: Arc<Mutex<Vec<Record>>> = Arc::default();
         let counters: Arc<Counters> = Arc::default();
+        let is_away: Arc<AtomicBool> = Arc::default();
         let (rules_changed, changes) = watch::channel(0);
         let (drain, draining) = watch::channel(false);
         let context = Context {
             judge: Arc::clone(&judge) as Arc<dyn Judge>,
-            network: Arc::new(Loopback { server: upstream.local_addr().unwrap() }),
+            network: Arc::new(Loopback {
+                server: upstream.local_addr().unwrap(),
+                is_away: Arc::clone(&is_away),
+            }),
             recorder: Arc::new(Kept(Arc::clone(&records))),
             recorded_path: RecordedPath::WithoutQuery,
             limits,
@@ -164,7 +175,7 @@ impl Rig {
         let crew = Arc::new(Crew::start(1).unwrap());
         let listener = listener.into_std().unwrap();
         let running = tokio::spawn(serve::run(listener, protocol, Arc::new(context), crew));
-        Rig { address, upstream, judge, records, counters, rules_changed, drain, running }
+        Rig { address, upstream, is_away, judge, records, counters, rules_changed, drain, running }
     }
 
     async fn client(&self) -> TcpStream {

@@ -246,3 +246,28 @@ async fn a_client_that_does_not_answer_when_it_is_told_to_go_is_closed() {
     closed(&mut client).await;
     assert!(begun.elapsed() >= 2 * timeout, "{:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_of_its_answers_ends_its_connection() {
+    const SIZE: usize = 200 * 1024;
+    let limits = Limits { body_timeout: Duration::from_secs(1), ..Limits::default() };
+    let rig = Rig::with(http(&[(".*", ".*")]), Protocol::Http, limits).await;
+    let mut client = rig.client().await;
+    let wide = (1u32 << 30).to_be_bytes();
+    let mut message = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    message.extend(frame(4, 0, 0, &[&[0, 4][..], &wide].concat()));
+    message.extend(frame(8, 0, 0, &wide));
+    for stream in 0..200 {
+        message.extend(frame(1, DATA_AND_HEADERS_END, 2 * stream + 1, &fields(&[M, S, P, A])));
+    }
+    client.write_all(&message).await.unwrap();
+    // Its answers fit into what the streams may have on their way, so that none of them is late.
+    let mut server = h2::server::handshake(rig.server().await).await.unwrap();
+    patiently(async {
+        while let Some(Ok((_, mut respond))) = server.accept().await {
+            let mut down = respond.send_response(::http::Response::new(()), false).unwrap();
+            down.send_data(bytes::Bytes::from(vec![7; SIZE]), true).unwrap();
+        }
+    })
+    .await;
+}

@@ -132,3 +132,70 @@ async fn a_server_whose_interim_answers_have_no_end_is_given_up() {
     assert_eq!(outcomes(&rig, 1).await, [(RecordVerdict::Failed, 502)]);
     assert_eq!(rig.counters.upstream_failures.get(), 1);
 }
+
+#[tokio::test]
+async fn a_client_that_gives_no_room_for_its_answer_is_late() {
+    let limits = Limits { body_timeout: Duration::from_millis(200), ..patient() };
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, limits).await;
+    let mut open = open(&rig).await;
+    open.up.send_data(Bytes::new(), true).unwrap();
+    let mut down = open.respond.send_response(Response::new(()), false).unwrap();
+    // More than all windows on the way hold; what comes of it is never taken.
+    down.send_data(Bytes::from(vec![7; 4 << 20]), false).unwrap();
+    let _never_read = patiently(open.answer).await.unwrap();
+    let reason = patiently(std::future::poll_fn(|cx| down.poll_reset(cx))).await.unwrap();
+    assert_eq!(reason, Reason::CANCEL);
+    let (begun, late) = ((RecordVerdict::Forwarded, 200), (RecordVerdict::Failed, 200));
+    assert_eq!(outcomes(&rig, 2).await, [begun, late]);
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_gives_no_room_for_a_body_is_late_and_not_its_client() {
+    let limits = Limits { body_timeout: Duration::from_millis(200), ..patient() };
+    let rig = Rig::with(http(&[("POST", "/ok")]), Protocol::Http, limits).await;
+    let mut open = open(&rig).await;
+    open.up.send_data(Bytes::from(vec![7; 4 << 20]), false).unwrap();
+    assert_eq!(patiently(open.answer).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(outcomes(&rig, 1).await, [(RecordVerdict::Failed, 504)]);
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_further_stream_is_late() {
+    let limits = Limits { response_timeout: Duration::from_millis(200), ..patient() };
+    let rig = Rig::with(http(&[("GET", "/ok")]), Protocol::Http, limits).await;
+    let (mut client, connection) = h2::client::handshake(rig.client().await).await.unwrap();
+    tokio::spawn(async move { connection.await.ok() });
+    let get = || Request::get("http://a/ok").body(()).unwrap();
+    let (first, _) = client.send_request(get(), true).unwrap();
+    let mut server = h2::server::Builder::new();
+    let mut server =
+        server.max_concurrent_streams(1).handshake::<_, Bytes>(rig.server().await).await.unwrap();
+    let (_, mut respond) = patiently(server.accept()).await.unwrap().unwrap();
+    tokio::spawn(async move { while server.accept().await.is_some() {} });
+    let mut down = respond.send_response(Response::new(()), false).unwrap();
+    let mut got = patiently(first).await.unwrap().into_body();
+    passes(&mut down, &mut got).await;
+    let (second, _) = client.send_request(get(), true).unwrap();
+    assert_eq!(patiently(second).await.unwrap().status(), StatusCode::GATEWAY_TIMEOUT);
+    passes(&mut down, &mut got).await;
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}
+
+#[tokio::test]
+async fn streams_do_not_wait_for_a_server_that_is_away_one_after_the_other() {
+    const STREAMS: u32 = 16;
+    let limits = Limits { connect_timeout: Duration::from_millis(250), ..patient() };
+    let rig = Rig::with(http(&[("GET", "/ok")]), Protocol::Http, limits).await;
+    rig.is_away.store(true, Ordering::Relaxed);
+    let (mut client, connection) = h2::client::handshake(rig.client().await).await.unwrap();
+    tokio::spawn(async move { connection.await.ok() });
+    let begun = Instant::now();
+    let get = || Request::get("http://a/ok").body(()).unwrap();
+    let answers: Vec<_> = (0..STREAMS).map(|_| client.send_request(get(), true).unwrap().0).collect();
+    for answer in answers {
+        assert_eq!(patiently(answer).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert!(begun.elapsed() < STREAMS / 2 * limits.connect_timeout, "{:?}", begun.elapsed());
+}
