@@ -4,6 +4,13 @@
 //! that were sent ahead (pipelining) wait in the socket until their turn: their answers are in order by
 //! construction, and a slow side holds the other back. Bodies stream through one buffer a direction.
 //!
+//! A client that closes its sending side behind a whole request gets its answer: it may still want it (RFC 9112, section
+//! 9.6), and whoever speaks HTTP through a pipe (`nc`) does. Proxies differ: nginx takes it for an abort
+//! (`proxy_ignore_client_abort off`), HAProxy went on and gives up since 3.3 (`abortonclose`). They are
+//! configured for their clients; this one is in the way of clients that do not know of it, and a request that is worked at in
+//! vain is a lesser evil than an answer that is lost. A client that has closed altogether looks the same until
+//! it answers a probe with a reset, little more than a minute later ([`super::presence`]).
+//!
 //! Here is how requests come in and what they are; [`super::forward`] sends them on, [`super::answer`] answers
 //! instead of the server.
 
