@@ -197,8 +197,8 @@ impl Session {
                     return Poll::Ready(readable);
                 }
                 // What a server says unasked is nothing that a client should see; most likely it closes.
-                match server.as_ref().map(|server| server.stream.poll_read_ready(cx)) {
-                    Some(Poll::Ready(_)) => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+                match server.as_ref().map(|server| server.poll_unasked(cx)) {
+                    Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
                     None | Some(Poll::Pending) => Poll::Pending,
                 }
             });

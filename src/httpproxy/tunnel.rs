@@ -3,6 +3,9 @@
 //! How long both sides may be silent is their business. That both are there is ours: the kernel probes a quiet
 //! connection, and a side that takes nothing of what it is sent for `body_timeout` is as good as gone.
 
+use std::io;
+use std::task::{self, Poll, ready};
+
 use tokio::net::TcpStream;
 
 use super::Context;
@@ -15,6 +18,21 @@ use super::presence;
 pub(super) struct End {
     pub(super) stream: TcpStream,
     pub(super) inbox: Inbox,
+}
+
+impl End {
+    /// Ready when the other side has said something that nobody asked for, or has closed.
+    pub(super) fn poll_unasked(&self, cx: &mut task::Context<'_>) -> Poll<()> {
+        loop {
+            // An error is an end, too.
+            let is_ready = ready!(self.stream.poll_read_ready(cx)).is_ok();
+            // A read that filled its buffer, or a splice, leaves a socket marked as readable that has nothing more.
+            match self.stream.try_read(&mut [0]) {
+                Err(error) if is_ready && error.kind() == io::ErrorKind::WouldBlock => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
 }
 
 /// Runs until both directions are closed, one fails, or `allowed` no longer holds under new rules: then

@@ -390,3 +390,31 @@ async fn where_nothing_is_refused_other_protocols_pass_and_elsewhere_they_do_not
     send(&mut client, "SSH-2.0-x\r\n").await;
     assert!(rest(&mut client).await.starts_with("HTTP/1.1 400 "));
 }
+
+#[tokio::test]
+async fn a_connection_lives_on_after_an_answer_that_left_no_room_in_its_buffer_or_was_spliced() {
+    let rig = Rig::new(http(&[("GET", "/ok")])).await;
+    let mut client = rig.client().await;
+    let mut server = None;
+    for size in [8 * 1024, 64 * 1024, 1 << 20, 5 << 20] {
+        send(&mut client, GET).await;
+        if server.is_none() {
+            server = Some(rig.server().await);
+        }
+        let server = server.as_mut().unwrap();
+        expect(server, GET).await;
+        // Both together are as large as a buffer.
+        let head = |length: usize| format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        let length = size - head(size).len();
+        let answer = format!("{}{}", head(length), "x".repeat(length));
+        let (sent, ()) = patiently(async {
+            tokio::join!(server.write_all(answer.as_bytes()), expect(&mut client, &answer))
+        })
+        .await;
+        sent.unwrap();
+        // The connection is waited on for its next request before that comes.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    send(&mut client, GET).await;
+    expect(server.as_mut().unwrap(), GET).await;
+}
