@@ -18,10 +18,11 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+use super::greeting::SILENCE;
 use super::head::{self, Parsed, RequestHead, Scan};
 use super::io::{Alarm, Inbox, reset};
 use super::judge::Judged;
@@ -35,8 +36,6 @@ use crate::policy::l7::target::Target;
 
 /// What an HTTP/2 client sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// A server that speaks first gets so long to be recognised where nothing is refused.
-const SILENCE: Duration = Duration::from_millis(150);
 /// Fields whose places an idle connection may keep the memory for.
 const KEPT_FIELDS: usize = 32;
 
@@ -187,7 +186,7 @@ impl Session {
         if let Some(server) = &mut self.server {
             server.inbox.release();
         }
-        if !self.speaks_http && self.cx.judged(self.ends, &mut self.judged).policy.opaque().passes {
+        if self.may_be_foreign() {
             self.wait_for_either().await?;
         }
         loop {
@@ -225,13 +224,24 @@ impl Session {
             return Ok(());
         }
         self.connect().await?;
-        let Some(server) = &self.server else { return Ok(()) };
+        let Session { client, server: Some(server), alarm, cx, .. } = self else { return Ok(()) };
         let (mut from_client, mut from_server) = ([0], [0]);
-        tokio::select! {
-            biased;
-            _ = self.client.peek(&mut from_client) => Ok(()),
-            _ = server.stream.peek(&mut from_server) => Err(Step::Opaque),
-        }
+        let either = async {
+            tokio::select! {
+                biased;
+                _ = client.peek(&mut from_client) => Ok(Ok(())),
+                _ = server.stream.peek(&mut from_server) => Ok(Err(Step::Opaque)),
+            }
+        };
+        alarm.within(cx.limits.idle_timeout, either).await.unwrap_or_else(|_: io::Error| {
+            cx.counters.timeouts.one();
+            Err(Step::Gone)
+        })
+    }
+
+    /// Nothing of HTTP was understood yet, and the rules refuse nothing: no bytes are wrong here.
+    fn may_be_foreign(&mut self) -> bool {
+        !self.speaks_http && self.cx.judged(self.ends, &mut self.judged).policy.opaque().passes
     }
 
     /// Reads until a head is whole. Every way in which it is none has been answered.
@@ -258,9 +268,14 @@ impl Session {
             let Session { client, inbox, alarm, .. } = self;
             match alarm.within(left, inbox.fill(client)).await {
                 Ok(0) if self.inbox.is_empty() => return Err(Step::Gone),
+                // A few bytes that could begin a request, whose sender waits for a word of its server.
+                Ok(0) if self.may_be_foreign() => return Err(Step::Opaque),
                 Ok(0) => return Err(self.malformed("the connection ended in a head").await),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    if self.may_be_foreign() {
+                        return Err(Step::Opaque);
+                    }
                     self.cx.counters.timeouts.one();
                     return Err(self.refuse("408 Request Timeout").await);
                 }

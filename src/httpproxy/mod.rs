@@ -22,6 +22,7 @@ pub mod crew;
 mod exchange;
 mod forward;
 mod frames;
+mod greeting;
 mod h2c;
 pub mod head;
 pub mod hello;

@@ -1,12 +1,14 @@
-//! Connections under `serverNames`: the ClientHello is read, then the bytes flow on untouched.
+//! Connections under `serverNames`: the ClientHello is read, then the bytes flow on untouched. Where nothing is refused, a
+//! client that is silent is not waited for ([`greeting`]).
 
 use std::io;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::hello::{self, Hello};
-use super::io::{Inbox, reset, within};
+use super::greeting::{self, Beginning};
+use super::hello::Hello;
+use super::io::{Inbox, reset};
 use super::tunnel::{self, End};
 use super::{Context, Ends};
 use crate::flow::L7;
@@ -15,8 +17,8 @@ use crate::flow::record::RecordVerdict;
 /// Serves one connection.
 pub(super) async fn serve(mut client: TcpStream, ends: Ends, cx: Arc<Context>) {
     let mut inbox = Inbox::default();
-    let read = within(cx.limits.header_timeout, read_hello(&mut client, &mut inbox)).await;
-    let (name, is_whole) = match read {
+    let Beginning { hello, connected } = greeting::read_hello(&mut client, &mut inbox, ends, &cx).await;
+    let (name, is_whole) = match hello {
         Ok(Hello::Name(name)) => (name, true),
         Ok(Hello::Partial | Hello::NotTls) => (None, false),
         Err(error) => {
@@ -40,11 +42,14 @@ pub(super) async fn serve(mut client: TcpStream, ends: Ends, cx: Arc<Context>) {
         reset(client);
         return;
     }
-    match within(cx.limits.connect_timeout, cx.network.connect(ends)).await {
-        Ok(stream) => {
+    let connected = match connected {
+        Some(connected) => connected,
+        None => greeting::connect(ends, &cx).await,
+    };
+    match connected {
+        Ok(server) => {
             cx.counters.forwarded.one();
             cx.report(ends, &judged, &verdict, RecordVerdict::Forwarded, l7);
-            let server = End { stream, inbox: Inbox::default() };
             let allowed =
                 move |policy: &super::policy::ConnectionPolicy| policy.server_name(name.as_deref()).passes;
             tunnel::run(End { stream: client, inbox }, server, ends, &cx, allowed).await;
@@ -54,17 +59,6 @@ pub(super) async fn serve(mut client: TcpStream, ends: Ends, cx: Arc<Context>) {
             cx.counters.upstream_failures.one();
             cx.report(ends, &judged, &verdict, RecordVerdict::Failed, l7);
             reset(client);
-        }
-    }
-}
-
-async fn read_hello(client: &mut TcpStream, inbox: &mut Inbox) -> io::Result<Hello> {
-    loop {
-        let end = inbox.fill(client).await? == 0;
-        match hello::read(inbox.data()) {
-            Hello::Partial if end => return Ok(Hello::Partial),
-            Hello::Partial => {}
-            read => return Ok(read),
         }
     }
 }

@@ -392,6 +392,36 @@ async fn where_nothing_is_refused_other_protocols_pass_and_elsewhere_they_do_not
 }
 
 #[tokio::test]
+async fn where_nothing_is_refused_few_bytes_that_could_begin_a_request_reach_the_server() {
+    let limits = Limits { header_timeout: Duration::from_millis(100), ..Limits::default() };
+    let lifted = L7Policy { lifted: true, ..http(&[("GET", "/ok")]) };
+    let rig = Rig::with(lifted, Protocol::Http, limits).await;
+    let mut client = rig.client().await;
+    send(&mut client, "hello").await;
+    let mut server = rig.server().await;
+    expect(&mut server, "hello").await;
+    send(&mut server, "and to you").await;
+    expect(&mut client, "and to you").await;
+    let mut client = rig.client().await;
+    send(&mut client, "bye").await;
+    client.shutdown().await.unwrap();
+    assert_eq!(rest(&mut rig.server().await).await, "bye");
+    assert_eq!((rig.counters.timeouts.get(), rig.counters.malformed.get()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_connection_on_which_neither_side_speaks_is_idle() {
+    let limits = Limits { idle_timeout: Duration::from_millis(100), ..Limits::default() };
+    let lifted = L7Policy { lifted: true, ..http(&[("GET", "/ok")]) };
+    let rig = Rig::with(lifted, Protocol::Http, limits).await;
+    let mut client = rig.client().await;
+    let mut server = rig.server().await;
+    assert_eq!(rest(&mut client).await, "");
+    assert_eq!(rest(&mut server).await, "");
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}
+
+#[tokio::test]
 async fn a_connection_lives_on_after_an_answer_that_left_no_room_in_its_buffer_or_was_spliced() {
     let rig = Rig::new(http(&[("GET", "/ok")])).await;
     let mut client = rig.client().await;

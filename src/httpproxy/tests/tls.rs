@@ -64,3 +64,89 @@ async fn new_rules_cut_connections_that_they_do_not_allow() {
     rig.swap(&server_names(&["*.other"]));
     assert_eq!(rest(&mut client).await, "");
 }
+
+/// No rule turns default deny on: names are told and nothing is refused.
+fn observed() -> L7Policy {
+    L7Policy { enforced: false, ..server_names(&["*.example"]) }
+}
+
+async fn observing() -> Rig {
+    let limits = Limits { header_timeout: PATIENCE, ..Limits::default() };
+    Rig::with(observed(), Protocol::Tls, limits).await
+}
+
+async fn told(rig: &Rig) -> (RecordVerdict, Option<String>) {
+    patiently(async {
+        while rig.records.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let records = rig.records.lock();
+    match &records[0].l7 {
+        L7::Tls { server_name } => (records[0].verdict, server_name.as_deref().map(Into::into)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn where_nothing_is_refused_a_server_that_speaks_first_is_heard_and_its_client_still_looked_at() {
+    let rig = observing().await;
+    let hello = hello("other.name");
+    for (words, name) in [(&b"EHLO a\r\n"[..], None), (&hello[..], Some("other.name".to_owned()))] {
+        rig.records.lock().clear();
+        let mut client = rig.client().await;
+        let begun = Instant::now();
+        let mut server = rig.server().await;
+        for greeting in ["220 ready", "\r\n"] {
+            send(&mut server, greeting).await;
+            expect(&mut client, greeting).await;
+        }
+        assert!(begun.elapsed() < PATIENCE / 2);
+        assert!(rig.records.lock().is_empty(), "nothing is known yet");
+        client.write_all(words).await.unwrap();
+        let mut got = vec![0; words.len()];
+        patiently(server.read_exact(&mut got)).await.unwrap();
+        assert_eq!(got, words);
+        assert_eq!(told(&rig).await, (RecordVerdict::Forwarded, name));
+        send(&mut server, "more").await;
+        expect(&mut client, "more").await;
+    }
+    assert_eq!(rig.counters.timeouts.get(), 0);
+}
+
+#[tokio::test]
+async fn where_nothing_is_refused_a_server_that_closes_first_is_heard_too() {
+    let rig = observing().await;
+    let mut client = rig.client().await;
+    let mut server = rig.server().await;
+    send(&mut server, "421 too busy\r\n").await;
+    drop(server);
+    assert_eq!(rest(&mut client).await, "421 too busy\r\n");
+}
+
+#[tokio::test]
+async fn rules_that_begin_to_refuse_end_a_connection_whose_client_has_not_spoken() {
+    let rig = observing().await;
+    let mut client = rig.client().await;
+    let mut server = rig.server().await;
+    send(&mut server, "220 ready\r\n").await;
+    expect(&mut client, "220 ready\r\n").await;
+    rig.swap(&server_names(&["*.example"]));
+    let error = patiently(client.read(&mut [0])).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(rest(&mut server).await, "");
+    assert_eq!(told(&rig).await, (RecordVerdict::Denied, None));
+}
+
+#[tokio::test]
+async fn where_something_is_refused_no_server_hears_of_a_client_that_has_not_spoken() {
+    let limits = Limits { header_timeout: Duration::from_millis(600), ..Limits::default() };
+    let rig = Rig::with(server_names(&["*.example"]), Protocol::Tls, limits).await;
+    let mut client = rig.client().await;
+    let error = patiently(client.read(&mut [0])).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let nobody = tokio::time::timeout(Duration::from_millis(1), rig.upstream.accept()).await;
+    assert!(nobody.is_err(), "a connection to the server was made");
+    assert_eq!(rig.counters.timeouts.get(), 1);
+}
