@@ -229,14 +229,15 @@ impl Session {
         let either = async {
             tokio::select! {
                 biased;
-                _ = client.peek(&mut from_client) => Ok(Ok(())),
-                _ = server.stream.peek(&mut from_server) => Ok(Err(Step::Opaque)),
+                _ = client.peek(&mut from_client) => Ok(()),
+                _ = server.stream.peek(&mut from_server) => Err(Step::Opaque),
             }
         };
-        alarm.within(cx.limits.idle_timeout, either).await.unwrap_or_else(|_: io::Error| {
+        let Some(first) = alarm.bound(cx.limits.idle_timeout, either).await else {
             cx.counters.timeouts.one();
-            Err(Step::Gone)
-        })
+            return Err(Step::Gone);
+        };
+        first
     }
 
     /// Nothing of HTTP was understood yet, and the rules refuse nothing: no bytes are wrong here.
