@@ -84,10 +84,13 @@ impl TcpFlow {
                 None => Box::new(stream),
                 Some(name) => match tls::handshake(stream, name, destination.ip()).await {
                     Ok(stream) => Box::new(stream),
-                    Err(error) => return tls::observed(error),
+                    Err(failed) => return failed.observed(),
                 },
             };
-            exchange(&mut flow.insert(TcpFlow { stream }).stream, request).await
+            match exchange(&mut flow.insert(TcpFlow { stream }).stream, request).await {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Observed::Reset),
+                answered => answered,
+            }
         })
         .await;
         (observed, flow)
@@ -113,7 +116,7 @@ async fn exchange(stream: &mut Box<dyn Stream>, request: &HttpRequest) -> io::Re
 
 /// How the end of a body is found (RFC 9112, section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
+pub(super) enum Framing {
     Length(u64),
     Chunked,
     UntilClose,
@@ -142,7 +145,7 @@ async fn read_response(stream: &mut Box<dyn Stream>, head_only: bool) -> io::Res
     }
 }
 
-fn parse_head(head: &[u8]) -> io::Result<(u16, Framing)> {
+pub(super) fn parse_head(head: &[u8]) -> io::Result<(u16, Framing)> {
     let invalid = |e: String| io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP response: {e}"));
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);

@@ -51,6 +51,8 @@ pub enum Observed {
     DnsRefused,
     /// The connection ended inside the TLS handshake.
     TlsReset,
+    /// The connection was there, and was reset instead of the first answer on it.
+    Reset,
     /// A reset or an ICMP error, in the kernel's words.
     Rejected(String),
     /// Nothing, until patience ended.
@@ -68,6 +70,7 @@ impl fmt::Display for Observed {
             Observed::HttpStatus(status) => write!(f, "http-{status}"),
             Observed::DnsRefused => f.write_str("dns-refused"),
             Observed::TlsReset => f.write_str("tls-reset"),
+            Observed::Reset => f.write_str("reset"),
             Observed::Rejected(error) => write!(f, "rejected ({error})"),
             Observed::Silence => f.write_str("denied"),
             Observed::Strange(what) => f.write_str(what),

@@ -2,24 +2,38 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName as TlsName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::http::parse_head;
 use super::{Observed, ServerName};
+
+/// More than the head of an answer that a proxy makes itself.
+const HEARD: usize = 256;
 
 /// A TLS session over `stream`, with exactly the server name that is asked for.
 pub(super) async fn handshake(
     stream: TcpStream,
     name: &ServerName,
     address: IpAddr,
-) -> io::Result<TlsStream<TcpStream>> {
+) -> Result<TlsStream<Heard>, Failed> {
+    let (config, server) = client(name, address).map_err(|error| Failed { error, heard: Vec::new() })?;
+    let connecting =
+        TlsConnector::from(Arc::new(config)).connect(server, Heard { stream, first: Vec::new() });
+    connecting.into_fallible().await.map_err(|(error, heard)| Failed { error, heard: heard.first })
+}
+
+fn client(name: &ServerName, address: IpAddr) -> io::Result<(ClientConfig, TlsName<'static>)> {
     let provider = Arc::new(ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -35,16 +49,64 @@ pub(super) async fn handshake(
             TlsName::from(address)
         }
     };
-    TlsConnector::from(Arc::new(config)).connect(server, stream).await
+    Ok((config, server))
 }
 
-/// What a failed handshake means.
-pub(super) fn observed(error: io::Error) -> io::Result<Observed> {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
-            Ok(Observed::TlsReset)
+/// A handshake that came to nothing, and what was heard instead.
+#[derive(Debug)]
+pub(super) struct Failed {
+    error: io::Error,
+    heard: Vec<u8>,
+}
+
+impl Failed {
+    pub(super) fn observed(self) -> io::Result<Observed> {
+        let Failed { error, heard } = self;
+        // A proxy that wants HTTP says so in HTTP.
+        if let Ok((status, _)) = parse_head(&heard) {
+            return Ok(Observed::HttpStatus(status));
         }
-        _ => Err(error),
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
+                Ok(Observed::TlsReset)
+            }
+            _ => Err(error),
+        }
+    }
+}
+
+/// A stream that keeps the first bytes that came on it.
+#[derive(Debug)]
+pub(super) struct Heard {
+    stream: TcpStream,
+    first: Vec<u8>,
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        let kept = HEARD - self.first.len();
+        self.first.extend(into.filled()[before..].iter().take(kept));
+        read
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

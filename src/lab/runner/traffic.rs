@@ -202,12 +202,13 @@ impl Run {
         let passed = match expected.expect {
             Expect::Allowed => *observed == Observed::Answered,
             Expect::Denied => *observed == Observed::Silence,
-            Expect::Rejected => matches!(observed, Observed::Rejected(_)),
+            Expect::Rejected => matches!(observed, Observed::Rejected(_) | Observed::Reset),
             Expect::Http400 => *observed == Observed::HttpStatus(400),
             Expect::Http403 => *observed == Observed::HttpStatus(403),
             Expect::Http307 => *observed == Observed::HttpStatus(307),
             Expect::DnsRefused => *observed == Observed::DnsRefused,
-            Expect::TlsReset => *observed == Observed::TlsReset,
+            // What is not TLS is reset, too, where TLS is wanted.
+            Expect::TlsReset => matches!(observed, Observed::TlsReset | Observed::Reset),
         };
         if passed {
             return Status::Passed;
