@@ -120,16 +120,28 @@ INLINE __u16 listener_flag(__u32 action)
 	return 0;
 }
 
+/* Sides that want different proxies get the one that can judge for both: it reads what it can, and what it cannot read
+ * passes the sides that refuse nothing and no others, as it does where each side has a proxy of its own on another node
+ * (the table is in src/httpproxy/policy.rs). Only the client's side has DNS rules, so that proxy comes first anyway.
+ * The listener for TLS is that of the process which reads HTTP too. */
+INLINE __u32 proxy_for_both(__u32 one, __u32 other)
+{
+	if (!one || one == other)
+		return other;
+	if (one == SLUICE_ACTION_REDIRECT_DNS || other == SLUICE_ACTION_REDIRECT_DNS)
+		return SLUICE_ACTION_REDIRECT_DNS;
+	return SLUICE_ACTION_REDIRECT_TLS;
+}
+
 /* What L7 proxies decide later is passed to them; without a proxy it is not passed at all. Where both sides
- * have L7 rules one proxy judges for both. Sides that want different ones are both right to refuse: what is HTTP
- * is no TLS handshake and no DNS, so nothing that one proxy passes would pass the other. */
+ * have L7 rules one proxy judges for both. */
 INLINE int redirect(struct work *w, const struct node_config *config)
 {
 	if (w->decision.action < SLUICE_ACTION_REDIRECT_HTTP || w->decision.audited)
 		return 0;
-	if (!(config->flags & SLUICE_CFG_PROXY) || (w->redirect && w->redirect != w->decision.action))
+	if (!(config->flags & SLUICE_CFG_PROXY))
 		return SLUICE_DROP_PROXY_NOT_FOUND;
-	w->redirect = w->decision.action;
+	w->redirect = proxy_for_both(w->redirect, w->decision.action);
 	return 0;
 }
 

@@ -119,3 +119,26 @@ fn errors_about_what_a_proxy_sent_go_to_the_proxy() {
         goes_up(&node.send(family, Who::World, Who::Alice, too_big(family, &opening)));
     }
 }
+
+/// They were dropped, also where one of the two sides refused nothing; between nodes such flows pass through both proxies.
+#[test]
+fn sides_that_want_different_proxies_get_the_one_that_judges_for_both() {
+    let (http, dns, tls) = (abi::ACTION_REDIRECT_HTTP, abi::ACTION_REDIRECT_DNS, abi::ACTION_REDIRECT_TLS);
+    let listeners = [(http, 1), (tls, 2), (dns, 3)];
+    let wanted = [(http, tls, tls), (tls, http, tls), (dns, http, dns), (dns, tls, dns), (http, http, http)];
+    for family in FAMILIES {
+        for (egress, ingress, wanted) in wanted {
+            let mut node = Node::new();
+            node.set_flags(abi::CFG_PROXY);
+            let rule = |peer, action| Cell::normal(peer, 6, abi::PORT_EXACT | 53, slot(action, 10, 7));
+            node.policy(ALICE_POLICY, [DEFAULT_DENY, 0], &[(Direction::Egress, rule(BOB, egress))]);
+            node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, rule(ALICE, ingress))]);
+            // No socket can be given a packet here. Which one it was to be is in the connection's entry.
+            assert_dropped(&node.send(family, Who::Alice, Who::Bob, syn(53)), DropReason::ProxyNotFound);
+            let entries = node.kernel.entries::<CtKey, CtEntry>("sl_ct");
+            let [(_, entry)] = entries[..] else { panic!("{egress} and {ingress}: {entries:?}") };
+            let listener = (u32::from(entry.flags) & abi::CT_LISTENER) >> abi::CT_LISTENER_SHIFT;
+            assert!(listeners.contains(&(wanted, listener)), "{egress} and {ingress}: {listener}");
+        }
+    }
+}

@@ -1,10 +1,11 @@
 //! Which queries policy releases, as the feed and the kernel's identities say.
 //!
 //! Contract: a query is judged for the client's egress if the client is a local pod, and for the server's ingress
-//! if the server is one. Both sides must release it; who is unknown is refused. What policy says about a client and
-//! a server is worked out once and holds for [`FRESH`], or until the feed has a new snapshot: names are looked up
-//! for each query. What is worked out, and what is refused, is so by the document that is there, not by the last one that
-//! was read: the kernel may bring a query here by rules that are newer.
+//! if the server is one. Both sides must release it; who is unknown is refused. A side whose rules are for another
+//! protocol releases every query if they refuse nothing, and none if they do (`httpproxy::policy` has the table). What
+//! policy says about a client and a server is worked out once and holds for [`FRESH`], or until the feed has a new
+//! snapshot: names are looked up for each query. What is worked out, and what is refused, is so by the document that is there,
+//! not by the last one that was read: the kernel may bring a query here by rules that are newer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -160,14 +161,20 @@ impl PairPolicy {
     }
 }
 
+/// Which queries a side refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refuses {
+    Nothing,
+    WhatNoRuleLists,
+    /// L3/L4 says no, or its rules are for another protocol and refuse what is not of it.
+    All,
+}
+
 /// One side's policy, ready for names.
 #[derive(Debug)]
 struct SidePolicy {
     direction: Direction,
-    /// A redirect to this proxy; otherwise the outcome of the side is the decision.
-    is_redirect: bool,
-    outcome: Outcome,
-    refuses: bool,
+    refuses: Refuses,
     rules: Arc<[RuleRef]>,
     /// By index into the rules.
     names: NameSet<usize>,
@@ -177,7 +184,13 @@ struct SidePolicy {
 
 impl SidePolicy {
     fn new(policy: L7Policy, direction: Direction) -> SidePolicy {
-        let refuses = policy.refuses_requests();
+        let refuses = match policy.outcome {
+            _ if !policy.refuses() => Refuses::Nothing,
+            Outcome::Redirect(ProxyKind::Dns) => Refuses::WhatNoRuleLists,
+            Outcome::Redirect(ProxyKind::Http | ProxyKind::Tls) | Outcome::Deny | Outcome::Allow => {
+                Refuses::All
+            }
+        };
         let mut every_name = Vec::new();
         let mut names = Vec::new();
         for (index, (_, l7)) in policy.rules.iter().enumerate() {
@@ -191,8 +204,6 @@ impl SidePolicy {
         }
         SidePolicy {
             direction,
-            is_redirect: policy.outcome == Outcome::Redirect(ProxyKind::Dns),
-            outcome: policy.outcome,
             refuses,
             rules: policy.rules.into_iter().map(|(rule, _)| rule).collect(),
             names: names.into_iter().collect(),
@@ -206,12 +217,10 @@ impl SidePolicy {
             self.every_name.iter().chain(self.names.lookup(name)).copied().collect();
         matching.sort_unstable();
         matching.dedup();
-        let decision = match self.outcome {
-            Outcome::Allow => Decision::Release,
-            Outcome::Redirect(_) if self.is_redirect && (!matching.is_empty() || !self.refuses) => {
-                Decision::Release
-            }
-            Outcome::Redirect(_) | Outcome::Deny => Decision::Refuse,
+        let decision = match self.refuses {
+            Refuses::Nothing => Decision::Release,
+            Refuses::WhatNoRuleLists if !matching.is_empty() => Decision::Release,
+            Refuses::WhatNoRuleLists | Refuses::All => Decision::Refuse,
         };
         if matching.is_empty() || matching.len() == self.rules.len() {
             return (decision, Arc::clone(&self.rules));
@@ -250,7 +259,25 @@ mod tests {
         assert_eq!(judge(enforced(), "a.b.example"), Decision::Refuse);
         assert_eq!(judge(policy(dns, false, &["*.example"]), "x.org"), Decision::Release);
         assert_eq!(judge(policy(Outcome::Deny, true, &["*"]), "a"), Decision::Refuse);
-        assert_eq!(judge(policy(Outcome::Redirect(ProxyKind::Http), true, &["*"]), "a"), Decision::Refuse);
+        assert_eq!(judge(policy(Outcome::Allow, true, &[]), "a"), Decision::Release);
+    }
+
+    /// The server's pod is on this node too, and its rules are for a protocol that no query is.
+    #[test]
+    fn rules_for_another_protocol_refuse_a_query_only_where_they_refuse_anything() {
+        for proxy in [ProxyKind::Http, ProxyKind::Tls] {
+            let judge = |policy| SidePolicy::new(policy, Direction::Ingress).judge("a.example").0;
+            let other = |enforced| policy(Outcome::Redirect(proxy), enforced, &[]);
+            assert_eq!(judge(other(true)), Decision::Refuse, "{proxy:?}");
+            assert_eq!(judge(other(false)), Decision::Release, "{proxy:?}");
+            let lifted = judge(L7Policy { lifted: true, ..other(true) });
+            let is_lifted = proxy == ProxyKind::Http;
+            assert_eq!(
+                lifted == Decision::Release,
+                is_lifted,
+                "{proxy:?}: a plain allow lifts no serverNames"
+            );
+        }
     }
 
     #[test]

@@ -10,9 +10,11 @@ use super::http1::{Session, Step};
 use super::io::within;
 use super::policy::Verdict;
 use super::request::host;
+use super::tls;
 use crate::flow::record::RecordVerdict;
 use crate::flow::{HttpVersion, L7};
 use crate::policy::l7::message::Fault;
+use crate::policy::map_state::Proxy;
 
 /// For the last bytes of a connection that is closed with an answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -73,9 +75,19 @@ impl Session {
 
     /// `path`: as it was matched, if that is not as it was sent.
     pub(super) async fn deny(&mut self, path: Option<&str>, verdict: &Verdict, begun: Instant) -> Step {
+        if verdict.refused_for == Some(Proxy::Tls) {
+            return self.not_tls(verdict);
+        }
         self.cx.counters.refused(verdict);
         self.report(path, verdict, RecordVerdict::Denied, 403, begun);
         self.answer("403 Forbidden", None, "Access denied\r\n").await
+    }
+
+    /// To a side that wants TLS nothing else is worth an answer.
+    pub(super) fn not_tls(&mut self, verdict: &Verdict) -> Step {
+        let judged = self.cx.judged(self.ends, &mut self.judged);
+        tls::refused_other(&self.cx, self.ends, judged, verdict);
+        Step::Reset
     }
 
     pub(super) async fn redirect(&mut self, location: &str, begun: Instant) -> Step {

@@ -32,12 +32,14 @@ use super::policy::Verdict;
 use super::presence;
 use super::standing::Asked;
 use super::streams::Streams;
+use super::tls;
 use super::upkeep::{Due, Upkeep};
 use super::waits::{MOST_INTERIM, Pace, Sending, Waits};
 use super::{Context, Ends, Limits};
 use crate::flow::record::RecordVerdict;
 use crate::flow::{HttpVersion, L7};
 use crate::policy::l7::http::Request;
+use crate::policy::map_state::Proxy;
 
 /// Bytes of one stream, and of all of a connection, that may be on their way.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -219,6 +221,13 @@ impl Shared {
         }
         let rules = self.rules.load(Ordering::Relaxed);
         let (verdict, asked) = self.ask(&call);
+        if verdict.refused_for == Some(Proxy::Tls) {
+            let mut kept = self.judged.lock();
+            let judged = self.cx.judged(self.ends, &mut kept);
+            tls::refused_other(&self.cx, self.ends, judged, &verdict);
+            respond.send_reset(Reason::CANCEL);
+            return None;
+        }
         if !verdict.passes || call.method == Method::CONNECT {
             self.cx.counters.refused(&verdict);
             self.report(&call, &verdict, RecordVerdict::Denied, 403);

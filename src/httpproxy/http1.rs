@@ -33,9 +33,11 @@ use super::{Context, Ends, h2c};
 use crate::policy::l7::http::Request;
 use crate::policy::l7::message::Fault;
 use crate::policy::l7::target::Target;
+use crate::policy::map_state::Proxy;
 
 /// What an HTTP/2 client sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const NOT_HTTP: Fault = "not HTTP";
 /// Fields whose places an idle connection may keep the memory for.
 const KEPT_FIELDS: usize = 32;
 
@@ -100,22 +102,9 @@ enum Ruled {
     Malformed(Fault),
 }
 
-/// Serves one connection.
-pub(super) async fn serve(client: TcpStream, ends: Ends, cx: Arc<Context>) {
-    let mut session = Session {
-        client,
-        inbox: Inbox::default(),
-        server: None,
-        server_has_answered: false,
-        ends,
-        judged: None,
-        cx,
-        request: RequestHead::default(),
-        alarm: Alarm::new(),
-        download_alarm: Alarm::new(),
-        scan: Scan::default(),
-        speaks_http: false,
-    };
+/// Serves one connection. `inbox`: what was read of it already.
+pub(super) async fn serve(client: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<Context>) {
+    let mut session = Session::new(client, inbox, ends, cx);
     loop {
         match session.one().await {
             Step::Next => {}
@@ -134,7 +123,32 @@ pub(super) async fn serve(client: TcpStream, ends: Ends, cx: Arc<Context>) {
     }
 }
 
+/// Answers one that speaks something else, where rules want HTTP.
+pub(super) async fn refuse_foreign(client: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<Context>) {
+    let mut session = Session::new(client, inbox, ends, cx);
+    if let Step::Close = session.malformed(NOT_HTTP).await {
+        session.close().await;
+    }
+}
+
 impl Session {
+    fn new(client: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<Context>) -> Session {
+        Session {
+            client,
+            inbox,
+            server: None,
+            server_has_answered: false,
+            ends,
+            judged: None,
+            cx,
+            request: RequestHead::default(),
+            alarm: Alarm::new(),
+            download_alarm: Alarm::new(),
+            scan: Scan::default(),
+            speaks_http: false,
+        }
+    }
+
     /// Serves one request.
     async fn one(&mut self) -> Step {
         if let Err(step) = self.wait().await {
@@ -300,8 +314,10 @@ impl Session {
                 return None;
             }
             if !skipped && looks_foreign(data) {
-                let passes = cx.judged(self.ends, &mut self.judged).policy.opaque().passes;
-                return Some(Err(if passes { Step::Opaque } else { self.malformed("not HTTP").await }));
+                return Some(Err(match self.foreign() {
+                    Some(step) => step,
+                    None => self.malformed(NOT_HTTP).await,
+                }));
             }
         }
         let (most_bytes, most_fields) = (cx.limits.header_bytes, cx.limits.header_count);
@@ -317,6 +333,16 @@ impl Session {
                 Some(Err(self.refuse("431 Request Header Fields Too Large").await))
             }
             Parsed::Fault(fault) => Some(Err(self.malformed(fault).await)),
+        }
+    }
+
+    /// What becomes of bytes that are not HTTP; `None`: rules want HTTP.
+    fn foreign(&mut self) -> Option<Step> {
+        let verdict = self.cx.judged(self.ends, &mut self.judged).policy.opaque();
+        match verdict.refused_for {
+            _ if verdict.passes => Some(Step::Opaque),
+            Some(Proxy::Tls) => Some(self.not_tls(&verdict)),
+            _ => None,
         }
     }
 

@@ -1,5 +1,22 @@
 //! What one connection is under: the rules of its source's egress and of its destination's ingress,
 //! compiled, and their verdicts on requests and server names.
+//!
+//! Sides need not want the same proxy. On two nodes such a connection passes through two proxies, one after the other;
+//! on one node one judges for both, and its verdict is the one that the two would come to. The client's side is asked first,
+//! then the server's, each by its own line:
+//!
+//! ```text
+//! rules of a side        a request      a ClientHello   other bytes   DNS queries over TCP
+//! HTTP, which refuse     by them, 403   400             400           refused
+//! TLS, which refuse      reset          by them, reset  reset         refused
+//! DNS, which refuse      refused        refused         refused       by them, REFUSED
+//! any that refuse none   passes         passes          passes        passes
+//! ```
+//!
+//! HTTP and DNS rules refuse nothing where no policy turned default deny on, or where a plain allow lifts them;
+//! `serverNames` refuse nothing in the first of the two cases. The kernel gives HTTP and TLS to the listener for TLS, whose
+//! process reads both: what is no ClientHello goes on as HTTP ([`ConnectionPolicy::reads_http`]). DNS rules are always the
+//! client's, so the DNS proxy takes what they want, whatever the server's side wants; it reads nothing but DNS.
 
 use std::sync::Arc;
 
@@ -42,6 +59,26 @@ enum Rules {
     Other {
         refuses: bool,
     },
+}
+
+impl Rules {
+    fn proxy(&self) -> Option<Proxy> {
+        match self {
+            Rules::Open | Rules::Closed => None,
+            Rules::Http { .. } => Some(Proxy::Http),
+            Rules::Tls { .. } => Some(Proxy::Tls),
+            Rules::Other { .. } => Some(Proxy::Dns),
+        }
+    }
+
+    /// Nothing is refused, whatever it is.
+    fn observe(&self) -> bool {
+        match self {
+            Rules::Open => true,
+            Rules::Closed => false,
+            Rules::Http { refuses, .. } | Rules::Tls { refuses, .. } | Rules::Other { refuses } => !refuses,
+        }
+    }
 }
 
 impl SidePolicy {
@@ -115,6 +152,8 @@ pub struct Verdict {
     pub passes: bool,
     /// Why it does not pass, where it does not.
     pub refusal: Refusal,
+    /// Whose rules refused it: they may be for another protocol than was spoken.
+    pub refused_for: Option<Proxy>,
     /// The side that refused, or the last one that had rules.
     pub direction: Direction,
     /// Rules that matched; for a refusal those that none matched.
@@ -128,6 +167,7 @@ impl Verdict {
         Verdict {
             passes: false,
             refusal: Refusal::ByRules,
+            refused_for: None,
             direction: Direction::Egress,
             rules: SmallVec::new(),
             edits: Vec::new(),
@@ -156,6 +196,7 @@ impl ConnectionPolicy {
         let mut verdict = Verdict {
             passes: true,
             refusal: Refusal::ByRules,
+            refused_for: None,
             direction: if self.egress.governing.is_empty() { Direction::Ingress } else { Direction::Egress },
             rules: SmallVec::new(),
             edits: Vec::new(),
@@ -168,11 +209,26 @@ impl ConnectionPolicy {
                 }
                 SideVerdict::Refused(refusal) => {
                     let rules = policy.governing.iter().cloned().collect();
-                    return Verdict { passes: false, refusal, direction, rules, edits: Vec::new() };
+                    let refused_for = policy.rules.proxy();
+                    return Verdict {
+                        passes: false,
+                        refusal,
+                        refused_for,
+                        direction,
+                        rules,
+                        edits: Vec::new(),
+                    };
                 }
             }
         }
         verdict
+    }
+
+    /// What is no ClientHello is for HTTP rules to judge: there are some, and no side before theirs refuses it already.
+    pub fn reads_http(&self) -> bool {
+        let is_http = |side: &SidePolicy| side.rules.proxy() == Some(Proxy::Http);
+        let mut sides = self.sides().into_iter().map(|(_, side)| side);
+        sides.find(|side| is_http(side) || !side.rules.observe()).is_some_and(is_http)
     }
 
     /// Judges a request whose path is normalised already. The receiver's side judges what the sender's side lets

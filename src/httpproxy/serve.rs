@@ -12,10 +12,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::crew::Crew;
+use super::io::Inbox;
 use super::{Context, Ends, http1, tls};
 use crate::admission::{Full, Limiter};
 
-/// What a listener's connections carry.
+/// What a listener's connections carry; at that for TLS, HTTP too where the two sides want one each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http,
@@ -136,7 +137,7 @@ async fn one(stream: std::net::TcpStream, protocol: Protocol, cx: Arc<Context>) 
         tracing::debug!(%error, "small segments may wait");
     }
     match protocol {
-        Protocol::Http => http1::serve(stream, ends, cx).await,
+        Protocol::Http => http1::serve(stream, Inbox::default(), ends, cx).await,
         Protocol::Tls => tls::serve(stream, ends, cx).await,
     }
 }

@@ -1,5 +1,6 @@
 //! The proxy over loopback: the network and the judge are ours, the rest is what runs in production.
 
+mod both;
 mod compile;
 mod edits;
 mod http1;
@@ -150,6 +151,18 @@ impl Rig {
 
     async fn start(egress: &L7Policy, ingress: SidePolicy, protocol: Protocol, limits: Limits) -> Rig {
         let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = upstream.local_addr().unwrap();
+        Rig::in_front_of(server, upstream, (egress, ingress), protocol, limits).await
+    }
+
+    /// `upstream` is the server's, unless what the proxy calls is another proxy.
+    async fn in_front_of(
+        server: SocketAddr,
+        upstream: TcpListener,
+        (egress, ingress): (&L7Policy, SidePolicy),
+        protocol: Protocol,
+        limits: Limits,
+    ) -> Rig {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let egress = Arc::new(SidePolicy::compile(egress, &|_, _, _| None).unwrap());
@@ -161,10 +174,7 @@ impl Rig {
         let (drain, draining) = watch::channel(false);
         let context = Context {
             judge: Arc::clone(&judge) as Arc<dyn Judge>,
-            network: Arc::new(Loopback {
-                server: upstream.local_addr().unwrap(),
-                is_away: Arc::clone(&is_away),
-            }),
+            network: Arc::new(Loopback { server, is_away: Arc::clone(&is_away) }),
             recorder: Arc::new(Kept(Arc::clone(&records))),
             recorded_path: RecordedPath::WithoutQuery,
             limits,

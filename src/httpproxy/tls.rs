@@ -1,5 +1,6 @@
-//! Connections under `serverNames`: the ClientHello is read, then the bytes flow on untouched. Where nothing is refused, a
-//! client that is silent is not waited for ([`greeting`]).
+//! Connections under `serverNames`: the ClientHello is read, then the bytes flow on untouched. Where the other side of the
+//! connection has HTTP rules, what is no ClientHello is served as HTTP. Where nothing is refused, a client that is silent is not
+//! waited for ([`greeting`]).
 
 use std::io;
 use std::sync::Arc;
@@ -9,10 +10,13 @@ use tokio::net::TcpStream;
 use super::greeting::{self, Beginning};
 use super::hello::Hello;
 use super::io::{Inbox, reset};
+use super::judge::Judged;
+use super::policy::Verdict;
 use super::tunnel::{self, End};
-use super::{Context, Ends};
+use super::{Context, Ends, http1};
 use crate::flow::L7;
 use crate::flow::record::RecordVerdict;
+use crate::policy::map_state::Proxy;
 
 /// Serves one connection.
 pub(super) async fn serve(mut client: TcpStream, ends: Ends, cx: Arc<Context>) {
@@ -28,11 +32,19 @@ pub(super) async fn serve(mut client: TcpStream, ends: Ends, cx: Arc<Context>) {
             (None, false)
         }
     };
-    cx.counters.handshakes.one();
     let judged = cx.judge.policy(ends.client, ends.server);
+    // What a server said unasked has gone to the client already: such a connection stays as it is.
+    if !is_whole && connected.is_none() && judged.policy.reads_http() {
+        // Rare, and large: not a part of what every connection keeps.
+        return Box::pin(http1::serve(client, inbox, ends, cx)).await;
+    }
+    cx.counters.handshakes.one();
     let verdict = judged.policy.server_name(name.as_deref());
     let named = name.clone();
     let l7 = || L7::Tls { server_name: named.as_deref().map(Into::into) };
+    if verdict.refused_for == Some(Proxy::Http) {
+        return Box::pin(http1::refuse_foreign(client, inbox, ends, cx)).await;
+    }
     if !verdict.passes {
         cx.counters.handshakes_denied.one();
         if !is_whole {
@@ -61,4 +73,11 @@ pub(super) async fn serve(mut client: TcpStream, ends: Ends, cx: Arc<Context>) {
             reset(client);
         }
     }
+}
+
+/// Counts and records that rules for server names refuse what is not TLS.
+pub(super) fn refused_other(cx: &Context, ends: Ends, judged: &Judged, verdict: &Verdict) {
+    cx.counters.handshakes.one();
+    cx.counters.handshakes_denied.one();
+    cx.report(ends, judged, verdict, RecordVerdict::Denied, || L7::Tls { server_name: None });
 }

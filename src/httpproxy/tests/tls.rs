@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn hello(name: &'static str) -> Vec<u8> {
+pub(super) fn hello(name: &'static str) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

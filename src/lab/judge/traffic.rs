@@ -1,7 +1,8 @@
 //! What a sender sees: routes, verdicts on both sides, proxies, and whether anybody listens.
 //!
 //! The order is that of a packet: Service translation, the sender's side (first L3/L4, then its
-//! proxy), the receiver's side likewise, the listener. A connection that no policy refuses and that
+//! proxy), the receiver's side likewise, the listener. On one node one proxy judges for both sides, and sees to it that this
+//! makes no difference. A connection that no policy refuses and that
 //! nobody answers is neither allowed nor denied.
 
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use crate::lab::scenario::{Destination, Endpoint, Expect, Place, StepProtocol};
 use crate::lab::topology::{ListenPort, PodSpec, Role, Transport};
 use crate::model::{Direction, Family, Protocol};
 use crate::policy::decision::{Because, Outcome};
+use crate::policy::map_state::Proxy;
 use crate::policy::oracle::Flow;
 use crate::policy::rule::RuleRef;
 
@@ -183,9 +185,6 @@ impl World {
     ) -> Result<Seen, Trouble> {
         let judged = self.judge(flow, names)?;
         let sides: Vec<JudgedSide> = [judged.egress, judged.ingress].into_iter().flatten().collect();
-        if self.proxies_differ(flow, &sides) {
-            return Ok(Seen { got: self.deny_result(), sides: sides.iter().map(allowed_side).collect() });
-        }
         // The receiver's side judges what the sender's side sends on.
         let mut payload = payload.clone();
         for side in &sides {
@@ -195,6 +194,10 @@ impl World {
             if let Some(answer) = self.proxied(side, &mut payload)?
                 && answer != ProxyAnswer::Pass
             {
+                // Who asks a DNS proxy hears from it, whoever refuses.
+                let asks_proxy = matches!(payload, Payload::Dns { .. })
+                    && sides.iter().any(|side| side.decision.outcome == Outcome::Redirect(Proxy::Dns));
+                let answer = if asks_proxy { ProxyAnswer::DnsRefused } else { answer };
                 return Ok(self.refused(side, answer));
             }
         }
@@ -203,21 +206,6 @@ impl World {
             None => Got::Expectable(Expect::Allowed),
         };
         Ok(Seen { got, sides: sides.iter().map(allowed_side).collect() })
-    }
-
-    /// Two proxies of one node are wanted for one connection: nothing that one of them passes is anything that
-    /// the other passes, so the datapath drops it at once.
-    fn proxies_differ(&self, flow: &Flow, sides: &[JudgedSide]) -> bool {
-        let node = |address| self.oracle.party(address).node().map(str::to_owned);
-        match sides {
-            [a, b] => match (a.decision.outcome, b.decision.outcome) {
-                (Outcome::Redirect(one), Outcome::Redirect(other)) => {
-                    one != other && node(flow.source) == node(flow.destination)
-                }
-                _ => false,
-            },
-            _ => false,
-        }
     }
 
     fn deny_result(&self) -> Got {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::model::{Direction, Identity, ObjectRef, Protocol};
 use crate::policy::decision::Outcome;
 use crate::policy::l7::L7Rules;
-use crate::policy::map_state::{PolicyEntry, PolicyKey};
+use crate::policy::map_state::{PolicyEntry, PolicyKey, Proxy};
 use crate::policy::rule::RuleRef;
 
 /// The other side of a connection, as the two lookups of its address gave it.
@@ -47,6 +47,16 @@ pub struct L7Policy {
 }
 
 impl L7Policy {
+    /// Something is refused: what the rules for this side's proxy do not list, and what is of another protocol.
+    pub fn refuses(&self) -> bool {
+        match self.outcome {
+            Outcome::Allow => false,
+            Outcome::Deny => true,
+            Outcome::Redirect(Proxy::Tls) => self.refuses_server_names(),
+            Outcome::Redirect(Proxy::Http | Proxy::Dns) => self.refuses_requests(),
+        }
+    }
+
     /// HTTP and DNS rules refuse what none of them matches.
     pub fn refuses_requests(&self) -> bool {
         self.enforced && !self.lifted
