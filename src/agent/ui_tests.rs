@@ -149,6 +149,34 @@ spec:
     assert_eq!(ui.why(passes).await.unwrap().verdict, "redirected");
 }
 
+/// Lifted HTTP rules were said to refuse a ClientHello.
+#[tokio::test]
+async fn rules_for_another_protocol_are_to_blame_only_where_they_refuse_anything() {
+    let policy = |rest: &str| {
+        format!(
+            "
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{namespace: shop, name: web-l7}}
+spec:
+  endpointSelector: {{matchLabels: {{app: web}}}}
+  ingress:
+  - fromEndpoints: [{{matchLabels: {{app: client}}}}]
+    toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {{http: [{{method: GET}}]}}}}]
+{rest}"
+        )
+    };
+    let lifting = "  - toPorts: [{ports: [{port: '80', protocol: TCP}]}]\n";
+    let request = Some(ProxyRequest::Tls { server_name: "web.example".into() });
+    let hello = Question { request, ..question(CLIENT, WEB, 80) };
+    for (rest, verdict) in [("", "denied"), (lifting, "redirected")] {
+        let rig = rig();
+        rig.backend.apply(format!("{PODS}---{}", policy(rest)), ApplyMode::Commit).await.unwrap();
+        let ui = AgentUi { core: rig.backend.core.clone(), hub: rig.backend.hub.clone() };
+        assert_eq!(ui.why(hello.clone()).await.unwrap().verdict, verdict, "{rest}");
+    }
+}
+
 #[tokio::test]
 async fn policies_say_whom_they_select_and_which_rules_can_never_match() {
     let policy = "

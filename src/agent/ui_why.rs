@@ -63,9 +63,13 @@ impl Core {
             Direction::Ingress => (destination.identity, PeerView::from(&source)),
         };
         let policy = self.view.engine().l7(subject, direction, peer, asked.flow);
+        // Rules for another protocol list nothing of what was asked.
+        if !policy.refuses() {
+            return true;
+        }
         let mut rules = policy.rules.iter().filter_map(|(_, rules)| rules.as_deref());
         match request {
-            ProxyRequest::Http { method, path, host } if policy.refuses_requests() => {
+            ProxyRequest::Http { method, path, host } => {
                 let http = rules.filter_map(|rules| match rules {
                     L7Rules::Http(rules) => Some(rules),
                     _ => None,
@@ -74,21 +78,20 @@ impl Core {
                 let request = Request { method, path, host, headers: &[] };
                 compiled.is_ok_and(|compiled| matches!(compiled.decide(&request), Ok(Some(_))))
             }
-            ProxyRequest::Dns { query } if policy.refuses_requests() => {
+            ProxyRequest::Dns { query } => {
                 let name = crate::policy::l7::names::canonical(query);
                 rules.any(|rules| match rules {
                     L7Rules::Dns(patterns) => patterns.iter().any(|pattern| pattern.matches(&name)),
                     _ => false,
                 })
             }
-            ProxyRequest::Tls { server_name } if policy.refuses_server_names() => {
+            ProxyRequest::Tls { server_name } => {
                 let name = crate::policy::l7::names::canonical(server_name);
                 rules.any(|rules| match rules {
                     L7Rules::Tls(patterns) => patterns.iter().any(|pattern| pattern.matches(&name)),
                     _ => false,
                 })
             }
-            _ => true,
         }
     }
 
