@@ -135,9 +135,9 @@ fn sides_that_want_different_proxies_get_the_one_that_judges_for_both() {
             node.policy(BOB_POLICY, [0, DEFAULT_DENY], &[(Direction::Ingress, rule(ALICE, ingress))]);
             // No socket can be given a packet here. Which one it was to be is in the connection's entry.
             assert_dropped(&node.send(family, Who::Alice, Who::Bob, syn(53)), DropReason::ProxyNotFound);
-            let entries = node.kernel.entries::<CtKey, CtEntry>("sl_ct");
-            let [(_, entry)] = entries[..] else { panic!("{egress} and {ingress}: {entries:?}") };
-            let listener = (u32::from(entry.flags) & abi::CT_LISTENER) >> abi::CT_LISTENER_SHIFT;
+            let connections = node.kernel.connections();
+            let [kept] = connections[..] else { panic!("{egress} and {ingress}: {connections:?}") };
+            let listener = (u32::from(kept.entry.flags) & abi::CT_LISTENER) >> abi::CT_LISTENER_SHIFT;
             assert!(listeners.contains(&(wanted, listener)), "{egress} and {ingress}: {listener}");
         }
     }
