@@ -8,8 +8,8 @@
  *    was; if not, it copies again, under the set's lock. So what a program decides by is one connection's entry, never
  *    half of one and half of another that took its place.
  *  - Whoever changes what an entry says takes the lock and asks again whether the place is still the connection's.
- *    Two things need no lock, as they may go astray: the moment at which an entry expires, which of a place just taken
- *    over is the same, and the counts of packets.
+ *    Two things need no lock: until when an entry lives, and the counts of packets. They may go astray, to the
+ *    connection that took the place over in this very moment: its next packet puts right until when it lives.
  *  - Who needs a place takes one that is empty or expired, else the one that would expire first: closed connections
  *    before those that nobody answered, and these before the established. A flood of SYNs costs no established
  *    connection its place.
@@ -33,7 +33,7 @@ const volatile __u32 sl_ct_sets = 0;
 #define IN_ORDER(word) ((void)__sync_fetch_and_add(word, 0))
 #endif
 
-/* Writers of one set wait for each other, for as long as a hundred of them would take: only a CPU that its hypervisor has
+/* Writers of one set wait for each other, for as long as several of them would take: only a CPU that its hypervisor has
  * stopped holds a set longer, or a thread of a real-time kernel. Whoever gives up changes nothing.
  *
  * Not bpf_spin_lock(): it turns interrupts off and on and is three calls deep, which is a tenth of a new flow where
@@ -205,21 +205,24 @@ INLINE struct ct_entry *ct_look(struct work *w)
 	return the_pointer(ct_is_there(w) ? &w->found : NULL);
 }
 
-/* Flags of the entry under a key, or 0; where there is no work area. */
+/* Flags of the entry under a key, or 0; where there is no work area, and no hurry to be right: an entry that changes just now is
+ * none. */
 INLINE __u16 ct_flags_of(const struct ct_key *key)
 {
 	__u32 hash = ct_hash(key);
-	__u32 index = ct_set_of(hash), way;
+	__u32 index = ct_set_of(hash), version, way;
 	struct ct_set *set = bpf_map_lookup_elem(&sl_ct, &index);
 	__u16 flags = 0;
 
-	if (!set || !ct_lock(set))
+	if (!set)
 		return 0;
+	version = *(volatile const __u32 *)&set->version;
+	IN_ORDER(&set->lock);
 	way = ct_scan(set, ct_tag_of(hash), key);
 	if (way < SLUICE_CT_WAYS)
-		flags = set->ways[way].entry.flags;
-	ct_unlock(set);
-	return flags;
+		flags = *(volatile const __u16 *)&set->ways[way].entry.flags;
+	IN_ORDER(&set->lock);
+	return (version & 1) || *(volatile const __u32 *)&set->version != version ? 0 : flags;
 }
 
 /* Puts w->entry under w->key, in place of what is there. Returns 0 or a drop reason. */
