@@ -43,9 +43,9 @@ fn failed(name: &'static str, found: impl Into<String>, advice: impl Into<String
     Check { name, status: Status::Failed, found: found.into(), advice: advice.into() }
 }
 
-/// Oldest kernel with all that the programs use: ring buffer (5.8), `bpf_redirect_peer` (5.10),
-/// longest-prefix batch reads are done without.
-const OLDEST: (u32, u32) = (5, 10);
+/// Oldest kernel with all that the programs use: ring buffer (5.8), `bpf_redirect_peer` (5.10), atomic operations with a
+/// result (5.12; compiled for ARM since 5.18). Longest-prefix batch reads are done without.
+const OLDEST: (u32, u32) = if cfg!(target_arch = "aarch64") { (5, 18) } else { (5, 12) };
 
 /// Major and minor of a release such as `6.1.0-18-amd64`.
 fn version(release: &str) -> Option<(u32, u32)> {
