@@ -352,9 +352,11 @@ struct ct_set {
 	struct ct_way ways[SLUICE_CT_WAYS];
 };
 
-/* The hash of a key: factors for its ten 32-bit words, as they lie in memory, and a summand; modulo 2^64, the upper half. Drawn
- * when sl_ct is made, and kept in sl_ct_secret, ARRAY[1], for as long. Programs are told when they are loaded. */
+/* The hash of a key: the sum of its ten 32-bit words, as they lie in memory, times a factor each, and of one number more; its
+ * upper half is laid over the lower one, and the upper half of the product with SLUICE_CT_MIX is the hash. All modulo 2^64.
+ * Factors are drawn when sl_ct is made, and kept in sl_ct_secret, ARRAY[1], for as long. Programs are told when they are loaded. */
 #define SLUICE_CT_SECRETS 11
+#define SLUICE_CT_MIX 0x9e3779b97f4a7c15ull /* 2^64 / golden ratio, odd */
 
 struct ct_secret {
 	__u64 factors[SLUICE_CT_SECRETS];

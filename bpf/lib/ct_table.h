@@ -13,8 +13,9 @@
  *  - Who needs a place takes one that is empty or expired, else the one that would expire first: closed connections
  *    before those that nobody answered, and these before the established. A flood of SYNs costs no established
  *    connection its place.
- *  - Nobody outside can choose tuples that meet in one set: the hash is multilinear with secret odds (D. Lemire,
- *    O. Kaser, "Strongly universal string hashing is fast", 2014), drawn when the table is made.
+ *  - Nobody outside can choose tuples that meet in one set: the hash begins with a sum of products with secret factors
+ *    (D. Lemire, O. Kaser, "Strongly universal string hashing is fast", 2014), drawn when the table is made. The sums of ports
+ *    in a row are in a row, too, and with some factors they crowd; so the sum is mixed.
  */
 #ifndef SLUICE_CT_TABLE_H
 #define SLUICE_CT_TABLE_H
@@ -77,7 +78,8 @@ INLINE __u32 ct_hash(const struct ct_key *key)
 #pragma unroll
 	for (int i = 0; i < SLUICE_CT_SECRETS - 1; i++)
 		sum += sl_ct_factors[i] * words[i];
-	return sum >> 32;
+	sum ^= sum >> 32;
+	return (sum * SLUICE_CT_MIX) >> 32;
 }
 
 INLINE __u32 ct_set_of(__u32 hash)

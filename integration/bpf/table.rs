@@ -109,3 +109,17 @@ fn a_closed_connection_gives_its_place_up_first() {
     assert!(ports.contains(&40000) && !ports.contains(&30007), "{ports:?}");
     assert_eq!(ports.len(), abi::CT_WAYS as usize);
 }
+
+/// The proxies look there.
+#[test]
+fn user_space_finds_a_connection_where_the_programs_have_put_it() {
+    let mut node = Node::with_sets(1021);
+    for family in FAMILIES {
+        for port in 40000..40100 {
+            node.send(family, Who::Alice, Who::Bob, segment(port, 80, TcpFlags::SYN));
+        }
+    }
+    let known = node.kernel.connections();
+    assert_eq!(known.len(), 200);
+    assert!(known.iter().all(|kept| node.kernel.connection(&kept.key) == Some(*kept)));
+}

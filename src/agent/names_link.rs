@@ -432,9 +432,9 @@ mod tests {
         };
         timeout(Duration::from_secs(30), settled).await.expect("it is told");
         let heard = heard.lock();
-        let told: Vec<_> = heard.iter().filter(|question: &&Question| !question.opened.is_empty()).collect();
-        assert_eq!(told.len(), 1);
-        assert_eq!((&told[0].addresses[..], &told[0].opened[..]), (&[][..], &[address.0][..]));
+        // Connections that were given up may have told it, too.
+        let told = heard.iter().rfind(|question: &&Question| !question.opened.is_empty()).unwrap();
+        assert_eq!((&told.addresses[..], &told.opened[..]), (&[][..], &[address.0][..]));
     }
 
     /// The line hung with the agent, for as long as the agent did not read.

@@ -3,7 +3,7 @@
 use aya::maps::{Array, MapData};
 use aya::programs::SchedClassifier;
 
-use super::super::abi::CtSet;
+use super::super::abi::{CtKey, CtSet};
 use super::super::connections::{KEEPER, Keeper, Kept};
 use super::{Context, Hook, Kernel};
 
@@ -19,6 +19,13 @@ impl Kernel {
             program.load().unwrap_or_else(|e| panic!("{KEEPER}: {e}"));
         }
         Keeper(program).replace(kept).expect("a place for the connection");
+    }
+
+    /// A connection, looked for where it has to be.
+    pub fn connection(&self, key: &CtKey) -> Option<Kept> {
+        let sets = self.sets();
+        let place = self.secret.place(key, sets.len());
+        of_set(&sets, place.set).into_iter().find(|kept| kept.key == *key)
     }
 
     /// Every connection in the table, expired ones too.

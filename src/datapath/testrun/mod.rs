@@ -91,6 +91,7 @@ const SMALL_SETS: u32 = 1024;
 /// A loaded object with its own maps.
 pub struct Kernel {
     ebpf: Ebpf,
+    secret: abi::CtSecret,
     events: RingBuf<MapData>,
     loaded: Vec<Hook>,
 }
@@ -176,7 +177,7 @@ impl Kernel {
         }
         let mut ebpf = loader.load(OBJECT)?;
         let events = RingBuf::try_from(ebpf.take_map("sl_events").expect("sl_events"))?;
-        Ok(Kernel { ebpf, events, loaded: Vec::new() })
+        Ok(Kernel { ebpf, secret, events, loaded: Vec::new() })
     }
 
     /// The maps that user space writes, for [`super::writer::Writer`].
