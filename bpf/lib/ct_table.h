@@ -34,21 +34,29 @@ const volatile __u32 sl_ct_sets = 0;
 #define IN_ORDER(word) ((void)__sync_fetch_and_add(word, 0))
 #endif
 
-/* Writers of one set wait for each other, for as long as several of them would take: only a CPU that its hypervisor has
- * stopped holds a set longer, or a thread of a real-time kernel. Whoever gives up changes nothing.
+/* Writers of one set wait for each other, for as long as many of them would take: only a CPU that its hypervisor has stopped
+ * holds a set longer, or a thread of a real-time kernel. Whoever gives up changes nothing, and a new flow is dropped then
+ * (CT_FULL) and comes again.
  *
  * Not bpf_spin_lock(): it turns interrupts off and on and is three calls deep, which is a tenth of a new flow where
  * returns are slow (AMD's Safe RET). Ours needs no more than that a program is not interrupted by another on its CPU
  * (work.h), and that user space does not write. */
-#define CT_LOCK_TRIES 16
+#define CT_LOCK_TRIES 64
 
-INLINE int ct_lock(struct ct_set *set)
+GLOBAL int ct_lock_wait(struct ct_set *set)
 {
+	if (!set)
+		return 0;
 	for (int i = 0; i < CT_LOCK_TRIES; i++) {
-		if (likely(!__sync_lock_test_and_set(&set->lock, 1)))
+		if (!*(volatile __u32 *)&set->lock && !__sync_lock_test_and_set(&set->lock, 1))
 			return 1;
 	}
 	return 0;
+}
+
+INLINE int ct_lock(struct ct_set *set)
+{
+	return likely(!__sync_lock_test_and_set(&set->lock, 1)) || ct_lock_wait(set);
 }
 
 INLINE void ct_unlock(struct ct_set *set)
