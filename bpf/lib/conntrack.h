@@ -159,13 +159,11 @@ GLOBAL int ct_renew(struct work *w)
 	if (!w)
 		return 0;
 	ct_touch(w, &w->pkt);
-	set = bpf_map_lookup_elem(&sl_ct, &w->ct_index);
+	set = ct_hold(w);
+	if (!set)
+		return 0;
 	way = w->ct_way;
-	if (!set || way >= SLUICE_CT_WAYS)
-		return 0;
-	if (!ct_lock(set))
-		return 0;
-	if (set->tags[way] == w->ct_tag && ct_key_equal(&set->ways[way].key, &w->key)) {
+	if (way < SLUICE_CT_WAYS) {
 		struct ct_entry *e = &set->ways[way].entry;
 
 		ct_change_begin(set);

@@ -271,21 +271,30 @@ GLOBAL int ct_store(struct work *w, __u32 expires)
 	return ct_store_inline(w, expires);
 }
 
+/* The set of the entry that was found, locked, if that is still there; null otherwise. */
+INLINE struct ct_set *ct_hold(struct work *w)
+{
+	struct ct_set *set = bpf_map_lookup_elem(&sl_ct, &w->ct_index);
+	__u32 way = w->ct_way;
+
+	if (!set || way >= SLUICE_CT_WAYS || !ct_lock(set))
+		return NULL;
+	if (set->tags[way] == w->ct_tag && ct_key_equal(&set->ways[way].key, &w->key))
+		return set;
+	ct_unlock(set);
+	return NULL;
+}
+
 /* Changes flags of the entry that was found, if it is still there. */
 GLOBAL int ct_mark(struct work *w, __u32 add, __u32 remove)
 {
-	struct ct_set *set;
+	struct ct_set *set = w ? ct_hold(w) : NULL;
 	__u32 way;
 
-	if (!w)
+	if (!set)
 		return 0;
-	set = bpf_map_lookup_elem(&sl_ct, &w->ct_index);
 	way = w->ct_way;
-	if (!set || way >= SLUICE_CT_WAYS)
-		return 0;
-	if (!ct_lock(set))
-		return 0;
-	if (set->tags[way] == w->ct_tag && ct_key_equal(&set->ways[way].key, &w->key))
+	if (way < SLUICE_CT_WAYS)
 		set->ways[way].entry.flags = (set->ways[way].entry.flags & ~remove) | add;
 	ct_unlock(set);
 	return 0;

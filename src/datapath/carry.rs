@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use super::DatapathError;
 use super::abi::*;
+use super::clock;
 use super::connections::{Connections, Keeper, Kept};
 use super::pins::Pins;
 use super::programs::Programs;
@@ -260,21 +261,12 @@ fn copy_connections(
 
 /// Those that have not expired.
 fn insert(connections: &[Kept], mut keeper: Keeper<'_>) -> Result<usize, DatapathError> {
-    let now = now()?;
+    let now = clock::seconds_since_boot()?;
     let mut inserted = 0;
-    for kept in connections.iter().filter(|kept| kept.expires >= now) {
+    for kept in connections.iter().filter(|kept| u64::from(kept.expires) >= now) {
         inserted += usize::from(keeper.insert(kept)?);
     }
     Ok(inserted)
-}
-
-fn now() -> Result<u32, DatapathError> {
-    let now = sys::monotonic_now().map_err(|source| DatapathError::Syscall {
-        operation: "clock_gettime",
-        object: "CLOCK_MONOTONIC".to_owned(),
-        source,
-    })?;
-    Ok(now.as_secs() as u32)
 }
 
 /// An entry that no policy of today vouches for.

@@ -72,6 +72,19 @@ pub(super) fn tell(loader: &mut EbpfLoader<'_>) -> Result<(), DatapathError> {
     Ok(())
 }
 
+/// Seconds since boot, as the programs count them, give or take one.
+///
+/// # Errors
+/// The kernel does not say.
+pub(super) fn seconds_since_boot() -> Result<u64, DatapathError> {
+    let now = sys::monotonic_now().map_err(|source| DatapathError::Syscall {
+        operation: "clock_gettime",
+        object: "CLOCK_MONOTONIC".to_owned(),
+        source,
+    })?;
+    Ok(now.as_secs())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -34,6 +34,9 @@ const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /// A set that changes faster than it can be read is not met in practice: its writers hold it for nanoseconds.
 const READS: usize = 16;
 
+/// Runs of the keeper for one connection.
+const ATTEMPTS: usize = 1000;
+
 /// Sets of a table with room for so many connections.
 pub(super) fn sets_for(connections: u32) -> u32 {
     connections.div_ceil(CT_WAYS).max(1)
@@ -246,14 +249,18 @@ impl Keeper<'_> {
             object: format!("program {KEEPER}"),
             source,
         };
-        let options =
-            TestRunOptions { data_in: Some(sys::as_bytes(&record)), repeat: 1, ..Default::default() };
-        let result = self.0.test_run(options).map_err(|error| failed(io::Error::other(error)))?;
-        match result.return_value {
-            TC_ACT_OK => Ok(true),
-            TC_ACT_PIPE => Ok(false),
-            other => Err(failed(io::Error::other(format!("it answered {other}")))),
+        // Packets write the set, too, and one of their writers may have been stopped in the middle.
+        for _ in 0..ATTEMPTS {
+            let options =
+                TestRunOptions { data_in: Some(sys::as_bytes(&record)), repeat: 1, ..Default::default() };
+            let result = self.0.test_run(options).map_err(|error| failed(io::Error::other(error)))?;
+            match result.return_value {
+                TC_ACT_OK => return Ok(true),
+                TC_ACT_PIPE => return Ok(false),
+                _ => std::thread::yield_now(),
+            }
         }
+        Err(failed(io::Error::other("it could not get at the set")))
     }
 }
 

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::DatapathError;
 use super::abi::convert::{direction_from_number, direction_number};
 use super::abi::*;
+use super::clock;
 use super::connections::{Connections, Kept, timeout};
 use super::events::Untold;
 use super::pins::Pins;
@@ -91,7 +92,7 @@ impl Inspector {
     /// Tracked connections.
     pub fn connections(&self, filter: &ConnectionFilter) -> Result<Vec<Connection>, DatapathError> {
         let mut rows = Vec::new();
-        let now = monotonic_seconds()?;
+        let now = clock::seconds_since_boot()?;
         Connections::of_pins(&self.pins)?.for_each(&mut |kept| {
             let connection = connection(kept, now);
             if filter.passes(&connection) {
@@ -268,7 +269,7 @@ impl Inspector {
     /// Connections that have not expired: the others' places are free.
     fn connection_pressure(&self) -> Result<MapPressure, DatapathError> {
         let connections = Connections::of_pins(&self.pins)?;
-        let now = monotonic_seconds()?;
+        let now = clock::seconds_since_boot()?;
         let mut entries = 0;
         connections.for_each(&mut |kept| entries += u64::from(u64::from(kept.expires) >= now))?;
         Ok(MapPressure { map: name::CT, entries, max_entries: connections.room() })
@@ -290,15 +291,6 @@ impl Inspector {
         }
         Ok(bytes)
     }
-}
-
-fn monotonic_seconds() -> Result<u64, DatapathError> {
-    let now = sys::monotonic_now().map_err(|source| DatapathError::Syscall {
-        operation: "clock_gettime",
-        object: "CLOCK_MONOTONIC".to_owned(),
-        source,
-    })?;
-    Ok(now.as_secs())
 }
 
 fn connection(kept: &Kept, now: u64) -> Connection {
