@@ -48,7 +48,7 @@ GLOBAL int ct_lock_wait(struct ct_set *set)
 	if (!set)
 		return 0;
 	for (int i = 0; i < CT_LOCK_TRIES; i++) {
-		if (!*(volatile __u32 *)&set->lock && !__sync_lock_test_and_set(&set->lock, 1))
+		if (!__sync_lock_test_and_set(&set->lock, 1))
 			return 1;
 	}
 	return 0;
@@ -121,6 +121,12 @@ INLINE __u32 ct_scan(const struct ct_set *set, __u16 tag, const struct ct_key *k
 	return way;
 }
 
+/* ct_scan() where no packet hurries: the verifier walks every copy of that loop sixteen times. */
+GLOBAL int ct_way_of(const struct ct_set *set, __u32 tag, const struct ct_key *key)
+{
+	return set && key ? ct_scan(set, tag, key) : SLUICE_CT_WAYS;
+}
+
 /* Where a new connection goes: a way that is empty, or the one that expires first. */
 GLOBAL int ct_room(const struct ct_set *set, __u32 now)
 {
@@ -146,11 +152,9 @@ GLOBAL int ct_room(const struct ct_set *set, __u32 now)
 	_Pragma("unroll") for (int i = 0; i < (bytes) / 8; i++) \
 		((word64 *)(to))[i] = ((const word64 *)(from))[i]
 
-/* Looks the key up, and copies what is there. */
-INLINE int ct_take(struct work *w, const struct ct_set *set)
+/* Copies what is in a way. */
+INLINE int ct_take(struct work *w, const struct ct_set *set, __u32 way)
 {
-	__u32 way = ct_scan(set, w->ct_tag, &w->key);
-
 	if (way >= SLUICE_CT_WAYS)
 		return 0;
 	COPY_WORDS(&w->found, &set->ways[way].entry, offsetof(struct ct_entry, packets));
@@ -170,7 +174,7 @@ GLOBAL int ct_find_locked(struct work *w)
 	set = bpf_map_lookup_elem(&sl_ct, &w->ct_index);
 	if (!set || !ct_lock(set))
 		return 0;
-	found = ct_take(w, set);
+	found = ct_take(w, set, ct_way_of(set, w->ct_tag, &w->key));
 	ct_unlock(set);
 	return found;
 }
@@ -182,31 +186,50 @@ INLINE struct ct_entry *the_pointer(struct ct_entry *e)
 	return e;
 }
 
-/* The entry under w->key, as it was at one moment: a copy in w->found, or null. */
-INLINE struct ct_entry *ct_find(struct work *w)
+/* The set of w->key, and its version, which is to be read before anything else of it. */
+INLINE const struct ct_set *ct_begin(struct work *w, __u32 *version)
 {
 	__u32 hash = ct_hash(&w->key);
 	const struct ct_set *set;
-	struct ct_entry *e;
-	__u32 version;
 
 	w->ct_index = ct_set_of(hash);
 	w->ct_tag = ct_tag_of(hash);
 	set = bpf_map_lookup_elem(&sl_ct, &w->ct_index);
-	if (!set)
-		return NULL;
-	version = *(volatile const __u32 *)&set->version;
+	if (set)
+		*version = *(volatile const __u32 *)&set->version;
 	IN_ORDER(&w->barrier);
-	e = ct_take(w, set) ? &w->found : NULL;
+	return set;
+}
+
+/* What is in the way that a scan since ct_begin() has named: a copy in w->found, or null. */
+INLINE struct ct_entry *ct_end(struct work *w, const struct ct_set *set, __u32 version, __u32 way)
+{
+	struct ct_entry *e = ct_take(w, set, way) ? &w->found : NULL;
+
 	IN_ORDER(&w->barrier);
 	if (unlikely((version & 1) || *(volatile const __u32 *)&set->version != version))
 		e = ct_find_locked(w) ? &w->found : NULL;
 	return the_pointer(e);
 }
 
+/* The entry under w->key, as it was at one moment: a copy in w->found, or null. */
+INLINE struct ct_entry *ct_find(struct work *w)
+{
+	__u32 version = 0;
+	const struct ct_set *set = ct_begin(w, &version);
+
+	return set ? ct_end(w, set, version, ct_scan(set, w->ct_tag, &w->key)) : NULL;
+}
+
 GLOBAL int ct_is_there(struct work *w)
 {
-	return w && ct_find(w);
+	const struct ct_set *set;
+	__u32 version = 0;
+
+	if (!w)
+		return 0;
+	set = ct_begin(w, &version);
+	return set && ct_end(w, set, version, ct_way_of(set, w->ct_tag, &w->key));
 }
 
 /* ct_find() where no packet hurries. */
@@ -228,30 +251,33 @@ INLINE __u16 ct_flags_of(const struct ct_key *key)
 		return 0;
 	version = *(volatile const __u32 *)&set->version;
 	IN_ORDER(&set->lock);
-	way = ct_scan(set, ct_tag_of(hash), key);
+	way = ct_way_of(set, ct_tag_of(hash), key);
 	if (way < SLUICE_CT_WAYS)
 		flags = *(volatile const __u16 *)&set->ways[way].entry.flags;
 	IN_ORDER(&set->lock);
 	return (version & 1) || *(volatile const __u32 *)&set->version != version ? 0 : flags;
 }
 
-/* Puts w->entry under w->key, in place of what is there. Returns 0 or a drop reason. */
-INLINE int ct_store_inline(struct work *w, __u32 expires)
+/* The set of w->key, locked; null if that cannot be had. */
+INLINE struct ct_set *ct_hold_any(struct work *w)
 {
+	__u32 hash = ct_hash(&w->key);
 	struct ct_set *set;
-	__u32 hash, way;
 
-	if (!w)
-		return SLUICE_DROP_INTERNAL;
-	hash = ct_hash(&w->key);
 	w->ct_index = ct_set_of(hash);
 	w->ct_tag = ct_tag_of(hash);
 	set = bpf_map_lookup_elem(&sl_ct, &w->ct_index);
-	if (!set || !ct_lock(set))
-		return SLUICE_DROP_CT_FULL;
-	way = ct_scan(set, w->ct_tag, &w->key);
+	return set && ct_lock(set) ? set : NULL;
+}
+
+/* Puts w->entry under w->key, in place of what is there (`way`), and gives the set up. */
+INLINE void ct_put(struct work *w, struct ct_set *set, __u32 way, __u32 expires)
+{
 	if (way >= SLUICE_CT_WAYS)
 		way = set->tags[0] ? ct_room(set, w->now) : 0;
+	/* By way of memory: the verifier forgets which way it was, and need not walk what follows for each. */
+	w->ct_way = way;
+	way = *(volatile const __u32 *)&w->ct_way;
 	if (way < SLUICE_CT_WAYS) {
 		struct ct_way *place = &set->ways[way];
 
@@ -263,12 +289,28 @@ INLINE int ct_store_inline(struct work *w, __u32 expires)
 		ct_change_end(set);
 	}
 	ct_unlock(set);
+}
+
+/* Stores w->entry under w->key. Returns 0 or a drop reason. */
+INLINE int ct_store_inline(struct work *w, __u32 expires)
+{
+	struct ct_set *set = ct_hold_any(w);
+
+	if (!set)
+		return SLUICE_DROP_CT_FULL;
+	ct_put(w, set, ct_scan(set, w->ct_tag, &w->key), expires);
 	return 0;
 }
 
+/* ct_store_inline() where no packet hurries. */
 GLOBAL int ct_store(struct work *w, __u32 expires)
 {
-	return ct_store_inline(w, expires);
+	struct ct_set *set = w ? ct_hold_any(w) : NULL;
+
+	if (!set)
+		return SLUICE_DROP_CT_FULL;
+	ct_put(w, set, ct_way_of(set, w->ct_tag, &w->key), expires);
+	return 0;
 }
 
 /* The set of the entry that was found, locked, if that is still there; null otherwise. */

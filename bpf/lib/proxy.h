@@ -176,6 +176,14 @@ GLOBAL int proxy_answers_node(struct __sk_buff *skb, struct work *w)
 	return reason ? drop(skb, w, reason) : TC_ACT_OK;
 }
 
+INLINE void resolve_both(struct work *w)
+{
+	if (!(w->src.flags & PARTY_KNOWN))
+		party_resolve(&w->src, &w->pkt.saddr);
+	if (!(w->dst.flags & PARTY_KNOWN))
+		party_resolve(&w->dst, &w->pkt.daddr);
+}
+
 /* Keeps the entry by which what is sent back finds the proxy. Returns 0 or a drop reason. */
 INLINE int remember_sent(struct __sk_buff *skb, struct work *w)
 {
@@ -186,6 +194,7 @@ INLINE int remember_sent(struct __sk_buff *skb, struct work *w)
 		return reason;
 	if (e && (e->flags & SLUICE_CT_PROXY))
 		return 0;
+	resolve_both(w);
 	/* An answer to a datagram opens nothing: what the client sends next is its own. */
 	if (w->pkt.protocol == IPPROTO_UDP)
 		return 0;
@@ -208,16 +217,16 @@ GLOBAL int proxy_sends(struct __sk_buff *skb, struct work *w)
 		return TC_ACT_SHOT;
 	if (!(w->pkt.flags & PKT_PORTS))
 		return TC_ACT_OK;
-	party_resolve(&w->src, &w->pkt.saddr);
-	party_resolve(&w->dst, &w->pkt.daddr);
 	reason = asks(skb) ? dns_pair_asks(w) : remember_sent(skb, w);
-	if (reason)
+	if (reason) {
+		resolve_both(w); /* for whoever reads of it */
 		return drop(skb, w, reason);
+	}
+	if (w->observation == SLUICE_OBS_TO_CONTAINER || !(config->flags & SLUICE_CFG_TUNNEL))
+		return TC_ACT_OK;
+	resolve_both(w);
 	w->tunnel_id = w->src.identity;
-	if (w->observation == SLUICE_OBS_TO_NETWORK && (config->flags & SLUICE_CFG_TUNNEL) &&
-		(w->dst.flags & PARTY_REMOTE))
-		return deliver_tunnel(skb, w, &w->dst.tunnel_ep);
-	return TC_ACT_OK;
+	return w->dst.flags & PARTY_REMOTE ? deliver_tunnel(skb, w, &w->dst.tunnel_ep) : TC_ACT_OK;
 }
 
 /* A reply to a DNS proxy that came in fragments: putting them together lost the socket that each was given (ip_defrag

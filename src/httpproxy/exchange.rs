@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
 use super::Context;
@@ -13,6 +12,7 @@ use super::io::Inbox;
 use super::policy::Verdict;
 use super::splice;
 use super::waits::{Lost, MOST_INTERIM, Waits};
+use super::wire::Wire;
 use crate::policy::l7::message::Fault;
 
 /// Why an exchange was not finished.
@@ -113,9 +113,9 @@ pub(super) struct Exchange {
 impl Exchange {
     pub(super) async fn answer(
         &mut self,
-        from: &mut ReadHalf<'_>,
+        from: &mut Wire<'_>,
         inbox: &mut Inbox,
-        to: &mut WriteHalf<'_>,
+        to: &mut Wire<'_>,
         waits: &mut Waits<'_>,
         cx: &Context,
     ) -> Result<Answered, Failure> {
@@ -135,9 +135,9 @@ impl Exchange {
                     let is_begun = !inbox.is_empty();
                     let read = if is_begun {
                         let due = *head_due.get_or_insert_with(|| Instant::now() + limits.header_timeout);
-                        waits.head_for(to.as_ref(), due, inbox.fill(from)).await?
+                        waits.head_for(to.0, due, inbox.fill(from)).await?
                     } else {
-                        waits.answer_for(to.as_ref(), limits.response_timeout, inbox.fill(from)).await?
+                        waits.answer_for(to.0, limits.response_timeout, inbox.fill(from)).await?
                     };
                     match read {
                         Ok(0) if is_begun => return Err(Failure::Server("the server closed in a head")),
@@ -221,15 +221,15 @@ async fn write(
 pub(super) async fn relay(
     body: &mut Body,
     inbox: &mut Inbox,
-    from: &mut ReadHalf<'_>,
-    to: &mut WriteHalf<'_>,
+    from: &mut Wire<'_>,
+    to: &mut Wire<'_>,
     waits: &mut Waits<'_>,
 ) -> Result<(), Halt> {
     while !body.is_done() {
         if inbox.is_empty()
             && let Some(left) = body.plain()
             && *left >= splice::WORTH
-            && let Some(moved) = splice::relay(*left, from.as_ref(), to.as_ref(), waits).await
+            && let Some(moved) = splice::relay(*left, from.0, to.0, waits).await
         {
             // A body that was not moved whole is not done, whatever is missing of it.
             if moved.is_ok() {
@@ -238,7 +238,7 @@ pub(super) async fn relay(
             return moved;
         }
         if inbox.is_empty() {
-            match waits.step_for(to.as_ref(), inbox.fill(from)).await? {
+            match waits.step_for(to.0, inbox.fill(from)).await? {
                 Ok(0) if body.ends_with_connection() => return Ok(()),
                 Ok(0) | Err(_) => return Err(Halt::SourceGone),
                 Ok(_) => {}

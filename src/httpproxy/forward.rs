@@ -16,6 +16,7 @@ use super::request::host;
 use super::standing::Standing;
 use super::tunnel::End;
 use super::waits::{Pace, Sending, Waits};
+use super::wire::Wire;
 use crate::flow::record::RecordVerdict;
 use crate::flow::{HttpVersion, L7};
 use crate::policy::l7::edits::HeaderEdit;
@@ -100,7 +101,7 @@ impl Session {
         let keep_alive = request.keep_alive;
         let limit = cx.limits.body_timeout;
         let first = rewritten.as_deref().unwrap_or(&data[..length + with_head]);
-        if let Err(error) = alarm.within(limit, server.stream.write_all(first)).await {
+        if let Err(error) = alarm.within(limit, Wire(&server.stream).write_all(first)).await {
             let is_late = error.kind() == io::ErrorKind::TimedOut;
             let answered = Err(if is_late { Failure::ServerLate } else { Failure::Closed });
             self.seen(seen, &verdict, &exchange, &answered);
@@ -110,8 +111,8 @@ impl Session {
         let standing = Standing { cx, ends: *ends, judged: judged.as_ref(), head, request, path: matched };
         let mut coming = Inbox::default();
 
-        let (mut client_read, mut client_write) = client.split();
-        let (mut server_read, mut server_write) = server.stream.split();
+        let (mut client_read, mut client_write) = (Wire(client), Wire(client));
+        let (mut server_read, mut server_write) = (Wire(&server.stream), Wire(&server.stream));
         let sending = if body.is_done() { Sending::Done } else { Sending::Underway };
         let pace = Pace::new(begun.into(), sending);
         let mut waits = Waits::new(download_alarm, &pace, limit).under(&standing);

@@ -203,31 +203,25 @@ impl Session {
         if self.may_be_foreign() {
             self.wait_for_either().await?;
         }
-        loop {
-            let Session { client, server, cx, alarm, .. } = self;
-            let either = poll_fn(|cx| {
-                if let Poll::Ready(readable) = client.poll_read_ready(cx) {
-                    return Poll::Ready(readable);
-                }
-                // What a server says unasked is nothing that a client should see; most likely it closes.
-                match server.as_ref().map(|server| server.poll_unasked(cx)) {
-                    Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
-                    None | Some(Poll::Pending) => Poll::Pending,
-                }
-            });
-            match alarm.within(cx.limits.idle_timeout, either).await {
-                Ok(()) => {}
-                Err(error) => {
-                    if error.kind() == io::ErrorKind::TimedOut {
-                        cx.counters.timeouts.one();
-                    }
-                    return Err(Step::Gone);
-                }
+        let Session { client, inbox, server, cx, alarm, .. } = self;
+        let either = poll_fn(|cx| {
+            if let Poll::Ready(read) = inbox.poll_fill(client, cx) {
+                return Poll::Ready(read);
             }
-            match self.inbox.try_fill(&self.client) {
-                Ok(1..) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.inbox.release(),
-                Ok(0) | Err(_) => return Err(Step::Gone),
+            // What a server says unasked is nothing that a client should see; most likely it closes.
+            match server.as_ref().map(|server| server.poll_unasked(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+                None | Some(Poll::Pending) => Poll::Pending,
+            }
+        });
+        match alarm.within(cx.limits.idle_timeout, either).await {
+            Ok(1..) => Ok(()),
+            Ok(0) => Err(Step::Gone),
+            Err(error) => {
+                if error.kind() == io::ErrorKind::TimedOut {
+                    cx.counters.timeouts.one();
+                }
+                Err(Step::Gone)
             }
         }
     }

@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use super::wire::Wire;
+
 /// First size of a buffer, and the size it grows to while a body streams.
 const SMALL: usize = 8 * 1024;
 const LARGE: usize = 64 * 1024;
@@ -77,12 +79,16 @@ impl Inbox {
         Ok(count)
     }
 
-    /// Reads what has arrived; 0 is the end.
-    pub(super) fn try_fill(&mut self, from: &TcpStream) -> io::Result<usize> {
+    /// The same, and no memory is held while there is nothing to read.
+    pub(super) fn poll_fill(&mut self, from: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(from.poll_read_ready(cx))?;
         self.make_room();
-        let count = from.try_read(&mut self.bytes[self.end..])?;
+        let mut room = ReadBuf::new(&mut self.bytes[self.end..]);
+        let read = Pin::new(&mut Wire(from)).poll_read(cx, &mut room);
+        let count = room.filled().len();
         self.took(count);
-        Ok(count)
+        self.release();
+        read.map_ok(|()| count)
     }
 
     fn make_room(&mut self) {

@@ -42,6 +42,7 @@ mod tls;
 mod tunnel;
 mod upkeep;
 mod waits;
+mod wire;
 
 #[cfg(test)]
 mod tests;
