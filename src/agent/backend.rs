@@ -124,6 +124,7 @@ impl Core {
                 self.telemetry.changes += 1;
                 self.note_owners(super::directory::touched(&applied.changes));
                 self.tell(Notes::of(&applied.changes, applied.revision));
+                self.note_objects(&applied.changes);
                 self.realize(delta, applied.revision);
                 Ok(answer(applied))
             }
@@ -142,7 +143,7 @@ impl Core {
         let objects = keeps_objects(self)?;
         let deleted = objects.delete(object, |_| Ok(())).map_err(refuse)?;
         let applied = deleted.ok_or_else(|| Refusal::NotFound(format!("no {object}")))?;
-        self.transact(applied.changes.clone(), applied.revision)
+        self.transact_objects(applied.changes.clone(), applied.revision)
             .map_err(|problems| Refusal::Invalid { message: "deleting was refused".into(), problems })?;
         Ok(answer(applied))
     }

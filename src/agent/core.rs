@@ -349,6 +349,7 @@ impl Core {
     /// The view goes back to what it held before a change that was judged and is not to stay. Numbers of this
     /// node may be others afterwards than the kernel was told, so the kernel is compared with all of it.
     pub fn take_back(&mut self, inverse: Vec<Change>, judged: &Delta) {
+        let inverse = self.with_descriptions(inverse);
         let back = match self.view.apply(inverse) {
             Ok(back) => back,
             Err(errors) => {

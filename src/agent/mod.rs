@@ -54,6 +54,8 @@ mod ui_tests;
 mod ui_why;
 
 #[cfg(test)]
+mod described_tests;
+#[cfg(test)]
 mod double;
 #[cfg(test)]
 mod refusal_tests;

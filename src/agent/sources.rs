@@ -29,7 +29,9 @@ pub fn start_standalone(core: &mut Core, loaded: Loaded, addresses: &[IpAddr]) -
     }
     changes.extend(core.restore_endpoints()?);
     // What an object says about a pod stands above what `endpoint add` said.
-    changes.extend(loaded.resources.into_iter().map(Change::Upsert));
+    let objects: Vec<Change> = loaded.resources.into_iter().map(Change::Upsert).collect();
+    core.note_objects(&objects);
+    changes.extend(objects);
     core.start(changes, loaded.revision)
         .map_err(|problems| anyhow::anyhow!("the stored objects: {}", problems.join("; ")))
 }
@@ -162,10 +164,11 @@ impl Follower {
             .call(move |core| {
                 if first {
                     let mut all = core.restore_endpoints().map_err(|error| vec![error.to_string()])?;
+                    core.note_objects(&changes);
                     all.extend(changes);
                     core.start(all, revision)
                 } else {
-                    core.transact(changes, revision)
+                    core.transact_objects(changes, revision)
                 }
             })
             .await;

@@ -411,6 +411,11 @@ impl View {
         Some((state.identity, state.labels.as_ref()))
     }
 
+    /// There is an object of this pod.
+    pub fn has_pod(&self, pod: &ObjectRef) -> bool {
+        self.objects.pod(pod).is_some()
+    }
+
     /// A Secret that rules may refer to.
     pub fn secret(&self, namespace: &str, name: &str) -> Option<&Arc<Secret>> {
         self.objects.secret(namespace, name)

@@ -28,7 +28,7 @@ impl DeviceName {
     }
 }
 
-/// A pod without an object: what the operator said about it.
+/// What the operator said about a pod that may have no object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Described {
     pub labels: BTreeMap<String, String>,
@@ -41,7 +41,7 @@ pub struct Registration {
     /// Number of the endpoint on this node: 1..=4095. 0 is the node itself.
     pub id: u16,
     pub device: DeviceName,
-    /// Present when no Pod object describes the pod.
+    /// What `endpoint add` said, if it said something. It counts while no Pod object describes the pod.
     pub described: Option<Described>,
 }
 
@@ -62,6 +62,8 @@ pub enum Device {
 pub struct Member {
     pub registration: Registration,
     pub device: Device,
+    /// A Pod object describes the pod: what that says stands above [`Registration::described`].
+    pub has_object: bool,
 }
 
 /// Numbers have run out.
@@ -132,6 +134,7 @@ mod tests {
         Member {
             registration: Registration { id, device, described: None },
             device: Device::Missing("not looked for".into()),
+            has_object: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Devices as jobs of the core: those of pods are put under policy, taken out of it, found again after a restart and
 //! reported when they vanish; those of the node are judged as they come.
 
-use super::Core;
+use super::{Core, Refused};
 use crate::api::backend::Refusal;
 use crate::api::types::DeviceOrigin;
 use crate::cluster::{Change, Resource};
@@ -9,7 +9,7 @@ use crate::datapath::expedite::Expedited;
 use crate::datapath::net::NetError;
 use crate::datapath::net::own::OwnDevice;
 use crate::endpoint::{Described, Device, DeviceName, Member, Registration};
-use crate::model::{Object, ObjectRef, Pod};
+use crate::model::{Kind, Object, ObjectRef, Pod};
 
 impl Core {
     /// Puts a pod's device under policy. The programs are attached before anything is stored: a
@@ -53,10 +53,10 @@ impl Core {
             return Err(Refusal::Conflict(format!("{pod} is an endpoint already: remove it first")));
         }
         let known = self.view.endpoints().find(|local| local.pod.path() == pod);
-        let addresses = match (described, known) {
-            (Some(described), _) if !described.addresses.is_empty() => described.addresses.clone(),
-            (_, Some(local)) => local.addresses.clone(),
-            _ => Vec::new(),
+        let of_object = known.map(|local| local.addresses.clone()).unwrap_or_default();
+        let addresses = match described {
+            Some(described) if of_object.is_empty() => described.addresses.clone(),
+            _ => of_object,
         };
         if addresses.is_empty() {
             return Err(Refusal::Invalid {
@@ -84,7 +84,16 @@ impl Core {
         }
         let registration = Registration { id, device, described };
         self.kernel.attach(pod, id, &found).map_err(|error| Refusal::Failed(error.to_string()))?;
-        if let Some(change) = described_pod(pod, &registration, &self.config.node_name)
+        let was_described = self.endpoints.get(pod).is_some_and(is_description);
+        let reference = pod_reference(pod);
+        let has_object =
+            !was_described && reference.as_ref().is_some_and(|reference| self.view.has_pod(reference));
+        let change = match described_pod(pod, &registration, &self.config.node_name) {
+            _ if has_object => None,
+            None if was_described => reference.map(Change::Delete),
+            change => change,
+        };
+        if let Some(change) = change
             && let Err(problems) = self.transact(vec![change], self.desired)
         {
             self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
@@ -92,7 +101,7 @@ impl Core {
         }
         self.store.put_endpoint(pod, &registration).map_err(|error| Refusal::Failed(error.to_string()))?;
         self.shared.directory.lock().forget_interface(found.ifindex);
-        self.endpoints.insert(pod, Member { registration, device: found.into() });
+        self.endpoints.insert(pod, Member { registration, device: found.into(), has_object });
         self.note_owners(pod_reference(pod).into_iter().collect());
         Ok(())
     }
@@ -102,16 +111,15 @@ impl Core {
         let Some(member) = self.endpoints.get(pod) else {
             return Err(Refusal::NotFound(format!("no endpoint {pod} on this node")));
         };
-        let described = member.registration.described.is_some();
+        let described = is_description(member);
         let device = member.registration.device.clone();
         self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
         self.kernel.unmake(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
         self.endpoints.remove(pod);
         self.note_owners(pod_reference(pod).into_iter().collect());
         self.store.delete_endpoint(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
-        if described && let Some((namespace, name)) = pod.split_once('/') {
-            let change = Change::Delete(ObjectRef::new(crate::model::Kind::Pod, namespace, name));
-            self.transact(vec![change], self.desired).map_err(|problems| Refusal::Invalid {
+        if described && let Some(reference) = pod_reference(pod) {
+            self.transact(vec![Change::Delete(reference)], self.desired).map_err(|problems| Refusal::Invalid {
                 message: "the pod was not removed".into(),
                 problems,
             })?;
@@ -135,9 +143,61 @@ impl Core {
                 tracing::warn!(pod, reason, "the device of an endpoint is missing");
             }
             changes.extend(described_pod(&pod, &registration, &self.config.node_name));
-            self.endpoints.insert(&pod, Member { registration, device });
+            self.endpoints.insert(&pod, Member { registration, device, has_object: false });
         }
         Ok(changes)
+    }
+
+    /// One transaction of the source of the objects. What an object says about a pod stands above what `endpoint add` said,
+    /// which counts again when the object goes.
+    pub fn transact_objects(&mut self, changes: Vec<Change>, revision: u64) -> Result<(), Refused> {
+        let objects = self.objects_of_pods(&changes);
+        let changes = self.with_descriptions(changes);
+        self.transact(changes, revision)?;
+        self.set_objects(objects);
+        Ok(())
+    }
+
+    /// The source has made these changes, and the view has them.
+    pub fn note_objects(&mut self, changes: &[Change]) {
+        let objects = self.objects_of_pods(changes);
+        self.set_objects(objects);
+    }
+
+    /// Endpoints whose pods have an object after these changes, or have none.
+    fn objects_of_pods(&self, changes: &[Change]) -> Vec<(String, bool)> {
+        let of_pod = |change: &Change| match change {
+            Change::Upsert(resource @ Resource::Object(Object::Pod(_))) => {
+                Some((resource.reference().path(), true))
+            }
+            Change::Delete(reference) if reference.kind == Kind::Pod => Some((reference.path(), false)),
+            _ => None,
+        };
+        changes.iter().filter_map(of_pod).filter(|(pod, _)| self.endpoints.get(pod).is_some()).collect()
+    }
+
+    fn set_objects(&mut self, objects: Vec<(String, bool)>) {
+        for (pod, has_object) in objects {
+            if let Some(member) = self.endpoints.get_mut(&pod) {
+                member.has_object = has_object;
+            }
+        }
+    }
+
+    /// The same, where what `endpoint add` said takes the place of an object that goes.
+    pub fn with_descriptions(&self, mut changes: Vec<Change>) -> Vec<Change> {
+        for change in &mut changes {
+            let Change::Delete(reference) = &*change else { continue };
+            let pod = reference.path();
+            let described = (reference.kind == Kind::Pod)
+                .then(|| self.endpoints.get(&pod))
+                .flatten()
+                .and_then(|member| described_pod(&pod, &member.registration, &self.config.node_name));
+            if let Some(described) = described {
+                *change = described;
+            }
+        }
+        changes
     }
 
     /// A device went away: its endpoint is reported and stays closed until it is added again.
@@ -193,6 +253,11 @@ impl Core {
     }
 }
 
+/// The view knows the pod by what `endpoint add` said.
+fn is_description(member: &Member) -> bool {
+    member.registration.described.is_some() && !member.has_object
+}
+
 /// The pod object that the operator described in `endpoint add`.
 fn described_pod(pod: &str, registration: &Registration, node: &str) -> Option<Change> {
     let described = registration.described.as_ref()?;
@@ -212,5 +277,5 @@ fn described_pod(pod: &str, registration: &Registration, node: &str) -> Option<C
 
 fn pod_reference(pod: &str) -> Option<ObjectRef> {
     let (namespace, name) = pod.split_once('/')?;
-    Some(ObjectRef::new(crate::model::Kind::Pod, namespace, name))
+    Some(ObjectRef::new(Kind::Pod, namespace, name))
 }

@@ -229,7 +229,8 @@ fn rules<'a: 'm, 'm>(matching: impl IntoIterator<Item = &'m Matching<'a>>) -> Be
     Because::Rules(matching.into_iter().map(|one| one.reference.clone()).collect())
 }
 
-/// `serverNames` hold beside everything else, so their proxy goes first.
+/// `serverNames` hold beside everything else, so their proxy goes first. Where rules for one peer and port want HTTP and DNS, it is
+/// DNS: that proxy reads nothing else, so that nothing passes as a request that the DNS rules do not know.
 fn proxy(allows: &[(RuleRef, Option<Arc<L7Rules>>)]) -> Option<Proxy> {
     let kind = |l7: &L7Rules| match l7 {
         L7Rules::Tls(_) => Proxy::Tls,
@@ -237,5 +238,5 @@ fn proxy(allows: &[(RuleRef, Option<Arc<L7Rules>>)]) -> Option<Proxy> {
         L7Rules::Dns(_) => Proxy::Dns,
     };
     let kinds: Vec<Proxy> = allows.iter().filter_map(|(_, l7)| l7.as_deref()).map(kind).collect();
-    [Proxy::Tls, Proxy::Http, Proxy::Dns].into_iter().find(|proxy| kinds.contains(proxy))
+    [Proxy::Tls, Proxy::Dns, Proxy::Http].into_iter().find(|proxy| kinds.contains(proxy))
 }
