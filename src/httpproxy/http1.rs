@@ -28,8 +28,9 @@ use super::io::{Alarm, Inbox, reset};
 use super::judge::Judged;
 use super::policy::{ConnectionPolicy, Verdict};
 use super::request::{host, looks_foreign, path};
-use super::tunnel::{self, End};
+use super::tunnel::{self, End, Through};
 use super::{Context, Ends, h2c};
+use crate::flow::L7;
 use crate::policy::l7::http::Request;
 use crate::policy::l7::message::Fault;
 use crate::policy::l7::target::Target;
@@ -63,10 +64,23 @@ pub(super) struct Passed {
 }
 
 impl Passed {
-    fn passes(&self, policy: &ConnectionPolicy) -> bool {
+    pub(super) fn verdict(&self, policy: &ConnectionPolicy) -> Verdict {
         let fields = self.request.fields(&self.head);
         let method = self.request.method(&self.head);
-        policy.request(&Request { method, path: &self.path, host: host(&fields), headers: &fields }).passes
+        policy.request(&Request { method, path: &self.path, host: host(&fields), headers: &fields })
+    }
+
+    /// As records have it, once its server has switched protocols.
+    pub(super) fn told(&self, cx: &Context, verdict: &Verdict) -> L7 {
+        L7::Http {
+            method: self.request.method(&self.head).into(),
+            path: cx.shown_path(&self.path).into(),
+            host: host(&self.request.fields(&self.head)).into(),
+            status: 101,
+            latency_us: 0,
+            version: self.request.version.told(),
+            mismatches: verdict.mismatches(),
+        }
     }
 }
 
@@ -115,10 +129,8 @@ pub(super) async fn serve(client: TcpStream, inbox: Inbox, ends: Ends, cx: Arc<C
             Step::Http2 => {
                 return Box::pin(h2c::serve(session.client, session.inbox, session.ends, session.cx)).await;
             }
-            Step::Opaque => return Box::pin(session.tunnel(|policy| policy.opaque().passes)).await,
-            Step::Upgraded(passed) => {
-                return Box::pin(session.tunnel(move |policy| passed.passes(policy))).await;
-            }
+            Step::Opaque => return Box::pin(session.tunnel(Through::Opaque)).await,
+            Step::Upgraded(passed) => return Box::pin(session.tunnel(Through::Upgraded(passed))).await,
         }
     }
 }
@@ -340,13 +352,13 @@ impl Session {
         }
     }
 
-    async fn tunnel(mut self, allowed: impl Fn(&ConnectionPolicy) -> bool) {
+    async fn tunnel(mut self, through: Through) {
         // One that is there has perhaps said something already, which is the client's.
         if self.server.is_none() && self.connect().await.is_err() {
             return reset(self.client);
         }
         let Some(server) = self.server else { return };
         let client = End { stream: self.client, inbox: self.inbox };
-        tunnel::run(client, server, self.ends, &self.cx, allowed).await;
+        tunnel::run(client, server, self.ends, &self.cx, through).await;
     }
 }

@@ -23,6 +23,8 @@ mod exchange;
 mod forward;
 mod frames;
 mod greeting;
+mod h2_exchange;
+mod h2_upstream;
 mod h2c;
 pub mod head;
 pub mod hello;

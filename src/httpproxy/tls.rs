@@ -12,7 +12,7 @@ use super::hello::Hello;
 use super::io::{Inbox, reset};
 use super::judge::Judged;
 use super::policy::Verdict;
-use super::tunnel::{self, End};
+use super::tunnel::{self, End, Through};
 use super::{Context, Ends, http1};
 use crate::flow::L7;
 use crate::flow::record::RecordVerdict;
@@ -62,9 +62,7 @@ pub(super) async fn serve(mut client: TcpStream, ends: Ends, cx: Arc<Context>) {
         Ok(server) => {
             cx.counters.forwarded.one();
             cx.report(ends, &judged, &verdict, RecordVerdict::Forwarded, l7);
-            let allowed =
-                move |policy: &super::policy::ConnectionPolicy| policy.server_name(name.as_deref()).passes;
-            tunnel::run(End { stream: client, inbox }, server, ends, &cx, allowed).await;
+            tunnel::run(End { stream: client, inbox }, server, ends, &cx, Through::Tls(name)).await;
         }
         Err(error) => {
             tracing::debug!(%error, server = %ends.server, "no connection to the server");

@@ -8,11 +8,51 @@ use std::task::{self, Poll, ready};
 
 use tokio::net::TcpStream;
 
-use super::Context;
-use super::Ends;
+use super::http1::Passed;
 use super::io::{Inbox, Rewound, reset};
-use super::policy::ConnectionPolicy;
-use super::presence;
+use super::policy::{ConnectionPolicy, Verdict};
+use super::{Context, Ends, presence};
+use crate::flow::record::RecordVerdict;
+use crate::flow::{HttpVersion, L7};
+use crate::policy::map_state::Proxy;
+
+/// What a tunnel carries.
+pub(super) enum Through {
+    /// What a request switched to.
+    Upgraded(Passed),
+    /// TLS for this name.
+    Tls(Option<String>),
+    /// Bytes of no protocol that we know, where nothing is refused.
+    Opaque,
+}
+
+impl Through {
+    fn verdict(&self, policy: &ConnectionPolicy) -> Verdict {
+        match self {
+            Through::Upgraded(passed) => passed.verdict(policy),
+            Through::Tls(name) => policy.server_name(name.as_deref()),
+            Through::Opaque => policy.opaque(),
+        }
+    }
+
+    /// What a record says of it when `verdict` ends it.
+    fn told(&self, cx: &Context, verdict: &Verdict) -> L7 {
+        match self {
+            Through::Upgraded(passed) => passed.told(cx, verdict),
+            Through::Tls(name) => L7::Tls { server_name: name.as_deref().map(Into::into) },
+            Through::Opaque if verdict.refused_for == Some(Proxy::Tls) => L7::Tls { server_name: None },
+            Through::Opaque => L7::Http {
+                method: "".into(),
+                path: "".into(),
+                host: "".into(),
+                status: 0,
+                latency_us: 0,
+                version: HttpVersion::default(),
+                mismatches: Vec::new(),
+            },
+        }
+    }
+}
 
 /// A stream with what was read of it already.
 pub(super) struct End {
@@ -35,15 +75,9 @@ impl End {
     }
 }
 
-/// Runs until both directions are closed, one fails, or `allowed` no longer holds under new rules: then
+/// Runs until both directions are closed, one fails, or new rules refuse what goes through: then that is recorded, and
 /// both connections are reset.
-pub(super) async fn run(
-    client: End,
-    server: End,
-    ends: Ends,
-    cx: &Context,
-    allowed: impl Fn(&ConnectionPolicy) -> bool,
-) {
+pub(super) async fn run(client: End, server: End, ends: Ends, cx: &Context, through: Through) {
     cx.counters.tunnels.one();
     for stream in [&client.stream, &server.stream] {
         presence::probe(stream);
@@ -53,22 +87,29 @@ pub(super) async fn run(
     changes.mark_unchanged();
     let mut client = Rewound { inbox: client.inbox, stream: client.stream };
     let mut server = Rewound { inbox: server.inbox, stream: server.stream };
+    let refusal = || {
+        let judged = cx.judge.policy(ends.client, ends.server);
+        let verdict = through.verdict(&judged.policy);
+        (!verdict.passes).then_some((judged, verdict))
+    };
     // The rules may have changed since they were asked.
-    let mut holds = allowed(&cx.judge.policy(ends.client, ends.server).policy);
-    {
+    let mut refused = refusal();
+    let (judged, verdict) = {
         let copy = tokio::io::copy_bidirectional(&mut client, &mut server);
         tokio::pin!(copy);
-        while holds {
+        loop {
+            if let Some(refused) = refused {
+                break refused;
+            }
             tokio::select! {
                 // An end that failed has closed its side; the other one follows when both are dropped.
                 _ = &mut copy => return,
-                Ok(()) = changes.changed() => {
-                    holds = allowed(&cx.judge.policy(ends.client, ends.server).policy);
-                }
+                Ok(()) = changes.changed() => refused = refusal(),
             }
         }
-    }
+    };
     cx.counters.tunnels_cut.one();
+    cx.report(ends, &judged, &verdict, RecordVerdict::Denied, || through.told(cx, &verdict));
     reset(client.stream);
     reset(server.stream);
 }

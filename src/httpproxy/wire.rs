@@ -39,11 +39,7 @@ impl Wire<'_> {
 }
 
 impl AsyncRead for Wire<'_> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let room = into.initialize_unfilled();
         let most = room.len();
         loop {

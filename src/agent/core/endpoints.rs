@@ -119,9 +119,8 @@ impl Core {
         self.note_owners(pod_reference(pod).into_iter().collect());
         self.store.delete_endpoint(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
         if described && let Some(reference) = pod_reference(pod) {
-            self.transact(vec![Change::Delete(reference)], self.desired).map_err(|problems| Refusal::Invalid {
-                message: "the pod was not removed".into(),
-                problems,
+            self.transact(vec![Change::Delete(reference)], self.desired).map_err(|problems| {
+                Refusal::Invalid { message: "the pod was not removed".into(), problems }
             })?;
         }
         Ok(())

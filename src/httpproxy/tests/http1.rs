@@ -132,6 +132,8 @@ async fn an_upgraded_connection_carries_anything_until_the_rules_change() {
     assert_eq!(rest(&mut client).await, "");
     assert_eq!(rest(&mut server).await, "");
     assert_eq!(rig.counters.tunnels_cut.get(), 1);
+    let told = [(RecordVerdict::Forwarded, 101), (RecordVerdict::Denied, 101)];
+    assert_eq!(outcomes(&rig, 2).await, told, "what was cut is recorded");
 }
 
 /// The kernel's timer of a connection, as `/proc/net/tcp` tells it: 2 is the one of its probes.
