@@ -29,9 +29,9 @@ pub fn start_standalone(core: &mut Core, loaded: Loaded, addresses: &[IpAddr]) -
     }
     changes.extend(core.restore_endpoints()?);
     // What an object says about a pod stands above what `endpoint add` said.
-    let objects: Vec<Change> = loaded.resources.into_iter().map(Change::Upsert).collect();
-    core.note_objects(&objects);
-    changes.extend(objects);
+    let first = changes.len();
+    changes.extend(loaded.resources.into_iter().map(Change::Upsert));
+    core.note_objects(&changes[first..]);
     core.start(changes, loaded.revision)
         .map_err(|problems| anyhow::anyhow!("the stored objects: {}", problems.join("; ")))
 }

@@ -62,7 +62,7 @@ pub enum Device {
 pub struct Member {
     pub registration: Registration,
     pub device: Device,
-    /// A Pod object describes the pod: what that says stands above [`Registration::described`].
+    /// Of a pod that [`Registration::described`] describes: an object does, too, and stands above that.
     pub has_object: bool,
 }
 

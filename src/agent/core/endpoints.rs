@@ -1,6 +1,8 @@
 //! Devices as jobs of the core: those of pods are put under policy, taken out of it, found again after a restart and
 //! reported when they vanish; those of the node are judged as they come.
 
+use std::collections::HashSet;
+
 use super::{Core, Refused};
 use crate::api::backend::Refusal;
 use crate::api::types::DeviceOrigin;
@@ -163,16 +165,27 @@ impl Core {
         self.set_objects(objects);
     }
 
-    /// Endpoints whose pods have an object after these changes, or have none.
+    /// Endpoints that `endpoint add` described and whose pods have an object after these changes, or have none.
     fn objects_of_pods(&self, changes: &[Change]) -> Vec<(String, bool)> {
-        let of_pod = |change: &Change| match change {
-            Change::Upsert(resource @ Resource::Object(Object::Pod(_))) => {
-                Some((resource.reference().path(), true))
-            }
-            Change::Delete(reference) if reference.kind == Kind::Pod => Some((reference.path(), false)),
-            _ => None,
+        let described: HashSet<(&str, &str)> = self
+            .endpoints
+            .iter()
+            .filter(|(_, member)| member.registration.described.is_some())
+            .filter_map(|(pod, _)| pod.split_once('/'))
+            .collect();
+        // As a rule there are none, and there may be very many changes.
+        if described.is_empty() {
+            return Vec::new();
+        }
+        let of_pod = |change: &Change| {
+            let (namespace, name, has_object) = match change {
+                Change::Upsert(Resource::Object(Object::Pod(pod))) => (&*pod.namespace, &*pod.name, true),
+                Change::Delete(pod) if pod.kind == Kind::Pod => (&*pod.namespace, &*pod.name, false),
+                _ => return None,
+            };
+            described.contains(&(namespace, name)).then(|| (format!("{namespace}/{name}"), has_object))
         };
-        changes.iter().filter_map(of_pod).filter(|(pod, _)| self.endpoints.get(pod).is_some()).collect()
+        changes.iter().filter_map(of_pod).collect()
     }
 
     fn set_objects(&mut self, objects: Vec<(String, bool)>) {
