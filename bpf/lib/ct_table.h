@@ -186,15 +186,21 @@ INLINE struct ct_entry *the_pointer(struct ct_entry *e)
 	return e;
 }
 
-/* The set of w->key, and its version, which is to be read before anything else of it. */
-INLINE const struct ct_set *ct_begin(struct work *w, __u32 *version)
+/* The set of w->key. */
+INLINE struct ct_set *ct_locate(struct work *w)
 {
 	__u32 hash = ct_hash(&w->key);
-	const struct ct_set *set;
 
 	w->ct_index = ct_set_of(hash);
 	w->ct_tag = ct_tag_of(hash);
-	set = bpf_map_lookup_elem(&sl_ct, &w->ct_index);
+	return bpf_map_lookup_elem(&sl_ct, &w->ct_index);
+}
+
+/* The same, and its version, which is to be read before anything else of it. */
+INLINE const struct ct_set *ct_begin(struct work *w, __u32 *version)
+{
+	const struct ct_set *set = ct_locate(w);
+
 	if (set)
 		*version = *(volatile const __u32 *)&set->version;
 	IN_ORDER(&w->barrier);
@@ -261,12 +267,8 @@ INLINE __u16 ct_flags_of(const struct ct_key *key)
 /* The set of w->key, locked; null if that cannot be had. */
 INLINE struct ct_set *ct_hold_any(struct work *w)
 {
-	__u32 hash = ct_hash(&w->key);
-	struct ct_set *set;
+	struct ct_set *set = ct_locate(w);
 
-	w->ct_index = ct_set_of(hash);
-	w->ct_tag = ct_tag_of(hash);
-	set = bpf_map_lookup_elem(&sl_ct, &w->ct_index);
 	return set && ct_lock(set) ? set : NULL;
 }
 

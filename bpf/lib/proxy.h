@@ -176,6 +176,7 @@ GLOBAL int proxy_answers_node(struct __sk_buff *skb, struct work *w)
 	return reason ? drop(skb, w, reason) : TC_ACT_OK;
 }
 
+/* Who both ends are, where nobody has asked yet. */
 INLINE void resolve_both(struct work *w)
 {
 	if (!(w->src.flags & PARTY_KNOWN))

@@ -52,6 +52,25 @@ async fn what_endpoint_add_says_counts_while_no_object_describes_the_pod() {
 }
 
 #[tokio::test]
+async fn a_description_that_fits_no_longer_holds_nothing_up() {
+    let rig = rig();
+    add(&rig, "web", "10.244.0.5", Some("said")).await;
+    let moved = PODS.replace("10.244.0.5", "10.244.0.9");
+    rig.backend.apply(moved, ApplyMode::Commit).await.unwrap();
+    let other = PODS.replace("name: client", "name: other").replace("10.244.0.6", "10.244.0.5");
+    let other = other.split("---").last().unwrap().to_owned();
+    rig.backend.apply(other, ApplyMode::Commit).await.unwrap();
+    rig.backend.delete(ObjectRef::new(Kind::Pod, "shop", "web")).await.unwrap();
+    assert_eq!(app_of(&rig, "web").await, None, "its address is another pod's");
+
+    let Rig { backend, directory, .. } = rig;
+    drop(backend);
+    let rig = loop_open(directory);
+    assert_eq!(app_of(&rig, "web").await, None);
+    assert_eq!(app_of(&rig, "other").await.as_deref(), Some("client"));
+}
+
+#[tokio::test]
 async fn an_endpoint_that_is_removed_leaves_the_object_of_its_pod() {
     let rig = rig();
     rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();

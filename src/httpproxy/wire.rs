@@ -21,7 +21,7 @@ pub(super) struct Wire<'a>(pub(super) &'a TcpStream);
 
 impl Wire<'_> {
     /// Moves bytes of which there is room for `most`. `WouldBlock`: wait for readiness.
-    fn call(
+    fn attempt(
         self,
         interest: Interest,
         most: usize,
@@ -45,7 +45,7 @@ impl AsyncRead for Wire<'_> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
             let take = || Ok(recv(self.0, &mut *room, RecvFlags::empty())?.0);
-            match self.call(Interest::READABLE, most, take) {
+            match self.attempt(Interest::READABLE, most, take) {
                 Ok(count) => {
                     into.advance(count);
                     return Poll::Ready(Ok(()));
@@ -62,7 +62,7 @@ impl AsyncWrite for Wire<'_> {
         loop {
             ready!(self.0.poll_write_ready(cx))?;
             let give = || send(self.0, bytes, SendFlags::NOSIGNAL);
-            match self.call(Interest::WRITABLE, bytes.len(), give) {
+            match self.attempt(Interest::WRITABLE, bytes.len(), give) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
@@ -95,7 +95,7 @@ mod tests {
         (ours.unwrap(), theirs.unwrap().0)
     }
 
-    /// Bytes of a pattern that no two pieces share.
+    /// Bytes in which a piece that is lost, or comes twice, shows.
     fn pattern(count: usize) -> Vec<u8> {
         (0..count).map(|i| (i % 251) as u8).collect()
     }

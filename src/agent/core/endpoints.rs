@@ -153,10 +153,28 @@ impl Core {
     /// which counts again when the object goes.
     pub fn transact_objects(&mut self, changes: Vec<Change>, revision: u64) -> Result<(), Refused> {
         let objects = self.objects_of_pods(&changes);
-        let changes = self.with_descriptions(changes);
-        self.transact(changes, revision)?;
+        if objects.iter().all(|(_, has_object)| *has_object) {
+            self.transact(changes, revision)?;
+        } else if self.transact(self.with_descriptions(changes.clone()), revision).is_err() {
+            // What was said may be impossible by now: another pod has the address. Nobody is to wait for that.
+            self.transact(changes, revision)?;
+            objects
+                .iter()
+                .filter(|(_, has_object)| !has_object)
+                .for_each(|(pod, _)| self.forget_description(pod));
+        }
         self.set_objects(objects);
         Ok(())
+    }
+
+    /// For good, or the next start would fail at it.
+    fn forget_description(&mut self, pod: &str) {
+        let Some(member) = self.endpoints.get_mut(pod) else { return };
+        member.registration.described = None;
+        tracing::warn!(pod, "what `endpoint add` said about the pod goes with its object: it fits no longer");
+        if let Err(error) = self.store.put_endpoint(pod, &member.registration) {
+            tracing::error!(pod, %error, "what `endpoint add` said about the pod is still stored");
+        }
     }
 
     /// The source has made these changes, and the view has them.
