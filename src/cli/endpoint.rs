@@ -34,6 +34,8 @@ enum EndpointCommand {
     ///
     ///   sluice endpoint add shop/web --netns /run/netns/web --label app=web --address 10.244.0.9
     ///
+    /// Where an object describes it, now or later, that counts, and what is said here does not.
+    ///
     /// With --create the namespace needs no device: a veth pair is made, and deleted with the endpoint.
     ///
     /// What is described here is known to this node alone. Where a server keeps the objects, apply the Pod there
