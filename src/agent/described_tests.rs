@@ -1,13 +1,23 @@
 //! What `endpoint add` says about a pod, beside an object that describes it.
 
-use super::tests::{PODS, Rig, loop_open, rig};
-use crate::api::backend::{ApplyMode, Backend as _};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::tests::{PODS, Rig, loop_open, open_with, rig};
+use crate::api::backend::{ApplyMode, Backend as _, Refusal};
 use crate::api::types::{DeviceOrigin, EndpointRequest};
+use crate::cluster::delta::EndpointChange;
 use crate::model::{Kind, ObjectRef};
+use crate::store::testing::ForeignLock;
 
 /// `endpoint add` for a pod of shop, with a label or without.
 async fn add(rig: &Rig, pod: &str, address: &str, app: Option<&str>) {
-    let request = EndpointRequest {
+    rig.backend.add_endpoint(request(pod, address, app)).await.unwrap();
+}
+
+fn request(pod: &str, address: &str, app: Option<&str>) -> EndpointRequest {
+    EndpointRequest {
         pod: format!("shop/{pod}"),
         netns: Some(format!("/run/netns/{pod}")),
         interface: None,
@@ -15,8 +25,13 @@ async fn add(rig: &Rig, pod: &str, address: &str, app: Option<&str>) {
         device: DeviceOrigin::Existing,
         labels: app.map(|app| ("app".to_owned(), app.to_owned())).into_iter().collect(),
         addresses: app.map(|_| address.parse().unwrap()).into_iter().collect(),
-    };
-    rig.backend.add_endpoint(request).await.unwrap();
+    }
+}
+
+/// Which pods' devices are under policy, and which were let go meanwhile.
+fn devices(rig: &Rig) -> (BTreeMap<String, u32>, Vec<String>) {
+    let mut seen = rig.kernel.0.lock();
+    (seen.attached.clone(), std::mem::take(&mut seen.detached))
 }
 
 /// What the view says that the pod is.
@@ -80,4 +95,52 @@ async fn an_endpoint_that_is_removed_leaves_the_object_of_its_pod() {
     add(&rig, "other", "10.244.0.7", Some("said")).await;
     rig.backend.remove_endpoint("shop/other".into()).await.unwrap();
     assert_eq!(app_of(&rig, "other").await, None);
+}
+
+/// Its programs were taken off the device that the pod had, which then sent what it liked.
+#[tokio::test]
+async fn an_endpoint_that_is_added_again_and_refused_stays_under_policy() {
+    let rig = rig();
+    rig.backend.apply(PODS.into(), ApplyMode::Commit).await.unwrap();
+    add(&rig, "other", "10.244.0.7", Some("said")).await;
+    let before = devices(&rig);
+    let taken = request("other", "10.244.0.5", Some("more"));
+    let elsewhere = EndpointRequest { interface: Some("eth1".to_owned()), ..taken.clone() };
+    for (request, let_go) in [(taken, 0), (elsewhere, 1)] {
+        let refused = rig.backend.add_endpoint(request).await;
+        assert!(matches!(refused, Err(Refusal::Invalid { .. })), "{refused:?}");
+        let (attached, detached) = devices(&rig);
+        assert_eq!((attached, detached.len()), (before.0.clone(), let_go));
+        assert_eq!(app_of(&rig, "other").await.as_deref(), Some("said"));
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_cannot_be_stored_or_forgotten_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let rig = open_with(directory, |store, _| store.busy_timeout = Duration::from_millis(20));
+    add(&rig, "web", "10.244.0.5", Some("said")).await;
+    let before = devices(&rig).0;
+    let lock = ForeignLock::take(&rig.directory.path().join("state.db"));
+    // Labels that have a number: nothing else is to be stored.
+    let again = request("web", "10.244.0.9", Some("said"));
+    let mut later = request("later", "10.244.0.8", Some("said"));
+    later.interface = Some("eth1".to_owned());
+    for request in [again, later] {
+        let refused = rig.backend.add_endpoint(request).await;
+        assert!(matches!(&refused, Err(Refusal::Failed(text)) if text.contains("lock")), "{refused:?}");
+    }
+    let refused = rig.backend.remove_endpoint("shop/web".into()).await;
+    assert!(matches!(&refused, Err(Refusal::Failed(text)) if text.contains("lock")), "{refused:?}");
+    assert_eq!(devices(&rig).0, before);
+    assert_eq!(app_of(&rig, "web").await.as_deref(), Some("said"));
+    assert_eq!(app_of(&rig, "later").await, None, "it is no endpoint");
+    let places = rig.backend.core.call(|core| core.view.full().endpoints).await.unwrap();
+    assert!(
+        matches!(&places[..], [EndpointChange::Upsert { addresses, .. }] if *addresses == ["10.244.0.5".parse::<IpAddr>().unwrap()]),
+        "{places:?}"
+    );
+    drop(lock);
+    rig.backend.remove_endpoint("shop/web".into()).await.unwrap();
+    assert_eq!(app_of(&rig, "web").await, None);
 }

@@ -1,5 +1,6 @@
 //! A kernel for tests: remembers what it was told, finds every device, fails on request.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,7 +18,10 @@ use crate::endpoint::DeviceName;
 pub struct Seen {
     pub applied: Vec<Delta>,
     pub reconciled: Vec<Delta>,
-    pub attached: Vec<String>,
+    /// Pods with the indexes of their devices.
+    pub attached: BTreeMap<String, u32>,
+    /// Pods whose devices were let go.
+    pub detached: Vec<String>,
     /// Pairs that were made and not deleted.
     pub made: Vec<(DeviceName, Vec<IpAddr>)>,
     pub proxy: Option<ProxyState>,
@@ -92,13 +96,15 @@ impl Kernel for DoubleKernel {
         Ok(())
     }
 
-    fn attach(&mut self, pod: &str, _id: u16, _device: &FoundDevice) -> Result<(), DatapathError> {
-        self.0.lock().attached.push(pod.to_owned());
+    fn attach(&mut self, pod: &str, _id: u16, device: &FoundDevice) -> Result<(), DatapathError> {
+        self.0.lock().attached.insert(pod.to_owned(), device.ifindex);
         Ok(())
     }
 
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError> {
-        self.0.lock().attached.retain(|attached| attached != pod);
+        let mut seen = self.0.lock();
+        seen.attached.remove(pod);
+        seen.detached.push(pod.to_owned());
         Ok(())
     }
 

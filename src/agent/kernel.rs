@@ -28,6 +28,16 @@ impl From<FoundDevice> for Device {
     }
 }
 
+impl Device {
+    /// The device, unless it is missing.
+    pub fn found(&self) -> Option<FoundDevice> {
+        match self.clone() {
+            Device::Found { interface, ifindex, mac } => Some(FoundDevice { interface, ifindex, mac }),
+            Device::Missing(_) => None,
+        }
+    }
+}
+
 /// See the module.
 pub trait Kernel: Datapath {
     /// The first full state is in the maps: the node's own devices may be judged from now on.

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 
 use super::{Core, Refused};
+use crate::agent::kernel::FoundDevice;
 use crate::api::backend::Refusal;
 use crate::api::types::DeviceOrigin;
 use crate::cluster::{Change, Resource};
@@ -84,28 +85,55 @@ impl Core {
         }) {
             return Err(Refusal::Conflict(format!("the device of {pod} is already that of {other}")));
         }
+        let before = self.endpoints.get(pod).cloned();
         let registration = Registration { id, device, described };
-        self.kernel.attach(pod, id, &found).map_err(|error| Refusal::Failed(error.to_string()))?;
-        let was_described = self.endpoints.get(pod).is_some_and(is_description);
+        if let Err(error) = self.kernel.attach(pod, id, &found) {
+            self.give_back(pod, before, &found);
+            return Err(Refusal::Failed(error.to_string()));
+        }
+        let node = &self.config.node_name;
         let reference = pod_reference(pod);
+        let old = before.as_ref().filter(|member| is_description(member));
         let has_object =
-            !was_described && reference.as_ref().is_some_and(|reference| self.view.has_pod(reference));
-        let change = match described_pod(pod, &registration, &self.config.node_name) {
-            _ if has_object => None,
-            None if was_described => reference.map(Change::Delete),
-            change => change,
+            old.is_none() && reference.as_ref().is_some_and(|reference| self.view.has_pod(reference));
+        let gone = || reference.clone().map(Change::Delete);
+        let (change, undo) = match (old, described_pod(pod, &registration, node)) {
+            _ if has_object => (None, None),
+            (Some(old), new) => (new.or_else(gone), described_pod(pod, &old.registration, node)),
+            (None, Some(new)) => (Some(new), gone()),
+            (None, None) => (None, None),
         };
         if let Some(change) = change
             && let Err(problems) = self.transact(vec![change], self.desired)
         {
-            self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
+            self.give_back(pod, before, &found);
             return Err(Refusal::Invalid { message: "the pod was refused".into(), problems });
         }
-        self.store.put_endpoint(pod, &registration).map_err(|error| Refusal::Failed(error.to_string()))?;
+        if let Err(error) = self.store.put_endpoint(pod, &registration) {
+            if let Some(undo) = undo
+                && let Err(problems) = self.transact(vec![undo], self.desired)
+            {
+                tracing::error!(pod, ?problems, "what was said about a pod was not taken back");
+            }
+            self.give_back(pod, before, &found);
+            return Err(Refusal::Failed(error.to_string()));
+        }
         self.shared.directory.lock().forget_interface(found.ifindex);
         self.endpoints.insert(pod, Member { registration, device: found.into(), has_object });
-        self.note_owners(pod_reference(pod).into_iter().collect());
+        self.note_owners(reference.into_iter().collect());
         Ok(())
+    }
+
+    /// A device was attached in vain: it is let go, and the pod has the one back that it had. Where that is the same one,
+    /// it is under policy all the time.
+    fn give_back(&mut self, pod: &str, before: Option<Member>, taken: &FoundDevice) {
+        let had = before.and_then(|member| Some((member.registration.id, member.device.found()?)));
+        let is_same = had.as_ref().is_some_and(|(_, had)| had.ifindex == taken.ifindex);
+        let let_go = if is_same { Ok(()) } else { self.kernel.detach(pod) };
+        let restored = had.map_or(Ok(()), |(id, had)| self.kernel.attach(pod, id, &had));
+        if let Err(error) = let_go.and(restored) {
+            tracing::error!(pod, %error, "a device that was attached in vain");
+        }
     }
 
     /// Takes a pod's device out of policy.
@@ -113,13 +141,23 @@ impl Core {
         let Some(member) = self.endpoints.get(pod) else {
             return Err(Refusal::NotFound(format!("no endpoint {pod} on this node")));
         };
-        let described = is_description(member);
-        let device = member.registration.device.clone();
-        self.kernel.detach(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
-        self.kernel.unmake(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
+        let (described, Member { registration, device, .. }) = (is_description(member), member.clone());
+        self.store.delete_endpoint(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
+        let gone = self.kernel.detach(pod).and_then(|()| self.kernel.unmake(&registration.device));
+        if let Err(error) = gone {
+            // It stays what it was.
+            let attached =
+                device.found().map_or(Ok(()), |had| self.kernel.attach(pod, registration.id, &had));
+            if let Err(error) = attached {
+                tracing::error!(pod, %error, "a device that was not removed is not under policy");
+            }
+            if let Err(error) = self.store.put_endpoint(pod, &registration) {
+                tracing::error!(pod, %error, "an endpoint that was not removed is not stored");
+            }
+            return Err(Refusal::Failed(error.to_string()));
+        }
         self.endpoints.remove(pod);
         self.note_owners(pod_reference(pod).into_iter().collect());
-        self.store.delete_endpoint(pod).map_err(|error| Refusal::Failed(error.to_string()))?;
         if described && let Some(reference) = pod_reference(pod) {
             self.transact(vec![Change::Delete(reference)], self.desired).map_err(|problems| {
                 Refusal::Invalid { message: "the pod was not removed".into(), problems }
