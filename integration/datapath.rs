@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use sluice::cluster::delta::{AddressKind, Delta, EndpointChange, IpcacheEntry};
 use sluice::datapath::abi;
-use sluice::datapath::attach::Mechanism;
+use sluice::datapath::attach::{Mechanism, device_exists};
 use sluice::datapath::config::{Capacity, ROUTER_MAC};
 use sluice::datapath::connections::Connections;
 use sluice::datapath::inspect::ConnectionFilter;
@@ -897,6 +897,41 @@ fn a_full_map_is_reported_and_changes_nothing() {
         assert_eq!(datapath.failures(), 1);
         assert_eq!(datapath.inspect().unwrap().diff(&bench.state()).unwrap(), []);
         bench.expect_policy();
+    });
+}
+
+/// The kernel tells the end of a port as it tells that of a device (`RTM_DELLINK`): a pod's device that was taken out of a
+/// bridge lost its programs.
+#[test]
+fn a_device_that_leaves_a_bridge_is_not_gone() {
+    isolated(|_| async move {
+        let node = Netlink::here().unwrap();
+        let command = |line: &str| {
+            let ran = std::process::Command::new("ip").args(line.split(' ')).status().unwrap();
+            assert!(ran.success(), "ip {line}");
+        };
+        command("link add br0 type bridge");
+        command("link add pod0 type veth peer name eth0");
+        let pod = node.get("pod0").await.unwrap().ifindex;
+        let mut watch = DeviceWatch::start().unwrap();
+        for line in ["link set pod0 master br0", "link set pod0 nomaster", "link del br0"] {
+            command(line);
+        }
+        let mut told = Vec::new();
+        let until_the_bridge_is_gone = async {
+            while !matches!(told.last(), Some(DeviceEvent::Gone { name, .. }) if name == "br0") {
+                told.push(watch.next().await.expect("the subscription lives"));
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), until_the_bridge_is_gone)
+            .await
+            .expect("its end is told");
+        let gone =
+            |event: &&DeviceEvent| matches!(event, DeviceEvent::Gone { ifindex, .. } if *ifindex == pod);
+        assert_eq!(told.iter().find(gone), None, "{told:?}");
+        assert!(device_exists(pod));
+        command("link del pod0");
+        assert!(!device_exists(pod));
     });
 }
 

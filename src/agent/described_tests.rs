@@ -144,3 +144,21 @@ async fn an_endpoint_that_cannot_be_stored_or_forgotten_changes_nothing() {
     rig.backend.remove_endpoint("shop/web".into()).await.unwrap();
     assert_eq!(app_of(&rig, "web").await, None);
 }
+
+/// News that a device is gone took the programs off it, also where they came from a bridge that it was a port of, or where
+/// the network namespace that it was added by had lost its name.
+#[tokio::test]
+async fn a_device_that_is_there_stays_under_policy_whatever_the_news() {
+    let rig = rig();
+    add(&rig, "web", "10.244.0.5", Some("said")).await;
+    let (before, _) = devices(&rig);
+    let device = before["shop/web"];
+    rig.backend.core.call(move |core| core.find_vanished(|ifindex| ifindex == device)).await.unwrap();
+    assert_eq!(devices(&rig), (before, Vec::new()));
+    rig.kernel.0.lock().gone.insert(device);
+    rig.backend.core.call(move |core| core.find_vanished(|ifindex| ifindex != device)).await.unwrap();
+    assert_eq!(rig.backend.endpoints().await.unwrap()[0].state, "ready");
+    rig.backend.core.call(move |core| core.find_vanished(|ifindex| ifindex == device)).await.unwrap();
+    assert_eq!(devices(&rig), (BTreeMap::new(), vec!["shop/web".to_owned()]));
+    assert_eq!(rig.backend.endpoints().await.unwrap()[0].state, "waiting-for-device");
+}

@@ -1,6 +1,6 @@
 //! A kernel for tests: remembers what it was told, finds every device, fails on request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ pub struct Seen {
     pub attached: BTreeMap<String, u32>,
     /// Pods whose devices were let go.
     pub detached: Vec<String>,
+    /// Indexes of devices that the node has no more.
+    pub gone: BTreeSet<u32>,
     /// Pairs that were made and not deleted.
     pub made: Vec<(DeviceName, Vec<IpAddr>)>,
     pub proxy: Option<ProxyState>,
@@ -84,6 +86,10 @@ impl Kernel for DoubleKernel {
         | DeviceName::Made { host_interface: interface, .. }) = device;
         let number = interface.bytes().fold(7u32, |sum, byte| sum * 31 % 60_000 + u32::from(byte));
         Ok(FoundDevice { interface: interface.clone(), ifindex: number, mac: [2, 0, 0, 0, 0, 1] })
+    }
+
+    fn has_device(&self, ifindex: u32) -> bool {
+        !self.0.lock().gone.contains(&ifindex)
     }
 
     fn make(&mut self, device: &DeviceName, addresses: &[IpAddr]) -> Result<(), DatapathError> {

@@ -46,6 +46,8 @@ pub trait Kernel: Datapath {
     fn node_devices(&mut self, own: &[OwnDevice]) -> Result<(), DatapathError>;
     /// Finds the node's side of a pod's device.
     fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError>;
+    /// The node has a device with this index. Where that cannot be told, it has.
+    fn has_device(&self, ifindex: u32) -> bool;
     /// Makes the pair that a [`DeviceName::Made`] names, with these addresses and routes. A pair that is there
     /// is an error; when anything fails, what was made is deleted.
     fn make(&mut self, device: &DeviceName, addresses: &[IpAddr]) -> Result<(), DatapathError>;

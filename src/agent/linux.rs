@@ -11,6 +11,7 @@ use super::kernel::{FoundDevice, Kernel};
 use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
 use crate::config::{AgentConfig, FlowEvents, Routing, Switch};
+use crate::datapath::attach::device_exists;
 use crate::datapath::config::{HostTraffic, ROUTER_MAC};
 use crate::datapath::net::own::OwnDevice;
 use crate::datapath::net::pod::{self, PodNetwork};
@@ -226,6 +227,10 @@ impl Kernel for LinuxKernel {
 
     fn find(&mut self, device: &DeviceName) -> Result<FoundDevice, DatapathError> {
         self.runtime.block_on(self.find_device(device)).map_err(failed)
+    }
+
+    fn has_device(&self, ifindex: u32) -> bool {
+        device_exists(ifindex)
     }
 
     fn make(&mut self, device: &DeviceName, addresses: &[IpAddr]) -> Result<(), DatapathError> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::core::{Core, CoreHandle};
+use super::core::CoreHandle;
 use crate::datapath::net::Netlink;
 use crate::datapath::net::own;
 use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
@@ -55,11 +55,9 @@ async fn tell(events: &[DeviceEvent], netlink: &Netlink, core: &CoreHandle) -> R
         })
         .collect();
     let missed = events.contains(&DeviceEvent::Missed);
-    if missed {
-        core.call(Core::find_vanished).await.map_err(|_| Ended)?;
-    } else if !gone.is_empty() {
-        let all = move |core: &mut Core| gone.into_iter().for_each(|ifindex| core.device_vanished(ifindex));
-        core.call(all).await.map_err(|_| Ended)?;
+    if missed || !gone.is_empty() {
+        let may_be_gone = move |ifindex| missed || gone.contains(&ifindex);
+        core.call(move |core| core.find_vanished(may_be_gone)).await.map_err(|_| Ended)?;
     }
     let own = own::devices(netlink).await;
     core.call(move |core| core.node_devices(own)).await.map_err(|_| Ended)

@@ -17,6 +17,9 @@ use aya::programs::tc::{
     qdisc_detach_program,
 };
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use rustix::io::Errno;
+use rustix::net::netdevice::index_to_name;
+use rustix::net::{AddressFamily, SocketType};
 
 use super::DatapathError;
 use super::config::AttachMode;
@@ -304,6 +307,13 @@ impl Attacher {
         }
         Ok(())
     }
+}
+
+/// This network namespace has the device, as far as the kernel can be asked: what is taken off a device for its absence
+/// must not be taken off for want of a file descriptor.
+pub fn device_exists(ifindex: u32) -> bool {
+    let Ok(socket) = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None) else { return true };
+    !matches!(index_to_name(&socket, ifindex), Err(Errno::NODEV | Errno::NXIO))
 }
 
 /// Name of a device of this network namespace.

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::abi::*;
-use super::attach::{Attacher, Hook, Mechanism, device_index, device_name};
+use super::attach::{Attacher, Hook, Mechanism, device_exists, device_index, device_name};
 use super::carry::{Carried, Carry};
 use super::config::{DatapathConfig, LocalDelivery, Mode, Trace};
 use super::endpoints::EndpointDevice;
@@ -237,14 +237,14 @@ impl KernelDatapath {
         }
         let pods = self.writer.devices().map(|(_, device)| device.ifindex);
         let never = pods.chain(self.node_devices.iter().copied()).collect();
-        let work = self.host_devices.work(&never, |ifindex| device_name(ifindex).is_ok());
+        let work = self.host_devices.work(&never, device_exists);
         let mut result = Ok(());
         for ifindex in work.attach {
             let attached = Hook::UPLINK.into_iter().try_for_each(|hook| self.attacher.attach(hook, ifindex));
             match attached {
                 Ok(()) => self.host_devices.attached(ifindex),
                 // It went away in the meantime, and that is told too.
-                Err(_) if device_name(ifindex).is_err() => {}
+                Err(_) if !device_exists(ifindex) => {}
                 Err(error) => result = result.and(Err(error)),
             }
         }

@@ -268,23 +268,33 @@ impl Core {
         changes
     }
 
-    /// A device went away: its endpoint is reported and stays closed until it is added again.
-    pub fn device_vanished(&mut self, ifindex: u32) {
+    /// Some devices may have gone, by the kernel's news or for want of them. Only the kernel's word on a device counts: one
+    /// that is there and whose programs were taken off would be judged by nobody. The names that it was added by may lead
+    /// nowhere any more: a namespace loses its name while its pod runs.
+    pub fn find_vanished(&mut self, may_be_gone: impl Fn(u32) -> bool) {
+        let found = self.endpoints.iter().filter_map(|(pod, member)| {
+            Some((pod.to_owned(), member.registration.id, member.device.found()?))
+        });
+        let suspects: Vec<_> = found.filter(|(.., device)| may_be_gone(device.ifindex)).collect();
+        for (pod, id, device) in suspects {
+            if !self.kernel.has_device(device.ifindex) {
+                self.device_vanished(&pod, device.ifindex);
+            } else if let Err(error) = self.kernel.attach(&pod, id, &device) {
+                // It may have been away, and have come back without its programs.
+                tracing::error!(pod, %error, "the device of an endpoint is not judged as it should be");
+            }
+        }
+    }
+
+    /// Its endpoint is reported, and stays closed until it is added again.
+    fn device_vanished(&mut self, pod: &str, ifindex: u32) {
         self.shared.directory.lock().forget_interface(ifindex);
-        let vanished: Vec<String> = self
-            .endpoints
-            .iter()
-            .filter(|(_, member)| matches!(member.device, Device::Found { ifindex: known, .. } if known == ifindex))
-            .map(|(pod, _)| pod.to_owned())
-            .collect();
-        for pod in vanished {
-            tracing::warn!(pod, "the device of an endpoint has vanished");
-            if let Err(error) = self.kernel.detach(&pod) {
-                tracing::debug!(pod, %error, "nothing left to detach");
-            }
-            if let Some(member) = self.endpoints.get_mut(&pod) {
-                member.device = Device::Missing("the device has vanished".into());
-            }
+        tracing::warn!(pod, "the device of an endpoint has vanished");
+        if let Err(error) = self.kernel.detach(pod) {
+            tracing::debug!(pod, %error, "nothing left to detach");
+        }
+        if let Some(member) = self.endpoints.get_mut(pod) {
+            member.device = Device::Missing("the device has vanished".into());
         }
     }
 
@@ -301,23 +311,6 @@ impl Core {
         }
         self.devices_trouble = told.err();
         self.devices_trouble.is_none()
-    }
-
-    /// Looks at every device again: news about them were lost.
-    pub fn find_vanished(&mut self) {
-        let known: Vec<(DeviceName, u32)> = self
-            .endpoints
-            .iter()
-            .filter_map(|(_, member)| match member.device {
-                Device::Found { ifindex, .. } => Some((member.registration.device.clone(), ifindex)),
-                Device::Missing(_) => None,
-            })
-            .collect();
-        for (device, ifindex) in known {
-            if self.kernel.find(&device).map(|found| found.ifindex).ok() != Some(ifindex) {
-                self.device_vanished(ifindex);
-            }
-        }
     }
 }
 

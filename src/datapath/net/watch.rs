@@ -1,8 +1,8 @@
 //! Devices that come, change and go, and their addresses, as the kernel tells it.
 
 use futures::StreamExt;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::mpsc;
@@ -53,6 +53,10 @@ fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<DeviceEvent> {
         NetlinkPayload::Overrun(_) => return Some(DeviceEvent::Missed),
         _ => return None,
     };
+    // A port of a bridge, which comes and goes as one while the device stays (`br_ifinfo_notify`).
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
     let ifindex = message.header.index;
     let up = message.header.flags.contains(LinkFlags::Up);
     let name = message.attributes.into_iter().find_map(|attribute| match attribute {
