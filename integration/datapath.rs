@@ -541,6 +541,44 @@ fn clsact_enforces_like_tcx_and_survives_a_restart() {
     });
 }
 
+/// Somebody cleans a device up, or the file system of the pins.
+#[test]
+fn programs_that_others_take_off_are_put_back() {
+    for attach in [AttachMode::Auto, AttachMode::Clsact] {
+        isolated(move |bpffs| async move {
+            let bench = Bench::new(&bpffs, attach).await;
+            let mut datapath = bench.start();
+            bench.expect_policy();
+            for _ in 0..2 {
+                let restored = datapath.restore_programs();
+                assert!(restored.devices.is_empty() && restored.failed.is_none(), "{restored:?}");
+            }
+            if datapath.mechanism() == Mechanism::Tcx {
+                std::fs::remove_dir_all(&bpffs).unwrap();
+            } else {
+                for pod in [&bench.client, &bench.server] {
+                    let device = pod.device.ifindex.to_string();
+                    let name = Command::new("ip").args(["-o", "link", "show"]).output().unwrap();
+                    let name = String::from_utf8_lossy(&name.stdout).into_owned();
+                    let line = name.lines().find(|line| line.starts_with(&format!("{device}:"))).unwrap();
+                    let name = line.split([':', '@']).nth(1).unwrap().trim();
+                    let ran = Command::new("tc").args(["qdisc", "del", "dev", name, "clsact"]).status();
+                    assert!(ran.unwrap().success(), "{name}");
+                }
+            }
+            // A link lives on for a moment after its pin.
+            let (address, begin) = (bench.server.addresses[0], Instant::now());
+            while let Err(error) = bench.client.connect(address, DENIED) {
+                assert!(begin.elapsed().as_secs() < 20, "the programs are still there: {error}");
+            }
+            let restored = datapath.restore_programs();
+            assert!(restored.failed.is_none() && restored.devices.len() >= 2, "{restored:?}");
+            bench.expect_policy();
+            assert!(datapath.restore_programs().devices.is_empty());
+        });
+    }
+}
+
 #[test]
 fn a_detached_endpoint_is_not_judged_and_an_uninstall_leaves_nothing() {
     isolated(|bpffs| async move {

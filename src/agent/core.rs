@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use super::attachments::Attachments;
 use super::directory;
 use super::enrich::Shared;
 use super::history::Recorder;
@@ -94,6 +95,7 @@ pub struct Core {
     /// The last list of the node's devices: `None` is well, else what is wrong.
     pub devices_trouble: Option<String>,
     pub devices_failures: u64,
+    pub attachments: Attachments,
     /// Where the web UI is, or why it is nowhere.
     pub ui: Option<Result<String, String>>,
     pub telemetry: Telemetry,
@@ -165,6 +167,7 @@ impl Core {
             node: NodeDevices::Early,
             devices_trouble: None,
             devices_failures: 0,
+            attachments: Attachments::default(),
             ui: None,
             telemetry: Telemetry::default(),
             history: None,

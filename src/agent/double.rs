@@ -10,7 +10,7 @@ use super::kernel::{FoundDevice, Kernel};
 use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
 use crate::datapath::net::own::OwnDevice;
-use crate::datapath::{Datapath, DatapathError, Inspector, ProxyState};
+use crate::datapath::{Datapath, DatapathError, Inspector, ProxyState, Restored};
 use crate::endpoint::DeviceName;
 
 /// What a test sees.
@@ -22,6 +22,8 @@ pub struct Seen {
     pub attached: BTreeMap<String, u32>,
     /// Pods whose devices were let go.
     pub detached: Vec<String>,
+    /// Devices that somebody took programs off.
+    pub bared: Vec<String>,
     /// Indexes of devices that the node has no more.
     pub gone: BTreeSet<u32>,
     /// Pairs that were made and not deleted.
@@ -112,6 +114,11 @@ impl Kernel for DoubleKernel {
         seen.attached.remove(pod);
         seen.detached.push(pod.to_owned());
         Ok(())
+    }
+
+    fn restore_programs(&mut self) -> Restored {
+        let mut seen = self.0.lock();
+        Restored { failed: seen.fail_if_wanted().err(), devices: std::mem::take(&mut seen.bared) }
     }
 
     fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::api::types::Feature;
 use crate::datapath::net::own::OwnDevice;
-use crate::datapath::{Datapath, DatapathError, Inspector, ProxyState};
+use crate::datapath::{Datapath, DatapathError, Inspector, ProxyState, Restored};
 use crate::endpoint::{Device, DeviceName};
 
 /// A device that was found.
@@ -56,6 +56,8 @@ pub trait Kernel: Datapath {
     /// Attaches the programs and makes the device that of `pod`.
     fn attach(&mut self, pod: &str, id: u16, device: &FoundDevice) -> Result<(), DatapathError>;
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError>;
+    /// Puts programs back that somebody took off devices that they should be on.
+    fn restore_programs(&mut self) -> Restored;
     /// Says whether proxies listen.
     fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError>;
     /// Reads what is really in the kernel.

@@ -18,7 +18,7 @@ use crate::datapath::net::pod::{self, PodNetwork};
 use crate::datapath::net::{Device, Namespace, NetError, Netlink, divert, own, sysctl, tunnel};
 use crate::datapath::{
     Datapath, DatapathConfig, DatapathError, EndpointDevice, EventReader, Inspector, KernelDatapath,
-    LinkLayer, Mode, ProxyState, Reconciled, Trace, preflight,
+    LinkLayer, Mode, ProxyState, Reconciled, Restored, Trace, preflight,
 };
 use crate::endpoint::DeviceName;
 use crate::model::Family;
@@ -251,6 +251,10 @@ impl Kernel for LinuxKernel {
 
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError> {
         self.datapath.detach_endpoint(pod)
+    }
+
+    fn restore_programs(&mut self) -> Restored {
+        self.datapath.restore_programs()
     }
 
     fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError> {

@@ -11,6 +11,7 @@
 //!
 //! When the agent ends, everything in the kernel stays.
 
+mod attachments;
 mod backend;
 mod core;
 mod directory;
@@ -198,6 +199,7 @@ async fn serve(config: Arc<AgentConfig>, on_corrupt: OnCorrupt) -> anyhow::Resul
     let enricher = || Enricher::new(core.clone(), Arc::clone(&shared), &config.node_name);
     tokio::spawn(pump::run(events, enricher(), Arc::clone(&hub)));
     tokio::spawn(node_devices::run(devices, Netlink::here()?, core.clone()));
+    tokio::spawn(attachments::run(core.clone()));
     names::serve(&config.run_dir, core.clone(), names).await?;
     if config.proxies.is_on() {
         let receiver = records::Receiver::bind(&config.run_dir)?;

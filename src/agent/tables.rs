@@ -141,6 +141,12 @@ impl Core {
                 "the node's own are known".into(),
                 self.devices_failures,
             ),
+            component(
+                "programs",
+                &self.attachments.trouble,
+                "on every device that they judge".into(),
+                self.attachments.restored,
+            ),
             component("l7 rules", &list(misfits), "the proxies can use all".into(), misfits.len() as u64),
             component("store", &store_trouble, "healthy".into(), health.errors.values().sum()),
             self.history_component(),

@@ -92,6 +92,14 @@ pub enum Mechanism {
     Clsact,
 }
 
+/// Since when a program is on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// It was there.
+    Before,
+    Now,
+}
+
 /// tc's own numbers, fixed so that a later agent finds its filter.
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x51);
@@ -152,6 +160,11 @@ impl Attacher {
 
     /// Puts the program of `hook` on a device, in place of the one that an earlier agent left there.
     pub fn attach(&mut self, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+        self.ensure(hook, ifindex).map(|_| ())
+    }
+
+    /// The same, and whether it was there.
+    pub fn ensure(&mut self, hook: Hook, ifindex: u32) -> Result<Attached, DatapathError> {
         let device = device_name(ifindex)?;
         match self.mechanism {
             Mechanism::Tcx => self.attach_tcx(hook, ifindex, &device),
@@ -159,10 +172,10 @@ impl Attacher {
         }
     }
 
-    fn attach_tcx(&mut self, hook: Hook, ifindex: u32, device: &str) -> Result<(), DatapathError> {
+    fn attach_tcx(&mut self, hook: Hook, ifindex: u32, device: &str) -> Result<Attached, DatapathError> {
         let pin = self.pins.links().join(hook.pin_name(ifindex));
         if self.replace(hook, ifindex, &pin)? {
-            return Ok(());
+            return Ok(Attached::Before);
         }
         for version in self.pins.other_versions() {
             let old = version.join("links").join(hook.pin_name(ifindex));
@@ -170,7 +183,7 @@ impl Attacher {
                 // The same link gets its new name before it loses the old one.
                 let link = PinnedLink::from_pin(&old).map_err(|e| failed("open link", hook, device, e))?;
                 FdLink::from(link).pin(&pin).map_err(|e| failed("pin link", hook, device, e))?;
-                return Pins::unpin(&old);
+                return Pins::unpin(&old).map(|()| Attached::Before);
             }
         }
         let program = self.programs.classifier(hook)?;
@@ -180,7 +193,7 @@ impl Attacher {
         let link = program.take_link(id).map_err(|e| failed("take link", hook, device, e))?;
         let link = FdLink::try_from(link).map_err(|e| failed("take link", hook, device, e))?;
         link.pin(&pin).map_err(|e| failed("pin link", hook, device, e))?;
-        Ok(())
+        Ok(Attached::Now)
     }
 
     /// A program of another ABI version is on this hook of the device, in a pinned link.
@@ -222,7 +235,7 @@ impl Attacher {
         }
     }
 
-    fn attach_clsact(&mut self, hook: Hook, device: &str) -> Result<(), DatapathError> {
+    fn attach_clsact(&mut self, hook: Hook, device: &str) -> Result<Attached, DatapathError> {
         match qdisc_add_clsact(device) {
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(failed("add clsact", hook, device, error)),
@@ -232,8 +245,10 @@ impl Attacher {
         let ours = SchedClassifierLink::attached(device, side, CLSACT_PRIORITY, CLSACT_HANDLE, None)
             .map_err(|e| failed("open link", hook, device, e))?;
         let program = self.programs.classifier(hook)?;
+        let mut attached = Attached::Before;
         let id = match program.attach_to_link(ours) {
             Err(error) if os_error(&error) == Some(libc::ENOENT) => {
+                attached = Attached::Now;
                 let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
                 program.attach_with_options(device, side, TcAttachOptions::Netlink(options))
             }
@@ -243,7 +258,7 @@ impl Attacher {
         let link = program.take_link(id).map_err(|e| failed("take link", hook, device, e))?;
         // Dropping this handle would detach the program; it is to outlive the agent.
         std::mem::forget(link);
-        Ok(())
+        Ok(attached)
     }
 
     /// Takes our programs off a device. A device that is gone took them along.

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::abi::*;
-use super::attach::{Attacher, Hook, Mechanism, device_exists, device_index, device_name};
+use super::attach::{Attached, Attacher, Hook, Mechanism, device_exists, device_index, device_name};
 use super::carry::{Carried, Carry};
 use super::config::{DatapathConfig, LocalDelivery, Mode, Trace};
 use super::endpoints::EndpointDevice;
@@ -37,6 +37,15 @@ pub enum ProxyState {
     Absent,
     /// Redirects are handed to the proxies' sockets.
     Listening,
+}
+
+/// What [`KernelDatapath::restore_programs`] did.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Names of devices that programs were put back on.
+    pub devices: Vec<String>,
+    /// The first failure; it kept no other device from it.
+    pub failed: Option<DatapathError>,
 }
 
 /// See the module's contract.
@@ -198,6 +207,45 @@ impl KernelDatapath {
         self.judge_host_devices()?;
         self.carry.finish(&self.pins, self.attacher.programs())?;
         self.attacher.retire_other_versions()
+    }
+
+    /// Puts programs back that somebody took off the devices: by `tc qdisc del` or `bpftool link detach`, or with a pin.
+    pub fn restore_programs(&mut self) -> Restored {
+        let mut restored = Restored::default();
+        if !self.settled {
+            return restored;
+        }
+        restored.failed = self.pins.create().err();
+        for (hook, ifindex) in self.judging() {
+            match self.attacher.ensure(hook, ifindex) {
+                Ok(Attached::Before) => {}
+                Ok(Attached::Now) => restored.devices.extend(device_name(ifindex)),
+                // It went away in the meantime, and that is told.
+                Err(_) if !device_exists(ifindex) => {}
+                Err(error) => restored.failed = restored.failed.or(Some(error)),
+            }
+        }
+        restored.devices.dedup();
+        restored
+    }
+
+    /// Hooks with the devices that they judge.
+    fn judging(&self) -> Vec<(Hook, u32)> {
+        let named = |name: &String| device_index(name).ok();
+        let pods = self.writer.devices().map(|(_, device)| device.ifindex);
+        let tunnel = match &self.config.mode {
+            Mode::Tunnel { device, .. } => named(device),
+            Mode::Routes => None,
+        };
+        let uplink = self.config.uplink.iter().filter_map(named);
+        let nodes: BTreeSet<u32> =
+            self.host_devices.judged().map(|(ifindex, _)| ifindex).chain(uplink).collect();
+        let on = |hooks: &'static [Hook]| move |ifindex| hooks.iter().map(move |hook| (*hook, ifindex));
+        pods.flat_map(on(&Hook::POD))
+            .chain(nodes.into_iter().flat_map(on(&Hook::UPLINK)))
+            .chain(tunnel.map(|ifindex| (Hook::FromOverlay, ifindex)))
+            .chain([(Hook::FromLoopback, LOOPBACK_IFINDEX)])
+            .collect()
     }
 
     /// The uplink and the VXLAN device, which have to be there.

@@ -49,7 +49,7 @@ pub use config::{AttachMode, DatapathConfig, LocalDelivery, Mode, Trace};
 pub use endpoints::{EndpointDevice, LinkLayer};
 pub use events::{EventReader, FlowEvent, FlowEventKind, ObservationPoint, Untold};
 pub use inspect::Inspector;
-pub use kernel::{KernelDatapath, ProxyState};
+pub use kernel::{KernelDatapath, ProxyState, Restored};
 pub use memory::MemoryDatapath;
 pub use reconcile::Reconciled;
 pub use sys::{give_back_memory, share_heaps};

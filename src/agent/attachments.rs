@@ -1,0 +1,78 @@
+//! Programs that others take off the devices: found out, put back, reported.
+//!
+//! `tc qdisc del`, `bpftool link detach` or the removal of a pin leave a device that nobody judges, and the kernel tells
+//! nobody. So the agent looks, which costs two system calls for each program that is where it should be (with clsact, a
+//! replaced filter). For at most [`PERIOD`] such a device is open.
+
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+
+use super::core::{Core, CoreHandle};
+
+/// Between two looks.
+const PERIOD: Duration = Duration::from_secs(5);
+
+/// What was found so far.
+#[derive(Clone, Debug, Default)]
+pub struct Attachments {
+    /// Devices that programs were put back on.
+    pub restored: u64,
+    /// Why programs cannot be put back.
+    pub trouble: Option<String>,
+}
+
+/// Runs until the core is gone.
+pub async fn run(core: CoreHandle) {
+    let mut tick = tokio::time::interval(PERIOD);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if core.call(Core::look_after_programs).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Core {
+    /// See the module.
+    pub fn look_after_programs(&mut self) {
+        let found = self.kernel.restore_programs();
+        for device in &found.devices {
+            tracing::error!(
+                device,
+                "somebody had taken our programs off a device: nobody judged its packets"
+            );
+        }
+        self.attachments.restored += found.devices.len() as u64;
+        let trouble = found.failed.map(|error| error.to_string());
+        if let Some(error) = trouble.as_ref().filter(|_| self.attachments.trouble != trouble) {
+            tracing::error!(error, "devices may have lost our programs");
+        }
+        self.attachments.trouble = trouble;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::agent::tests::rig;
+    use crate::api::backend::Backend as _;
+    use crate::api::types::Component;
+
+    #[tokio::test]
+    async fn status_says_that_programs_were_taken_off_and_put_back_or_cannot_be() {
+        let rig = rig();
+        let look = async || {
+            rig.backend.core.call(super::Core::look_after_programs).await.unwrap();
+            let components = rig.backend.status().await.unwrap().components;
+            let component: Component = components.into_iter().find(|c| c.name == "programs").unwrap();
+            (component.state, component.failures)
+        };
+        assert_eq!(look().await, ("ok".to_owned(), 0));
+        rig.kernel.0.lock().bared = vec!["veth1".to_owned(), "veth2".to_owned()];
+        assert_eq!(look().await, ("ok".to_owned(), 2));
+        rig.kernel.0.lock().failures = 1;
+        assert_eq!(look().await, ("degraded".to_owned(), 2));
+        assert_eq!(look().await, ("ok".to_owned(), 2));
+    }
+}
