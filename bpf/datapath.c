@@ -75,6 +75,8 @@ int to_container(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	if (is_proxys(skb))
 		return proxy_sends(skb, w);
+	if (missed_proxy(skb))
+		return drop(skb, w, SLUICE_DROP_PROXY_NOT_FOUND);
 	return flow(skb, w);
 }
 
@@ -179,6 +181,8 @@ int to_network(struct __sk_buff *skb)
 		return drop(skb, w, reason);
 	if (w->pkt.flags & PKT_NEIGHBOUR)
 		return TC_ACT_OK;
+	if (missed_proxy(skb))
+		return drop(skb, w, SLUICE_DROP_PROXY_NOT_FOUND);
 	if (is_proxys(skb)) {
 		reason = proxy_sends(skb, w);
 		if (reason != TC_ACT_OK)

@@ -551,7 +551,7 @@ fn programs_that_others_take_off_are_put_back() {
             bench.expect_policy();
             for _ in 0..2 {
                 let restored = datapath.restore_programs();
-                assert!(restored.devices.is_empty() && restored.failed.is_none(), "{restored:?}");
+                assert!(restored.missing.is_empty() && restored.failed.is_none(), "{restored:?}");
             }
             if datapath.mechanism() == Mechanism::Tcx {
                 std::fs::remove_dir_all(&bpffs).unwrap();
@@ -572,9 +572,9 @@ fn programs_that_others_take_off_are_put_back() {
                 assert!(begin.elapsed().as_secs() < 20, "the programs are still there: {error}");
             }
             let restored = datapath.restore_programs();
-            assert!(restored.failed.is_none() && restored.devices.len() >= 2, "{restored:?}");
+            assert!(restored.failed.is_none() && restored.missing.len() >= 2, "{restored:?}");
             bench.expect_policy();
-            assert!(datapath.restore_programs().devices.is_empty());
+            assert!(datapath.restore_programs().missing.is_empty());
         });
     }
 }

@@ -97,6 +97,25 @@ fn node(case: &'static str) {
     });
 }
 
+/// What systemd-networkd does to rules that are not its own, when it starts.
+#[test]
+fn without_the_rule_that_brings_it_to_the_proxy_nothing_passes_and_the_rule_comes_back() {
+    with_a_server(|machine| {
+        for host in HOSTS {
+            let family = if host.contains(':') { "-6" } else { "-4" };
+            machine.ip(&format!("{family} rule del pref 10"));
+            // The server writes down what arrives.
+            run(
+                "curl",
+                &["-g", "-s", "-m", "1", &url(host, 8080, "/no/rule"), &url(host, 8080, "/no/second")],
+            );
+            eventually("the proxy gets its packets again", || machine.fetch(&url(host, 8080, "/ok/again")));
+        }
+        let status = machine.done(&["status"]);
+        assert!(status.contains("taken away and put back: 2"), "{status}");
+    });
+}
+
 #[test]
 fn pipelined_requests_are_judged_one_by_one() {
     node("pipelining");

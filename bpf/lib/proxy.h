@@ -140,6 +140,13 @@ INLINE int asks(const struct __sk_buff *skb)
 	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_PROXY_ASKS;
 }
 
+/* It was for a proxy of this node, and is about to leave: the rule that keeps such packets here has gone. No rule of layer 7
+ * has seen it. */
+INLINE int missed_proxy(const struct __sk_buff *skb)
+{
+	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_PROXY;
+}
+
 INLINE int is_proxys(const struct __sk_buff *skb)
 {
 	return (skb->mark & SLUICE_MARK_MASK) == SLUICE_MARK_PROXY_OUT || asks(skb);

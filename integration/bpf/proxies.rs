@@ -120,6 +120,26 @@ fn errors_about_what_a_proxy_sent_go_to_the_proxy() {
     }
 }
 
+/// Without the rule that keeps it here, the node forwards what is for a proxy: to where no rule of layer 7 has seen it.
+#[test]
+fn what_was_for_a_proxy_never_leaves() {
+    for family in FAMILIES {
+        let mut node = Node::new();
+        let kernel = |node: &mut Node, hook, ifindex, frame: &Frame, mark| {
+            node.kernel.run(hook, &frame.bytes(), Context { ifindex, mark, arrived_by: 0 })
+        };
+        let inside = node.frame(family, Who::Alice, Who::Bob, syn(80));
+        let outside = node.frame(family, Who::Alice, Who::World, syn(80));
+        for (hook, ifindex, frame) in
+            [(Hook::ToContainer, node.device(Who::Bob), inside), (Hook::ToNetwork, node.uplink, outside)]
+        {
+            let missed = kernel(&mut node, hook, ifindex, &frame, abi::MARK_PROXY);
+            assert_dropped(&missed, DropReason::ProxyNotFound);
+            assert_passed(&kernel(&mut node, hook, ifindex, &frame, abi::MARK_PROXY_OUT));
+        }
+    }
+}
+
 /// They were dropped, also where one of the two sides refused nothing; between nodes such flows pass through both proxies.
 #[test]
 fn sides_that_want_different_proxies_get_the_one_that_judges_for_both() {

@@ -1,9 +1,11 @@
-//! Programs that others take off the devices: found out, put back, reported.
+//! What others take away from the node: found out, put back, reported.
 //!
 //! `tc qdisc del`, `bpftool link detach` or the removal of a pin leave a device that nobody judges, and the kernel tells
 //! nobody. So the agent looks, which costs two system calls for each program that is where it should be (with clsact, a
-//! replaced filter). For at most [`PERIOD`] such a device is open.
+//! replaced filter). For at most [`PERIOD`] such a device is open. Without the rule that brings packets to proxies (a
+//! systemd-networkd that starts removes rules that are not its own) what is for a proxy is dropped.
 
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
@@ -16,10 +18,20 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// What was found so far.
 #[derive(Clone, Debug, Default)]
 pub struct Attachments {
-    /// Devices that programs were put back on.
+    /// What was put back.
     pub restored: u64,
     /// Why programs cannot be put back.
     pub trouble: Option<String>,
+}
+
+impl fmt::Display for Attachments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("on every device that they judge, and proxies get their packets")?;
+        match self.restored {
+            0 => Ok(()),
+            restored => write!(f, "; taken away and put back: {restored}"),
+        }
+    }
 }
 
 /// Runs until the core is gone.
@@ -38,16 +50,13 @@ impl Core {
     /// See the module.
     pub fn look_after_programs(&mut self) {
         let found = self.kernel.restore_programs();
-        for device in &found.devices {
-            tracing::error!(
-                device,
-                "somebody had taken our programs off a device: nobody judged its packets"
-            );
+        for what in &found.missing {
+            tracing::error!(what, "somebody had taken away what traffic is judged by: it is put back");
         }
-        self.attachments.restored += found.devices.len() as u64;
+        self.attachments.restored += found.missing.len() as u64;
         let trouble = found.failed.map(|error| error.to_string());
         if let Some(error) = trouble.as_ref().filter(|_| self.attachments.trouble != trouble) {
-            tracing::error!(error, "devices may have lost our programs");
+            tracing::error!(error, "what traffic is judged by may be missing");
         }
         self.attachments.trouble = trouble;
     }
@@ -69,7 +78,7 @@ mod tests {
             (component.state, component.failures)
         };
         assert_eq!(look().await, ("ok".to_owned(), 0));
-        rig.kernel.0.lock().bared = vec!["veth1".to_owned(), "veth2".to_owned()];
+        rig.kernel.0.lock().missing = vec!["veth1".to_owned(), "veth2".to_owned()];
         assert_eq!(look().await, ("ok".to_owned(), 2));
         rig.kernel.0.lock().failures = 1;
         assert_eq!(look().await, ("degraded".to_owned(), 2));

@@ -22,8 +22,8 @@ pub struct Seen {
     pub attached: BTreeMap<String, u32>,
     /// Pods whose devices were let go.
     pub detached: Vec<String>,
-    /// Devices that somebody took programs off.
-    pub bared: Vec<String>,
+    /// What somebody took away.
+    pub missing: Vec<String>,
     /// Indexes of devices that the node has no more.
     pub gone: BTreeSet<u32>,
     /// Pairs that were made and not deleted.
@@ -118,7 +118,7 @@ impl Kernel for DoubleKernel {
 
     fn restore_programs(&mut self) -> Restored {
         let mut seen = self.0.lock();
-        Restored { failed: seen.fail_if_wanted().err(), devices: std::mem::take(&mut seen.bared) }
+        Restored { failed: seen.fail_if_wanted().err(), missing: std::mem::take(&mut seen.missing) }
     }
 
     fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError> {

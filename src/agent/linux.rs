@@ -35,6 +35,7 @@ pub struct LinuxKernel {
     netlink: Netlink,
     uplink: Option<String>,
     host_firewall: Switch,
+    proxies: Switch,
     runtime: Handle,
     features: Vec<Feature>,
 }
@@ -117,7 +118,8 @@ impl LinuxKernel {
         ));
         features.push(feature("local delivery", "redirect_peer", "past the pod's host side".into()));
         let (uplink, host_firewall) = (config.uplink.clone(), config.host_firewall);
-        Ok(LinuxKernel { datapath, netlink, uplink, host_firewall, runtime: Handle::current(), features })
+        let (proxies, runtime) = (config.proxies, Handle::current());
+        Ok(LinuxKernel { datapath, netlink, uplink, host_firewall, proxies, runtime, features })
     }
 
     pub fn events(&self) -> Result<EventReader, DatapathError> {
@@ -254,7 +256,15 @@ impl Kernel for LinuxKernel {
     }
 
     fn restore_programs(&mut self) -> Restored {
-        self.datapath.restore_programs()
+        let mut restored = self.datapath.restore_programs();
+        if self.proxies.is_on() {
+            match self.runtime.block_on(divert::prepare(&self.netlink)).map_err(failed) {
+                Ok(false) => {}
+                Ok(true) => restored.missing.push("the rule that brings packets to proxies".to_owned()),
+                Err(error) => restored.failed = restored.failed.or(Some(error)),
+            }
+        }
+        restored
     }
 
     fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError> {

@@ -144,7 +144,7 @@ impl Core {
             component(
                 "programs",
                 &self.attachments.trouble,
-                "on every device that they judge".into(),
+                self.attachments.to_string(),
                 self.attachments.restored,
             ),
             component("l7 rules", &list(misfits), "the proxies can use all".into(), misfits.len() as u64),

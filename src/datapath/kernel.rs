@@ -42,9 +42,9 @@ pub enum ProxyState {
 /// What [`KernelDatapath::restore_programs`] did.
 #[derive(Debug, Default)]
 pub struct Restored {
-    /// Names of devices that programs were put back on.
-    pub devices: Vec<String>,
-    /// The first failure; it kept no other device from it.
+    /// What was put back, for people.
+    pub missing: Vec<String>,
+    /// The first failure; it kept nothing else from it.
     pub failed: Option<DatapathError>,
 }
 
@@ -219,13 +219,15 @@ impl KernelDatapath {
         for (hook, ifindex) in self.judging() {
             match self.attacher.ensure(hook, ifindex) {
                 Ok(Attached::Before) => {}
-                Ok(Attached::Now) => restored.devices.extend(device_name(ifindex)),
+                Ok(Attached::Now) => {
+                    restored.missing.extend(device_name(ifindex).map(|name| format!("programs of {name}")))
+                }
                 // It went away in the meantime, and that is told.
                 Err(_) if !device_exists(ifindex) => {}
                 Err(error) => restored.failed = restored.failed.or(Some(error)),
             }
         }
-        restored.devices.dedup();
+        restored.missing.dedup();
         restored
     }
 

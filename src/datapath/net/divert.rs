@@ -21,19 +21,20 @@ const TABLE: u32 = 2005;
 /// Before the tables that everybody else uses.
 const PRIORITY: u32 = 10;
 
-/// Makes rules and routes, in the namespace of `node`. Calling it again is harmless.
-pub async fn prepare(node: &Netlink) -> Result<(), NetError> {
+/// Makes rules and routes, in the namespace of `node`. Calling it again is harmless. Whether a rule was missing.
+pub async fn prepare(node: &Netlink) -> Result<bool, NetError> {
     let lo = node.get("lo").await?;
     node.set_up(lo.ifindex).await?;
     let mut families: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into()];
     if sysctl::has_ipv6() {
         families.push(Ipv6Addr::UNSPECIFIED.into());
     }
+    let mut missing = false;
     for any in families {
         local_route(node, any, lo.ifindex).await?;
-        mark_rule(node, any).await?;
+        missing |= mark_rule(node, any).await?;
     }
-    Ok(())
+    Ok(missing)
 }
 
 async fn local_route(node: &Netlink, any: IpAddr, lo: u32) -> Result<(), NetError> {
@@ -56,7 +57,7 @@ async fn local_route(node: &Netlink, any: IpAddr, lo: u32) -> Result<(), NetErro
     request.execute().await.map_err(super::link::failed("add route", object()))
 }
 
-async fn mark_rule(node: &Netlink, any: IpAddr) -> Result<(), NetError> {
+async fn mark_rule(node: &Netlink, any: IpAddr) -> Result<bool, NetError> {
     let request = node
         .handle()
         .rule()
@@ -78,7 +79,7 @@ async fn mark_rule(node: &Netlink, any: IpAddr) -> Result<(), NetError> {
         }
     };
     match result.map_err(super::link::failed("add rule", format!("fwmark {MARK_PROXY:#x}/{MARK_MASK:#x}"))) {
-        Err(NetError::Netlink { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        result => result,
+        Err(NetError::Netlink { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        result => result.map(|()| true),
     }
 }
