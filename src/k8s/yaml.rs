@@ -54,7 +54,9 @@ pub fn documents(text: &str) -> (Vec<YamlDocument>, Option<Fault>) {
         aliased_left: MAX_ALIASED_NODES,
         offsets: Offsets::of(text),
         done: Vec::new(),
-        stack: Vec::new(),
+        open: Vec::new(),
+        items: Vec::new(),
+        entries: Vec::new(),
         faults: Vec::new(),
         anchors: HashMap::new(),
     };
@@ -85,8 +87,10 @@ fn number(value: usize) -> u32 {
 
 /// A collection that is still open.
 enum Frame {
-    Sequence(Vec<Node>),
-    Mapping { entries: Vec<Entry>, hashed: Hashed, key: Option<Key>, merges: Vec<Node> },
+    /// Its items are [`Builder::items`] from this one on.
+    Sequence { first: usize },
+    /// Its entries are [`Builder::entries`] from this one on.
+    Mapping { first: usize, hashed: Hashed, key: Option<Key>, merges: Vec<Node> },
 }
 
 /// Mappings with fewer keys are searched.
@@ -155,7 +159,11 @@ impl<'a> Offsets<'a> {
 struct Builder<'a> {
     offsets: Offsets<'a>,
     done: Vec<YamlDocument>,
-    stack: Vec<Open>,
+    open: Vec<Open>,
+    /// Of all open sequences: a closed one takes its own along, and no room for more.
+    items: Vec<Node>,
+    /// The same of mappings.
+    entries: Vec<Entry>,
     faults: Vec<Fault>,
     /// Anchored values and how many values each holds; only as many as the budget takes.
     anchors: HashMap<usize, (Node, usize)>,
@@ -193,16 +201,16 @@ impl Builder<'_> {
                 self.value(Node { value, line, column }, anchor, plain, at..at)?;
             }
             Event::SequenceStart(anchor, _) => {
-                self.open(Frame::Sequence(Vec::new()), line, column, at, anchor)?;
+                self.begin(Frame::Sequence { first: self.items.len() }, line, column, at, anchor)?;
             }
             Event::MappingStart(anchor, _) => {
                 let frame = Frame::Mapping {
-                    entries: Vec::new(),
+                    first: self.entries.len(),
                     hashed: Hashed::default(),
                     key: None,
                     merges: Vec::new(),
                 };
-                self.open(frame, line, column, at, anchor)?;
+                self.begin(frame, line, column, at, anchor)?;
             }
             Event::SequenceEnd | Event::MappingEnd => {
                 let end = self.offsets.byte(span.end.index());
@@ -228,7 +236,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn open(
+    fn begin(
         &mut self,
         frame: Frame,
         line: u32,
@@ -236,18 +244,19 @@ impl Builder<'_> {
         start: usize,
         anchor: usize,
     ) -> Result<(), Fault> {
-        if self.stack.len() >= MAX_DEPTH {
+        if self.open.len() >= MAX_DEPTH {
             return Err(fault(line, column, format!("nested deeper than {MAX_DEPTH} levels")));
         }
-        self.stack.push(Open { frame, line, column, start, anchor });
+        self.open.push(Open { frame, line, column, start, anchor });
         Ok(())
     }
 
     fn close(&mut self, end: usize) -> Result<(), Fault> {
-        let Some(Open { frame, line, column, start, anchor }) = self.stack.pop() else { return Ok(()) };
+        let Some(Open { frame, line, column, start, anchor }) = self.open.pop() else { return Ok(()) };
         let value = match frame {
-            Frame::Sequence(items) => Value::Sequence(items),
-            Frame::Mapping { mut entries, mut hashed, merges, .. } => {
+            Frame::Sequence { first } => Value::Sequence(self.items.drain(first..).collect()),
+            Frame::Mapping { first, mut hashed, merges, .. } => {
+                let mut entries: Vec<Entry> = self.entries.drain(first..).collect();
                 for merge in merges {
                     self.merge(&mut entries, &mut hashed, merge);
                 }
@@ -298,7 +307,7 @@ impl Builder<'_> {
                 self.anchors.insert(anchor, (node.clone(), size));
             }
         }
-        let Some(open) = self.stack.last_mut() else {
+        let Some(open) = self.open.last_mut() else {
             if !is_list(&node) {
                 check_size(&node, &bytes)?;
             }
@@ -306,14 +315,17 @@ impl Builder<'_> {
             return Ok(());
         };
         match &mut open.frame {
-            Frame::Sequence(items) => {
+            Frame::Sequence { .. } => {
                 check_size(&node, &bytes)?;
-                items.push(node);
+                self.items.push(node);
             }
-            Frame::Mapping { entries, hashed, key, merges } => match key.take() {
-                None => *key = Some(self::key(node, plain, entries, hashed, &mut self.faults)),
+            Frame::Mapping { first, hashed, key, merges } => match key.take() {
+                None => {
+                    let entries = &self.entries[*first..];
+                    *key = Some(self::key(node, plain, entries, hashed, &mut self.faults));
+                }
                 Some(Key::Field { text, line, column }) => {
-                    entries.push(Entry { key: text, key_line: line, key_column: column, value: node });
+                    self.entries.push(Entry { key: text, key_line: line, key_column: column, value: node });
                 }
                 Some(Key::Merge) => merges.push(node),
                 Some(Key::Dropped) => {}
