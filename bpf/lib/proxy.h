@@ -72,13 +72,12 @@ GLOBAL int give_to_proxy(struct __sk_buff *skb, struct work *w, __u32 action)
 	if (!w || !config)
 		return TC_ACT_SHOT;
 	if (w->pkt.protocol == IPPROTO_TCP) {
+		given = assign_connected(skb, &w->pkt);
 		/* A first packet that is sent again finds out from the entry where the first one went, or should have. */
 		opens = action || (w->pkt.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 		listener = (action ? listener_flag(action) : w->ct_flags & SLUICE_CT_LISTENER) >> SLUICE_CT_LISTENER_SHIFT;
-		/* Later ones find their socket by their tuple, and with it the route of those before (tcp_v4_early_demux()). What
-		 * is given a socket here is routed anew each time: half a microsecond, by the rule for our mark. */
-		given = opens && (assign_connected(skb, &w->pkt) ||
-						  assign_listener(skb, listener_place(listener, w->pkt.flags & PKT_V6)));
+		if (!given && opens)
+			given = assign_listener(skb, listener_place(listener, w->pkt.flags & PKT_V6));
 	} else if (w->pkt.protocol == IPPROTO_UDP) {
 		/* Before the proxy asks: its own query may meet no program. */
 		reason = w->reply ? 0 : dns_pair_asks(w);
