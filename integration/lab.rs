@@ -317,3 +317,67 @@ fn what_a_killed_test_leaves_is_found_and_removed() {
     assert!(sluice(&["lab", "down", &name]).status.success());
     assert!(!lab.exists());
 }
+
+const TWO_NODES: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: shop}
+spec: {nodeName: node1, containers: [{name: c}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: b, namespace: shop}
+spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 8080}]}]}
+---
+apiVersion: sluice.dev/v1alpha1
+kind: Scenario
+metadata: {name: two-nodes}
+spec:
+  description: Two pods.
+  steps: [{name: they meet, from: shop/a, to: 'shop/b:8080', expect: allowed}]
+";
+
+/// Goes with the value, whatever becomes of the test.
+struct Up(&'static str);
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        sluice(&["lab", "down", self.0]);
+    }
+}
+
+/// The tunnel's device and forwarding, from one node of two: they were gone until the agent's next start.
+#[test]
+fn what_others_take_away_from_a_node_is_put_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("two-nodes.yaml");
+    std::fs::write(&file, TWO_NODES).unwrap();
+    let lab = Up("lab-t9");
+    let up = sluice(&["lab", "up", "--name", lab.0, file.to_str().unwrap()]);
+    assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+    let status = sluice(&["lab", "status", lab.0]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    let line = status.lines().find(|line| line.contains("shop/b")).unwrap();
+    let address = line.split_whitespace().find(|word| word.starts_with("10.")).unwrap();
+    let url = format!("http://{address}:8080/");
+    let curl = ["--", "curl", "-s", "-f", "-m", "1", "-o", "/dev/null", &url];
+    let meets =
+        || sluice(&[&["lab", "exec", "--name", lab.0, "shop/a"], &curl[..]].concat()).status.success();
+    assert!(meets());
+
+    let on_the_node = |program: &str, arguments: &[&str]| {
+        let namespace = format!("--net=/run/sluice-lab/{}/ns/node.node1", lab.0);
+        let ran = Command::new("nsenter").arg(namespace).arg(program).args(arguments).status().unwrap();
+        assert!(ran.success(), "{program} {arguments:?}");
+    };
+    on_the_node("ip", &["link", "del", "sluice_vxlan"]);
+    on_the_node("sysctl", &["-q", "-w", "net.ipv4.ip_forward=0"]);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !meets() {
+        assert!(Instant::now() < deadline, "the pods never meet again");
+    }
+    let socket = format!("/run/sluice-lab/{}/node/node1/admin.sock", lab.0);
+    let status = sluice(&["status", "--socket", &socket]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("taken away and put back: 2"), "{status}");
+}

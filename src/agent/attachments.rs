@@ -2,8 +2,8 @@
 //!
 //! `tc qdisc del`, `bpftool link detach` or the removal of a pin leave a device that nobody judges, and the kernel tells
 //! nobody. So the agent looks, which costs two system calls for each program that is where it should be (with clsact, a
-//! replaced filter). For at most [`PERIOD`] such a device is open. Without the rule that brings packets to proxies (a
-//! systemd-networkd that starts removes rules that are not its own) what is for a proxy is dropped.
+//! replaced filter). For at most [`PERIOD`] such a device is open. What the node needs beside programs is looked after
+//! as well (`host_state`); without it traffic is dropped.
 
 use std::fmt;
 use std::time::Duration;

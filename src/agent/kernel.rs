@@ -56,7 +56,7 @@ pub trait Kernel: Datapath {
     /// Attaches the programs and makes the device that of `pod`.
     fn attach(&mut self, pod: &str, id: u16, device: &FoundDevice) -> Result<(), DatapathError>;
     fn detach(&mut self, pod: &str) -> Result<(), DatapathError>;
-    /// Puts back what somebody took away: programs of devices, and the rule that brings packets to proxies.
+    /// Puts back what somebody took away: programs of devices, and what the node needs beside them.
     fn restore_programs(&mut self) -> Restored;
     /// Says whether proxies listen.
     fn set_proxy(&mut self, state: ProxyState) -> Result<(), DatapathError>;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::runtime::Handle;
 
+use super::host_state::HostState;
 use super::kernel::{FoundDevice, Kernel};
 use crate::api::types::Feature;
 use crate::cluster::delta::Delta;
@@ -15,7 +16,7 @@ use crate::datapath::attach::device_exists;
 use crate::datapath::config::{HostTraffic, ROUTER_MAC};
 use crate::datapath::net::own::OwnDevice;
 use crate::datapath::net::pod::{self, PodNetwork};
-use crate::datapath::net::{Device, Namespace, NetError, Netlink, divert, own, sysctl, tunnel};
+use crate::datapath::net::{Device, Namespace, NetError, Netlink, own, tunnel};
 use crate::datapath::{
     Datapath, DatapathConfig, DatapathError, EndpointDevice, EventReader, Inspector, KernelDatapath,
     LinkLayer, Mode, ProxyState, Reconciled, Restored, Trace, preflight,
@@ -25,7 +26,7 @@ use crate::model::Family;
 
 /// UDP port of the tunnel: the one that Linux itself defaults to, not IANA's 4789, which another overlay
 /// on the machine may hold.
-const TUNNEL_PORT: u16 = 8472;
+pub(super) const TUNNEL_PORT: u16 = 8472;
 /// MTU of pods of a node without an uplink: Ethernet's.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -35,7 +36,7 @@ pub struct LinuxKernel {
     netlink: Netlink,
     uplink: Option<String>,
     host_firewall: Switch,
-    proxies: Switch,
+    host: HostState,
     runtime: Handle,
     features: Vec<Feature>,
 }
@@ -44,7 +45,7 @@ fn feature(name: &str, state: &str, detail: String) -> Feature {
     Feature { name: name.into(), state: state.into(), detail }
 }
 
-fn failed(error: NetError) -> DatapathError {
+pub(super) fn failed(error: NetError) -> DatapathError {
     DatapathError::Other(error.to_string())
 }
 
@@ -60,10 +61,9 @@ impl LinuxKernel {
                 source,
             })?;
         }
-        sysctl::prepare_node().map_err(failed)?;
-        if config.proxies.is_on() {
-            divert::prepare(&netlink).await.map_err(failed)?;
-        }
+        let family = addresses.first().map_or(Family::IPv4, |address| Family::of(*address));
+        let host = HostState::new(config, family);
+        host.ensure(&netlink).await?;
         let mut datapath = DatapathConfig::new(&config.bpffs);
         datapath.uplink.clone_from(&config.uplink);
         datapath.trace = match config.flow_events {
@@ -72,11 +72,8 @@ impl LinuxKernel {
         };
         let mut features = Vec::new();
         datapath.mode = match (config.routing, &config.uplink) {
-            (Routing::Tunnel, Some(uplink)) => {
-                let below = netlink.get(uplink).await.map_err(failed)?;
-                let family = addresses.first().map_or(Family::IPv4, |address| Family::of(*address));
-                let mtu = below.mtu.saturating_sub(tunnel::overhead(family));
-                tunnel::ensure(&netlink, TUNNEL_PORT, mtu, ROUTER_MAC).await.map_err(failed)?;
+            (Routing::Tunnel, Some(_)) => {
+                let mtu = host.tunnel_mtu(&netlink).await?.unwrap_or_default();
                 features.push(feature(
                     "overlay",
                     "vxlan",
@@ -118,8 +115,15 @@ impl LinuxKernel {
         ));
         features.push(feature("local delivery", "redirect_peer", "past the pod's host side".into()));
         let (uplink, host_firewall) = (config.uplink.clone(), config.host_firewall);
-        let (proxies, runtime) = (config.proxies, Handle::current());
-        Ok(LinuxKernel { datapath, netlink, uplink, host_firewall, proxies, runtime, features })
+        Ok(LinuxKernel {
+            datapath,
+            netlink,
+            uplink,
+            host_firewall,
+            host,
+            runtime: Handle::current(),
+            features,
+        })
     }
 
     pub fn events(&self) -> Result<EventReader, DatapathError> {
@@ -257,12 +261,9 @@ impl Kernel for LinuxKernel {
 
     fn restore_programs(&mut self) -> Restored {
         let mut restored = self.datapath.restore_programs();
-        if self.proxies.is_on() {
-            match self.runtime.block_on(divert::prepare(&self.netlink)).map_err(failed) {
-                Ok(false) => {}
-                Ok(true) => restored.missing.push("the rule that brings packets to proxies".to_owned()),
-                Err(error) => restored.failed = restored.failed.or(Some(error)),
-            }
+        match self.runtime.block_on(self.host.ensure(&self.netlink)) {
+            Ok(missing) => restored.missing.extend(missing),
+            Err(error) => restored.failed = restored.failed.or(Some(error)),
         }
         restored
     }

@@ -20,6 +20,7 @@ pub mod dns_proxy;
 mod enrich;
 mod export;
 mod history;
+mod host_state;
 pub mod http_proxy;
 mod hub;
 mod kernel;
