@@ -7,6 +7,7 @@ mod machine;
 
 use std::process::Command;
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -316,6 +317,31 @@ fn a_pods_device_with_an_address_of_the_node_is_judged_as_the_pods() {
 }
 
 /// More entries than the kernel's table has for one pod: 2,500 prefixes times 40 ports times three protocols.
+/// Under the names that `endpoint add` gave: it was open until the endpoint was added again.
+#[test]
+fn a_device_in_place_of_one_that_went_is_judged() {
+    on_a_machine(|mut machine| {
+        machine.start_agent();
+        machine.write("pods.yaml", PODS);
+        machine.done(&["policy", "apply", "pods.yaml"]);
+        let is_judged = || {
+            let programs = SchedClassifier::query_tcx("host0", TcAttachType::Ingress);
+            programs.is_ok_and(|(_, programs)| !programs.is_empty())
+        };
+        for device in ["first", "second"] {
+            machine.ip("link add host0 type veth peer name eth0 netns web");
+            if device == "first" {
+                machine.done(&["endpoint", "add", "shop/web", "--netns", "/run/netns/web"]);
+            }
+            eventually("the device is judged", is_judged);
+            let is_in_state = |state| machine.done(&["endpoint", "list"]).contains(state);
+            eventually("the endpoint is ready", || is_in_state("ready"));
+            machine.ip("link del host0");
+            eventually("its device is missed", || is_in_state("waiting-for-device"));
+        }
+    });
+}
+
 fn enormous() -> String {
     let prefixes: Vec<String> = (0..2500).map(|n| format!("20.{}.{}.0/24", n / 256, n % 256)).collect();
     let ports: Vec<String> = (1..=40).map(|n| format!("{{port: '{}'}}", 1000 + n * 7)).collect();

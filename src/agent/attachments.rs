@@ -49,6 +49,7 @@ pub async fn run(core: CoreHandle) {
 impl Core {
     /// See the module.
     pub fn look_after_programs(&mut self) {
+        self.find_missing();
         let found = self.kernel.restore_programs();
         for what in &found.missing {
             tracing::error!(what, "somebody had taken away what traffic is judged by: it is put back");

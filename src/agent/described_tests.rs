@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::core::Core;
 use super::tests::{PODS, Rig, loop_open, open_with, rig};
 use crate::api::backend::{ApplyMode, Backend as _, Refusal};
 use crate::api::types::{DeviceOrigin, EndpointRequest};
@@ -160,5 +161,11 @@ async fn a_device_that_is_there_stays_under_policy_whatever_the_news() {
     assert_eq!(rig.backend.endpoints().await.unwrap()[0].state, "ready");
     rig.backend.core.call(move |core| core.find_vanished(|ifindex| ifindex == device)).await.unwrap();
     assert_eq!(devices(&rig), (BTreeMap::new(), vec!["shop/web".to_owned()]));
+    rig.backend.core.call(Core::find_missing).await.unwrap();
     assert_eq!(rig.backend.endpoints().await.unwrap()[0].state, "waiting-for-device");
+    // Another one under the same names: nobody judged it until the endpoint was added again.
+    rig.kernel.0.lock().gone.clear();
+    rig.backend.core.call(Core::find_missing).await.unwrap();
+    assert_eq!(devices(&rig), (BTreeMap::from([("shop/web".to_owned(), device)]), Vec::new()));
+    assert_eq!(rig.backend.endpoints().await.unwrap()[0].state, "ready");
 }

@@ -87,6 +87,9 @@ impl Kernel for DoubleKernel {
         | DeviceName::Netns { interface, .. }
         | DeviceName::Made { host_interface: interface, .. }) = device;
         let number = interface.bytes().fold(7u32, |sum, byte| sum * 31 % 60_000 + u32::from(byte));
+        if !self.has_device(number) {
+            return Err(DatapathError::Other(format!("no device {interface}")));
+        }
         Ok(FoundDevice { interface: interface.clone(), ifindex: number, mac: [2, 0, 0, 0, 0, 1] })
     }
 

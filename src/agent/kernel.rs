@@ -16,12 +16,6 @@ pub struct FoundDevice {
     pub mac: [u8; 6],
 }
 
-impl FoundDevice {
-    pub fn ifindex(&self) -> Option<u32> {
-        Some(self.ifindex)
-    }
-}
-
 impl From<FoundDevice> for Device {
     fn from(found: FoundDevice) -> Device {
         Device::Found { interface: found.interface, ifindex: found.ifindex, mac: found.mac }

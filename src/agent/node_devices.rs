@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::core::CoreHandle;
+use super::core::{Core, CoreHandle};
 use crate::datapath::net::Netlink;
 use crate::datapath::net::own;
 use crate::datapath::net::watch::{DeviceEvent, DeviceWatch};
@@ -59,6 +59,7 @@ async fn tell(events: &[DeviceEvent], netlink: &Netlink, core: &CoreHandle) -> R
         let may_be_gone = move |ifindex| missed || gone.contains(&ifindex);
         core.call(move |core| core.find_vanished(may_be_gone)).await.map_err(|_| Ended)?;
     }
+    core.call(Core::find_missing).await.map_err(|_| Ended)?;
     let own = own::devices(netlink).await;
     core.call(move |core| core.node_devices(own)).await.map_err(|_| Ended)
 }

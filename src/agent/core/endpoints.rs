@@ -80,9 +80,7 @@ impl Core {
         described: Option<Described>,
     ) -> Result<(), Refusal> {
         let found = self.kernel.find(&device).map_err(|error| Refusal::Failed(error.to_string()))?;
-        if let Some((other, _)) = self.endpoints.iter().find(|(other, member)| {
-            *other != pod && matches!(&member.device, Device::Found { ifindex, .. } if Some(*ifindex) == found.ifindex())
-        }) {
+        if let Some(other) = self.owner_of(found.ifindex).filter(|other| *other != pod) {
             return Err(Refusal::Conflict(format!("the device of {pod} is already that of {other}")));
         }
         let before = self.endpoints.get(pod).cloned();
@@ -122,6 +120,12 @@ impl Core {
         self.endpoints.insert(pod, Member { registration, device: found.into(), has_object });
         self.note_owners(reference.into_iter().collect());
         Ok(())
+    }
+
+    /// The pod whose device this is.
+    fn owner_of(&self, ifindex: u32) -> Option<&str> {
+        let is_it = |member: &Member| matches!(member.device, Device::Found { ifindex: known, .. } if known == ifindex);
+        self.endpoints.iter().find(|(_, member)| is_it(member)).map(|(pod, _)| pod)
     }
 
     /// A device was attached in vain: it is let go, and the pod has the one back that it had. Where that is the same one,
@@ -286,7 +290,32 @@ impl Core {
         }
     }
 
-    /// Its endpoint is reported, and stays closed until it is added again.
+    /// Devices that were missing and are there now, by the names that they were added by: nobody judged what they sent.
+    pub fn find_missing(&mut self) {
+        let missing: Vec<(String, Registration)> = self
+            .endpoints
+            .iter()
+            .filter(|(_, member)| matches!(member.device, Device::Missing(_)))
+            .map(|(pod, member)| (pod.to_owned(), member.registration.clone()))
+            .collect();
+        for (pod, registration) in missing {
+            let Ok(found) = self.kernel.find(&registration.device) else { continue };
+            if self.owner_of(found.ifindex).is_some() {
+                continue;
+            }
+            if let Err(error) = self.kernel.attach(&pod, registration.id, &found) {
+                tracing::error!(pod, %error, "the device of an endpoint is there again, and not judged");
+                continue;
+            }
+            tracing::info!(pod, device = found.interface, "the device of an endpoint is there again");
+            self.shared.directory.lock().forget_interface(found.ifindex);
+            if let Some(member) = self.endpoints.get_mut(&pod) {
+                member.device = found.into();
+            }
+        }
+    }
+
+    /// Its endpoint is reported until a device is found by its names again.
     fn device_vanished(&mut self, pod: &str, ifindex: u32) {
         self.shared.directory.lock().forget_interface(ifindex);
         tracing::warn!(pod, "the device of an endpoint has vanished");

@@ -35,8 +35,10 @@ pub struct Numbers {
     pub(super) desired: u64,
     pub(super) realized: u64,
     pub(super) waiting: usize,
-    pub(super) kernel_failures: u64,
-    pub(super) store_errors: u64,
+    /// Failed operations by where.
+    pub(super) failures: [(&'static str, u64); 4],
+    /// What others took away from the node and was put back.
+    pub(super) restored: u64,
     pub(super) flows: u64,
     pub(super) flows_lost: u64,
     pub(super) redirects: BTreeMap<&'static str, usize>,
@@ -49,7 +51,8 @@ impl Core {
     pub fn numbers(&mut self) -> Numbers {
         let lost = self.kernel.lost_events();
         self.hub.set_lost(lost);
-        let mut endpoints = BTreeMap::from([("ready", 0), ("waiting-for-identity", 0), ("disconnected", 0)]);
+        let mut endpoints =
+            BTreeMap::from([("ready", 0), ("waiting-for-identity", 0), ("waiting-for-device", 0)]);
         for (pod, _) in self.endpoints.iter() {
             *endpoints.entry(self.endpoint_state(pod)).or_default() += 1;
         }
@@ -99,8 +102,13 @@ impl Core {
             desired: self.desired,
             realized: self.realized,
             waiting: self.waiting(),
-            kernel_failures: self.kernel_failures,
-            store_errors: self.store.health().errors.values().sum(),
+            failures: [
+                ("kernel", self.kernel_failures),
+                ("store", self.store.health().errors.values().sum()),
+                ("source", self.source_failures),
+                ("devices", self.devices_failures),
+            ],
+            restored: self.attachments.restored,
             flows: self.hub.seen(),
             flows_lost: lost,
             redirects,

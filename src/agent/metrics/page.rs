@@ -141,8 +141,14 @@ pub(super) fn agent_page(format: Format, numbers: &Numbers, sources: &Sources) -
     );
     p.all(
         &counter("sluice_failures_total", "Failed operations by where."),
-        [("kernel", numbers.kernel_failures), ("store", numbers.store_errors)]
-            .map(|(place, count)| (vec![("place", place.to_owned())], count as f64)),
+        numbers.failures.map(|(place, count)| (vec![("place", place.to_owned())], count as f64)),
+    );
+    p.single(
+        &counter(
+            "sluice_restored_total",
+            "Programs, rules and settings that others took away and the agent put back.",
+        ),
+        numbers.restored as f64,
     );
     p.single(&counter("sluice_flows_total", "Flows that were enriched."), numbers.flows as f64);
     p.single(

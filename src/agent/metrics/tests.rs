@@ -39,6 +39,9 @@ async fn the_pages_are_well_formed_and_say_what_the_agent_knows() {
         "cilium_policy_change_total{outcome=\"success\"} 1",
         "cilium_endpoint_regenerations_total{outcome=\"failure\"} 0",
         "sluice_history_stopped 0",
+        "sluice_restored_total 0",
+        "sluice_failures_total{place=\"devices\"} 0",
+        "cilium_endpoint_state{endpoint_state=\"waiting-for-device\"} 0",
     ] {
         assert!(agent.lines().any(|other| other == line), "{line}\nis not in\n{agent}");
     }
